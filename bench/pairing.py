@@ -27,7 +27,7 @@ from measure import Ratio, report
 from pipeline.config import PairRound
 from pipeline.data import minhash
 from pipeline.pairing import filters, selection
-from pipeline.pairing.candidates import candidates
+from pipeline.pairing.candidates import join_candidates
 
 PROMPTS, SAMPLES, RUNS = 200_000, 8, 5
 GB = 1e9
@@ -103,9 +103,9 @@ def make_rows(prompts: int) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def pair_ours(samples: pl.DataFrame, scores: pl.DataFrame) -> tuple[pl.DataFrame, Counter]:
-    found = selection.proposed(CONFIG, candidates(samples, scores, CONFIG.scorer))
-    pairs = selection.in_order(found.pairs).with_columns(prompt_text="prompt_id")
-    kept, dropped = selection.filtered(CONFIG, pairs)
+    found = selection.propose_pairs(CONFIG, join_candidates(samples, scores, CONFIG.scorer))
+    pairs = selection.sort_pairs(found.pairs).with_columns(prompt_text="prompt_id")
+    kept, dropped = selection.filter_pairs(CONFIG, pairs)
     gone = pl.concat([found.dropped_samples, found.dropped_prompts, dropped])
     return kept, Counter(dict(gone["reason"].value_counts().rows()))
 
@@ -233,7 +233,7 @@ def measure_near_duplicates() -> None:
     texts += [text.rsplit(" ", 1)[0] + " other" for text in texts[:10_000]]
     series = pl.Series(texts)
     before = reset_peak()
-    seconds, nearest = time_call(minhash.nearest_above, series, 0.9)
+    seconds, nearest = time_call(minhash.find_nearest_above, series, 0.9)
     found, peak = int((nearest >= 0).sum()), read_memory("VmHWM")
     print(json.dumps({"seconds": seconds, "found": found, "peak": peak, "before": before}))
 

@@ -104,7 +104,7 @@ def train_ours(
     from pipeline.training.monitoring.reference_check import StartCheck
 
     cfg = make_config(by_length)
-    rows = {part: train.ready(cfg, [pairs], part, [logps]) for part in ("train", "dev")}
+    rows = {part: train.prepare_pairs(cfg, [pairs], part, [logps]) for part in ("train", "dev")}
     watch = guards.build_guards(cfg, sft, sft, None, rows["dev"], out)
     (trainer, _) = build.build_trainer(cfg, build.load_policy(cfg, sft), sft, sft, rows, out, watch)
     # It runs once per training, however long; here it would cover a third of the pairs.

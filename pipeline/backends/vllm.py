@@ -56,7 +56,7 @@ class VllmSampler:
             from vllm import EngineArgs, LLMEngine
             from vllm.platforms import current_platform
         except ImportError as error:
-            raise inference_memory.without_vllm(self.knob, error) from error
+            raise inference_memory.missing_vllm(self.knob, error) from error
         on_cpu = current_platform.is_cpu()
         self.limits = limits
         self.refill_threshold = 0 if on_cpu else self.cfg.runtime.max_sequences
@@ -79,10 +79,10 @@ class VllmSampler:
         ):
             return
         runtime = self.cfg.runtime
-        needs = inference_memory.needs_in(files, self.cfg.dtype, self._max_model_length())
+        needs = inference_memory.read_needs(files, self.cfg.dtype, self._max_model_length())
         device = platform.get_device_total_memory()
         free = min((gpu.free for gpu in hardware.list_gpus()), default=device)
-        place = inference_memory.Place(
+        place = inference_memory.EnginePlace(
             self.knob, device, runtime.memory, runtime.tensor_parallel, free=free
         )
         if needs and (short := inference_memory.shortage(needs, place)):

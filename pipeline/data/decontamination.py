@@ -1,7 +1,7 @@
-"""Overlap with evaluation prompts: hashed word n-grams, blind to case, punctuation and how a letter is stored.
+"""Overlap with evaluation prompts: hashed word n-grams, blind to case, punctuation and encoding.
 
-A prompt shorter than the n-gram is found as a whole: inside a longer text from `LEAST` words on, below that only where
-the text is nothing else.
+A prompt with fewer words than the n-gram is compared as a whole: from `MIN_WORDS` words on it is
+found inside longer texts, below that only in a text of exactly these words.
 """
 
 import hashlib
@@ -12,137 +12,140 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipeline.artifacts import Decontamination
-from pipeline.data.unicode import folded
+from pipeline.data.unicode import fold_text
 
 # Scripts that put no space between words: each of their characters counts as one.
 _DENSE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_DENSE}]|[^\W_{_DENSE}]+")
-# Words that two texts hardly share by chance: with fewer, such as `write a poem about the sea`, many begin alike.
-LEAST = 8
-WHOLE = 0  # the width of a text that is compared from its first to its last word
+# Two texts rarely share this many words by chance. With fewer, many texts begin alike, such as
+# `write a poem about the sea`.
+MIN_WORDS = 8
+WHOLE_TEXT = 0  # the width of a text that is compared from its first to its last word
 SHOWN = 30  # words of a match
 
-Gram = tuple[
-    int, int, int
-]  # a hash, of how many words, and the hash of the first few: one look tells most texts apart
+# A hash, its number of words, and the hash of the first few words, which rules most texts out.
+Ngram = tuple[int, int, int]
 
 
-def grams(text: str, ngram: int) -> set[Gram]:
-    """What a text may share with no training text: each run of `ngram` words; of a shorter text all its words."""
-    words = _words(text)
+def hash_ngrams(text: str, ngram: int) -> set[Ngram]:
+    """Of each run of `ngram` words; of a shorter text the hash of all its words."""
+    words = _split_words(text)
     if len(words) >= ngram:
-        return {_gram(words[at : at + ngram]) for at in range(len(words) - ngram + 1)}
-    inside = {_gram(words)} if len(words) >= LEAST else set()
-    return {_whole(words), *inside}
+        return {_hash_ngram(words[at : at + ngram]) for at in range(len(words) - ngram + 1)}
+    inside = {_hash_ngram(words)} if len(words) >= MIN_WORDS else set()
+    return {_hash_text(words), *inside}
 
 
-def table(fenced: Iterable[Gram]) -> pl.DataFrame:
+def ngram_table(ngrams: Iterable[Ngram]) -> pl.DataFrame:
     schema = {"gram": pl.UInt64, "words": pl.UInt16, "opening": pl.UInt64}
-    return pl.DataFrame(sorted(fenced), schema=schema, orient="row")
+    return pl.DataFrame(sorted(ngrams), schema=schema, orient="row")
 
 
 class OverlapCheck:
-    """What a stage that brings in training data asks of each text."""
+    """Whether a training text shares an n-gram with an evaluation prompt."""
 
-    def __init__(self, fence: Decontamination, ngram: int):
-        known = fence.read()
+    def __init__(self, decontamination: Decontamination, ngram: int):
+        table = decontamination.read()
         self._ngram = ngram
-        self._fenced: set[Gram] = set(known.rows())
-        self._openings = set(known["opening"])
-        self._widths = set(known["words"]) - {WHOLE}
+        self._ngrams: set[Ngram] = set(table.rows())
+        self._openings = set(table["opening"])
+        self._widths = set(table["words"]) - {WHOLE_TEXT}
         self.fault = (
             f"shares {ngram} words in a row with an evaluation prompt, or all of a shorter one"
         )
 
     def overlaps(self, text: str) -> bool:
-        words = _words(text)
-        if len(words) < self._ngram and _whole(words) in self._fenced:
+        words = _split_words(text)
+        if len(words) < self._ngram and _hash_text(words) in self._ngrams:
             return True
-        few = min(LEAST, self._ngram)
-        starts = (
+        few = min(MIN_WORDS, self._ngram)
+        starts = [
             at
             for at in range(len(words) - few + 1)
             if _hash(words[at : at + few]) in self._openings
-        )
+        ]
         return any(
-            _gram(words[at : at + width]) in self._fenced for at in starts for width in self._widths
+            _hash_ngram(words[at : at + width]) in self._ngrams
+            for at in starts
+            for width in self._widths
         )
 
 
 @dataclass(frozen=True)
-class Match:
+class OverlapMatch:
     """Which evaluation prompt a text shares words with, and which words."""
 
-    of: str
+    part: str
     prompt_id: str
     words: str
 
 
-class Index:
+class OverlapIndex:
     """The n-grams of evaluation prompts, each with the first prompt that has it."""
 
     def __init__(self, ngram: int):
         self.ngram = ngram
-        self._owner: dict[Gram, tuple[str, str]] = {}
-        # By width a run's first and last word: few other runs need to be hashed.
+        self._owner: dict[Ngram, tuple[str, str]] = {}
+        # First and last word of each run, by the run's width: few other runs need to be hashed.
         self._ends: dict[int, set[tuple[str, str]]] = {}
 
     @property
-    def grams(self) -> Iterable[Gram]:
+    def ngrams(self) -> Iterable[Ngram]:
         return self._owner.keys()
 
-    def add(self, of: str, prompt_id: str, turns: list[str]) -> None:
-        """The user's words as a whole, and the opening alone; a later turn (`Why?`) means nothing by itself."""
-        for text in ("\n".join(turns), turns[0]):
-            words = _words(text)
-            for gram in grams(text, self.ngram):
-                self._owner.setdefault(gram, (of, prompt_id))
-            width = min(len(words), self.ngram)
-            if width >= min(LEAST, self.ngram):
-                self._ends.setdefault(width, set()).update(
-                    zip(words, words[width - 1 :], strict=False)
-                )
+    def add(self, part: str, prompt_id: str, turns: list[str]) -> None:
+        """Add the user's words as a whole, and the first turn alone.
 
-    def match(self, texts: Iterable[str]) -> Match | None:
-        """The first match with as many words in a row as the two share."""
+        A later turn (`Why?`) means nothing by itself.
+        """
+        for text in ("\n".join(turns), turns[0]):
+            words = _split_words(text)
+            for ngram in hash_ngrams(text, self.ngram):
+                self._owner.setdefault(ngram, (part, prompt_id))
+            width = min(len(words), self.ngram)
+            if width >= min(MIN_WORDS, self.ngram):
+                ends = zip(words, words[width - 1 :], strict=False)
+                self._ends.setdefault(width, set()).update(ends)
+
+    def find(self, texts: Iterable[str]) -> OverlapMatch | None:
+        """The first match, with all the words in a row that the two texts share."""
         for text in texts:
-            words = _words(text)
-            if len(words) < self.ngram and (owner := self._owner.get(_whole(words))):
-                return Match(*owner, _shown(words))
+            words = _split_words(text)
+            if len(words) < self.ngram and (owner := self._owner.get(_hash_text(words))):
+                return OverlapMatch(*owner, _shorten(words))
             for width in sorted(self._ends, reverse=True):
-                if found := self._longest(words, width):
+                if found := self._find_longest(words, width):
                     return found
         return None
 
-    def _longest(self, words: list[str], width: int) -> Match | None:
+    def _find_longest(self, words: list[str], width: int) -> OverlapMatch | None:
         ends = enumerate(zip(words, words[width - 1 :], strict=False))
-        likely = (at for at, pair in ends if pair in self._ends[width])
-        owners = {
-            at: owner for at in likely if (owner := self._owner.get(_gram(words[at : at + width])))
-        }
+        likely = [at for at, pair in ends if pair in self._ends[width]]
+        candidates = {at: self._owner.get(_hash_ngram(words[at : at + width])) for at in likely}
+        owners = {at: owner for at, owner in candidates.items() if owner}
         if not owners:
             return None
         start = end = min(owners)
         while owners.get(end + 1) == owners[start]:
             end += 1
-        return Match(*owners[start], _shown(words[start : end + width]))
+        return OverlapMatch(*owners[start], _shorten(words[start : end + width]))
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(folded(text, "NFKC"))
+def _split_words(text: str) -> list[str]:
+    return _WORD.findall(fold_text(text, "NFKC"))
 
 
-def _gram(words: list[str]) -> Gram:
-    return _hash(words), len(words), _hash(words[:LEAST])
+def _hash_ngram(words: list[str]) -> Ngram:
+    return _hash(words), len(words), _hash(words[:MIN_WORDS])
 
 
-def _whole(words: list[str]) -> Gram:
-    return _hash(["^", *words, "$"]), WHOLE, 0
+def _hash_text(words: list[str]) -> Ngram:
+    return _hash(["^", *words, "$"]), WHOLE_TEXT, 0
 
 
 def _hash(words: list[str]) -> int:
     return int.from_bytes(hashlib.blake2b(" ".join(words).encode(), digest_size=8).digest(), "big")
 
 
-def _shown(words: list[str]) -> str:
+def _shorten(words: list[str]) -> str:
     return " ".join(words[:SHOWN]) + (f" … ({len(words)} words)" if len(words) > SHOWN else "")

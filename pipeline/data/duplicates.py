@@ -1,6 +1,7 @@
-"""Prompts that repeat: the same but for case, punctuation and white space, or with nearly the same word triples.
+"""Prompts that repeat: equal up to case, punctuation and white space, or nearly equal in triples.
 
-Of prompts that repeat the first row stays. Arithmetic is no punctuation: `3 - 5` and `3 + 5` are two prompts.
+Of repeated prompts the first row stays. Signs of arithmetic are kept: `3 - 5` and `3 + 5` are two
+prompts.
 """
 
 import re
@@ -10,17 +11,13 @@ import unicodedata
 import polars as pl
 
 from pipeline.data import minhash
-from pipeline.data.unicode import folded
+from pipeline.data.unicode import fold_text
 
 BATCH = 4096
 
+# A sign counts between numbers or names of one letter.
 _BEFORE, _AFTER = r"(?:(?<=\d)|(?<=\b[a-z]))", r"(?=\d|[a-z]\b)"
-_SIGNS = {
-    "-": "minus",
-    "*": "times",
-    "/": "over",
-    ".": "point",
-}  # between numbers or names of one letter
+_SIGNS = {"-": "minus", "*": "times", "/": "over", ".": "point"}
 _SIGN = re.compile(rf"{_BEFORE}\s?([-*/])\s?{_AFTER}|(?<=\d)(\.)(?=\d)|(?<![\w)])(-)(?=\d)")
 _SYMBOLS = {
     "+": "plus",
@@ -32,49 +29,59 @@ _SYMBOLS = {
     "|": "bar",
     "~": "not",
 }
+_PUNCTUATION = [
+    code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("P")
+]
 _PLAIN = {
-    **{
-        code: " "
-        for code in range(sys.maxunicode + 1)
-        if unicodedata.category(chr(code)).startswith("P")
-    },
+    **dict.fromkeys(_PUNCTUATION, " "),
     **{ord(symbol): f" {word} " for symbol, word in _SYMBOLS.items()},
 }
 
 
-def plain(text: str) -> str:
-    """The words that remain when case, punctuation and white space are set aside; a text without words is itself."""
-    spelled = _SIGN.sub(
-        lambda found: f" {_SIGNS[found[found.lastindex or 0]]} ", folded(text, "NFC")
-    )
+def normalize_text(text: str) -> str:
+    """The words without case, punctuation and white space; a text without words is unchanged."""
+
+    def spell_sign(match: re.Match[str]) -> str:
+        return f" {_SIGNS[match[match.lastindex or 0]]} "
+
+    spelled = _SIGN.sub(spell_sign, fold_text(text, "NFC"))
     return " ".join(spelled.translate(_PLAIN).split()) or text.strip()
 
 
-def repeats(rows: pl.DataFrame, near: float | None) -> pl.DataFrame:
-    """`prompt_id, reason, detail` and the row number `at` of every prompt that repeats one above it."""
-    texts = (_compared(messages) for part in rows.iter_slices(BATCH) for messages in part["prompt"])
-    table = pl.DataFrame(texts, schema={"system": pl.String, "said": pl.String}, orient="row")
+def find_duplicates(rows: pl.DataFrame, near_duplicate: float | None) -> pl.DataFrame:
+    """Every prompt that repeats one above it.
+
+    Columns: `at` (its row number), `prompt_id, reason, detail`. `near_duplicate`: the overlap of
+    word triples from which two prompts are nearly equal.
+    """
+    batches = rows.iter_slices(BATCH)
+    texts = (_comparison_texts(messages) for part in batches for messages in part["prompt"])
+    table = pl.DataFrame(texts, schema={"system": pl.String, "turns": pl.String}, orient="row")
     table = table.with_columns(rows["prompt_id"]).with_row_index("at")
-    first = table.filter(pl.struct("system", "said").is_first_distinct())
+    first = table.filter(pl.struct("system", "turns").is_first_distinct())
     again = table.join(first.select("at"), on="at", how="anti", maintain_order="left")
-    kept = first.select("system", "said", kept="prompt_id")
-    same = again.join(kept, on=["system", "said"], maintain_order="left")
-    found = [same.select(*_told("duplicate", "the same words as {}"))]
-    if near is not None:
-        found.append(_alike(first.filter(pl.col("said").str.contains(r"\w")), near))
+    kept = first.select("system", "turns", kept="prompt_id")
+    same = again.join(kept, on=["system", "turns"], maintain_order="left")
+    found = [same.select(*_drop_columns("duplicate", "the same words as {}"))]
+    if near_duplicate is not None:
+        with_words = first.filter(pl.col("turns").str.contains(r"\w"))
+        found.append(_find_near_duplicates(with_words, near_duplicate))
     return pl.concat(found)
 
 
-def _alike(asked: pl.DataFrame, near: float) -> pl.DataFrame:
-    """By what was said: sharing a long system prompt makes no two prompts alike, and another one makes them differ."""
-    earlier = pl.Series(minhash.nearest_above(asked["said"], near))
-    partner = asked[earlier.clip(0)] if asked.height else asked
-    like = asked.with_columns(kept=partner["prompt_id"], other=partner["system"])
-    like = like.filter((earlier >= 0) & (pl.col("other") == pl.col("system")))
-    return like.select(*_told("near duplicate", "nearly the same words as {}"))
+def _find_near_duplicates(prompts: pl.DataFrame, threshold: float) -> pl.DataFrame:
+    """Compares the turns alone.
+
+    A shared long system prompt does not make two prompts alike; different ones keep them apart.
+    """
+    earlier = pl.Series(minhash.find_nearest_above(prompts["turns"], threshold))
+    partner = prompts[earlier.clip(0)] if prompts.height else prompts
+    pairs = prompts.with_columns(kept=partner["prompt_id"], other=partner["system"])
+    near = pairs.filter((earlier >= 0) & (pl.col("other") == pl.col("system")))
+    return near.select(*_drop_columns("near duplicate", "nearly the same words as {}"))
 
 
-def _told(reason: str, detail: str) -> list[pl.Expr]:
+def _drop_columns(reason: str, detail: str) -> list[pl.Expr]:
     return [
         pl.col("at"),
         pl.col("prompt_id"),
@@ -83,9 +90,8 @@ def _told(reason: str, detail: str) -> list[pl.Expr]:
     ]
 
 
-def _compared(messages: list[dict[str, str]]) -> tuple[str, str]:
-    """Its system prompt and what was said under it: the same question under another one is another prompt."""
-    system = [plain(message["content"]) for message in messages if message["role"] == "system"]
-    return " ".join(system), "\n".join(
-        plain(message["content"]) for message in messages if message["role"] != "system"
-    )
+def _comparison_texts(messages: list[dict[str, str]]) -> tuple[str, str]:
+    """The system prompt and the turns: another system prompt makes another prompt."""
+    texts = [(message["role"], normalize_text(message["content"])) for message in messages]
+    system = " ".join(text for role, text in texts if role == "system")
+    return system, "\n".join(text for role, text in texts if role != "system")

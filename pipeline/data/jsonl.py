@@ -1,4 +1,4 @@
-"""JSON lines as people really write them: every broken line is named with its number and its fault."""
+"""JSON lines, read tolerantly: every broken line is reported with its number and its fault."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,26 +8,29 @@ from typing import Any
 
 from pipeline.errors import UserError, make_printable, pluralize
 
-LONGEST = 1 << 20  # bytes in a line; a longer one is a file without line ends, not a prompt
+MAX_LINE = 1 << 20  # bytes; a longer line is a file without line ends, not a prompt
 SHOWN = 10
-DEEPEST = 64  # lists and objects within one another; Python itself follows about a thousand
-ROLES = "system", "user", "assistant"
+MAX_DEPTH = 64  # of nested lists and objects; Python itself follows about a thousand
+ROLES = ("system", "user", "assistant")
 
 Check = Callable[[dict[str, Any]], str | None]  # the fault of a row, or None
 
 
 @dataclass
 class Lines:
-    """The good rows of a file and what was wrong with the others."""
+    """The usable rows of a file, and the number and fault of each other row."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     bad: list[tuple[int, str]] = field(default_factory=list)
 
 
 def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
-    """Rows that are JSON objects and pass `check`; `on_bad_row: fail` refuses the file with its first faults."""
+    """Rows that are JSON objects and pass `check`.
+
+    `on_bad_row: fail` refuses the file, with its first faults.
+    """
     lines = Lines()
-    for number, fault, row in each_line(path):
+    for number, fault, row in read_lines(path):
         fault = fault or check(row)
         if fault:
             lines.bad.append((number, make_printable(fault)))
@@ -36,16 +39,17 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
     if lines.bad and on_bad_row == "fail":
         first = [f"  line {number}: {fault}" for number, fault in lines.bad[:SHOWN]]
         more = [f"  … and {len(lines.bad) - SHOWN} more"] if len(lines.bad) > SHOWN else []
-        head = f"{path}: {len(lines.bad)} of {pluralize(len(lines.bad) + len(lines.rows), 'line')} cannot be used:"
-        advice = f"  Mend them, or leave them out and count them with {knob}=skip."
+        total = many(len(lines.bad) + len(lines.rows), "line")
+        head = f"{path}: {len(lines.bad)} of {total} cannot be used:"
+        advice = f"  Fix them, or leave them out and count them with {knob}=skip."
         raise UserError("\n".join([head, *first, *more, advice]))
     return lines
 
 
-def each_line(path: Path) -> Iterator[tuple[int, str | None, dict[str, Any]]]:
-    """Every line that is not blank, one at a time: its number, its fault or None, its object."""
-    for number, data in _numbered(path):
-        yield number, *_parse(data, number)
+def read_lines(path: Path) -> Iterator[tuple[int, str | None, dict[str, Any]]]:
+    """Every line that is not blank: its number, its fault or None, its object."""
+    for number, data in _read_numbered(path):
+        yield (number, *_parse_line(data, number))
 
 
 def message_fault(messages: list[Any]) -> str | None:
@@ -60,8 +64,8 @@ def message_fault(messages: list[Any]) -> str | None:
     return None
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers; of one that is too long only its beginning is kept in memory."""
+def _read_numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers. Of a line that is too long only the beginning is kept in memory."""
     try:
         file = path.expanduser().open("rb")
     except OSError as error:
@@ -70,56 +74,55 @@ def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
         ) from error
     with file:
         number = 0
-        while line := file.readline(LONGEST + 1):
+        while line := file.readline(MAX_LINE + 1):
             number += 1
             rest = line
-            while len(rest) == LONGEST + 1 and not rest.endswith(b"\n"):
-                rest = file.readline(LONGEST + 1)
+            while len(rest) == MAX_LINE + 1 and not rest.endswith(b"\n"):
+                rest = file.readline(MAX_LINE + 1)
             if line.strip():
-                yield number, line
+                yield (number, line)
 
 
-def _parse(data: bytes, number: int) -> tuple[str | None, dict[str, Any]]:
-    if len(data) > LONGEST:
-        return f"longer than {LONGEST} bytes", {}
+def _parse_line(data: bytes, number: int) -> tuple[str | None, dict[str, Any]]:
+    if len(data) > MAX_LINE:
+        return (f"longer than {MAX_LINE} bytes", {})
     if number == 1 and data.startswith(b"\xef\xbb\xbf"):
-        return "starts with a byte order mark; save the file as UTF-8 without one", {}
+        return ("starts with a byte order mark; save the file as UTF-8 without one", {})
     try:
         row = json.loads(data)
     except UnicodeDecodeError as error:
-        return f"not UTF-8 at byte {error.start}", {}
+        return (f"not UTF-8 at byte {error.start}", {})
     except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})", {}
+        return (f"not JSON ({error})", {})
     if not isinstance(row, dict):
-        return f"a JSON {type(row).__name__}, expected an object", {}
-    return None, row
+        return (f"a JSON {type(row).__name__}, expected an object", {})
+    return (None, row)
 
 
-def unwritable(value: Any) -> str | None:
-    """Characters that no parquet file and no tokenizer takes, and nesting that no reader follows."""
+def find_unwritable(value: Any) -> str | None:
+    """The fault of a value that parquet files or tokenizers do not take, or None.
+
+    Checks the characters, and nesting that readers do not follow.
+    """
     waiting = [(value, 0)]
     while waiting:
-        item, depth = waiting.pop()
-        if depth > DEEPEST:
-            return f"is nested more than {DEEPEST} deep"
-        if isinstance(item, str) and (fault := _unwritable_text(item)):
+        (item, depth) = waiting.pop()
+        if depth > MAX_DEPTH:
+            return f"is nested more than {MAX_DEPTH} deep"
+        if isinstance(item, str) and (fault := _find_unwritable_character(item)):
             return fault
-        inside = (
-            [*item, *item.values()]
-            if isinstance(item, dict)
-            else item
-            if isinstance(item, list)
-            else []
-        )
-        waiting += [(one, depth + 1) for one in inside]
+        if isinstance(item, dict):
+            waiting += [(inner, depth + 1) for inner in (*item, *item.values())]
+        elif isinstance(item, list):
+            waiting += [(inner, depth + 1) for inner in item]
     return None
 
 
-def _unwritable_text(text: str) -> str | None:
+def _find_unwritable_character(text: str) -> str | None:
     if "\0" in text:
         return "holds a NUL character"
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "holds half of a surrogate pair, which is no character"
+        return "holds half of a surrogate pair, which is not a character"
     return None

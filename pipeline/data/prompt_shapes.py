@@ -1,6 +1,6 @@
-"""The shapes in which people have prompts: a row's own columns → messages. What a shape takes is gone from the row.
+"""Shapes of prompt files: the columns of a row → messages. A shape removes what it reads.
 
-Of a conversation the prompt is everything up to the last turn of the user; an answer after it becomes the column
+The prompt of a conversation ends with the user's last turn; an answer after it becomes the column
 `answer`.
 """
 
@@ -8,78 +8,80 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.data.jsonl import message_fault
-from pipeline.data.readers import Fault, Row
+from pipeline.data.readers import Row, RowFault
 
 Messages = list[dict[str, str]]
 
 
-def shape_of(row: Row, knob: str) -> str:
+def detect_shape(row: Row, knob: str) -> str:
     """By the first row's columns alone."""
-    if shape := next((shape for name, shape in KNOWN_BY.items() if name in row), None):
+    if shape := next((shape for name, shape in SHAPE_COLUMNS.items() if name in row), None):
         return shape
-    raise Fault(
-        f"no field 'prompt' (it has: {', '.join(sorted(row)) or 'none'}) nor what tells another shape. Give"
-        f" {knob}.columns={{prompt: …}} with this file's own name for it"
+    raise RowFault(
+        f"no field 'prompt' (it has: {', '.join(sorted(row)) or 'none'}) nor a column of another"
+        f" shape. Give {knob}.columns={{prompt: …}} with this file's name for it"
     )
 
 
-def _prompt(row: Row) -> Messages:
-    return _asked(_needed(row, "prompt"), "prompt")
+def _read_prompt(row: Row) -> Messages:
+    return _to_messages(_require(row, "prompt"), "prompt")
 
 
-def _question(row: Row) -> Messages:
-    return _asked(_needed(row, "question"), "question")
+def _read_question(row: Row) -> Messages:
+    return _to_messages(_require(row, "question"), "question")
 
 
-def _conversation(row: Row) -> Messages:
-    return _up_to_the_user(_messages(_needed(row, "messages"), "messages"), row)
+def _read_conversation(row: Row) -> Messages:
+    return _cut_answer(_check_messages(_require(row, "messages"), "messages"), row)
 
 
-def _sharegpt(row: Row) -> Messages:
-    turns = _needed(row, "conversations")
+def _read_sharegpt(row: Row) -> Messages:
+    turns = _require(row, "conversations")
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise Fault("'conversations' is not a list of {from, value}")
+        raise RowFault("'conversations' is not a list of {from, value}")
     if odd := {str(turn.get("from")) for turn in turns} - SPEAKERS.keys():
-        raise Fault(f"a turn is from {', '.join(sorted(odd))}. Known: {', '.join(SPEAKERS)}")
+        raise RowFault(f"a turn is from {', '.join(sorted(odd))}. Known: {', '.join(SPEAKERS)}")
     messages = [{"role": SPEAKERS[turn["from"]], "content": turn.get("value")} for turn in turns]
-    return _up_to_the_user(_messages(messages, "conversations"), row)
+    return _cut_answer(_check_messages(messages, "conversations"), row)
 
 
-def _alpaca(row: Row) -> Messages:
-    """Self-Instruct keeps the input in a list of instances; of several each would be a prompt, and a row is one."""
-    instruction, given = _needed(row, "instruction"), row.pop("input", None)
+def _read_alpaca(row: Row) -> Messages:
+    """Self-Instruct has the input in a list of instances; several make more than one prompt."""
+    instruction, context = _require(row, "instruction"), row.pop("input", None)
     if (instances := row.get("instances")) and isinstance(instances, list):
         if len(instances) > 1 or not isinstance(instances[0], dict):
-            raise Fault(
-                f"'instances' holds {len(instances)}; write one row for each, with instruction and input"
+            raise RowFault(
+                f"'instances' holds {len(instances)};"
+                " write one row for each, with instruction and input"
             )
-        given = given or instances[0].get("input")
-    if not isinstance(instruction, str) or not isinstance(given, str | None):
-        raise Fault("instruction and input are not both text")
-    return _asked(
-        f"{instruction}\n\n{given}" if given and given.strip() else instruction, "instruction"
+        context = context or instances[0].get("input")
+    if not isinstance(instruction, str) or not isinstance(context, str | None):
+        raise RowFault("instruction and input are not both text")
+    has_context = context and context.strip()
+    return _to_messages(
+        f"{instruction}\n\n{context}" if has_context else instruction, "instruction"
     )
 
 
-def _turns(row: Row) -> Messages:
-    """The first question; the others stay in `turns`, and the fence knows them all."""
+def _read_turns(row: Row) -> Messages:
+    """The first question. The others stay in `turns`; decontamination compares all of them."""
     turns = row["turns"] if row.get("turns") else None
     if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
-        raise Fault("'turns' is not a list of texts")
-    return _asked(turns[0], "turns")
+        raise RowFault("'turns' is not a list of texts")
+    return _to_messages(turns[0], "turns")
 
 
 BY_COLUMNS = "auto", "columns"
 SHAPES: Mapping[str, Callable[[Row], Messages]] = {
-    "prompt": _prompt,
-    "messages": _conversation,
-    "sharegpt": _sharegpt,
-    "alpaca": _alpaca,
-    "turns": _turns,
-    "question": _question,
+    "prompt": _read_prompt,
+    "messages": _read_conversation,
+    "sharegpt": _read_sharegpt,
+    "alpaca": _read_alpaca,
+    "turns": _read_turns,
+    "question": _read_question,
 }
-# The column that tells a shape, the surest first: many a set carries its prompt twice.
-KNOWN_BY = {
+# The column that identifies a shape, the surest first: many files hold their prompt twice.
+SHAPE_COLUMNS = {
     "prompt": "prompt",
     "messages": "messages",
     "conversations": "sharegpt",
@@ -88,33 +90,33 @@ KNOWN_BY = {
     "question": "question",
 }
 SPEAKERS = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
-    "assistant": "assistant", "bing": "assistant", "bard": "assistant",
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant",
+    "chatgpt": "assistant", "assistant": "assistant", "bing": "assistant", "bard": "assistant",
 }  # fmt: skip
 
 
-def _needed(row: Row, name: str) -> Any:
+def _require(row: Row, name: str) -> Any:
     if name not in row:
-        raise Fault(f"no field {name!r} (it has: {', '.join(sorted(row)) or 'none'})")
+        raise RowFault(f"no field {name!r} (it has: {', '.join(sorted(row)) or 'none'})")
     return row.pop(name)
 
 
-def _asked(value: Any, name: str) -> Messages:
-    return (
-        [{"role": "user", "content": value}] if isinstance(value, str) else _messages(value, name)
-    )
+def _to_messages(value: Any, name: str) -> Messages:
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    return _check_messages(value, name)
 
 
-def _messages(value: Any, name: str) -> Messages:
+def _check_messages(value: Any, name: str) -> Messages:
     if not isinstance(value, list) or not value:
-        raise Fault(f"'{name}' is neither text nor a list of messages")
+        raise RowFault(f"'{name}' is neither text nor a list of messages")
     if fault := message_fault(value):
-        raise Fault(fault)
+        raise RowFault(fault)
     return value
 
 
-def _up_to_the_user(messages: Messages, row: Row) -> Messages:
-    """An answer after the user's last turn is no part of the prompt."""
+def _cut_answer(messages: Messages, row: Row) -> Messages:
+    """An answer after the user's last turn is not a part of the prompt."""
     if messages[-1]["role"] != "assistant":
         return messages
     row.setdefault("answer", messages[-1]["content"])

@@ -1,6 +1,6 @@
-"""Sets of prompts as rows `prompt_id, prompt` (messages) and `columns` (what a row's shape leaves over, for scorers).
+"""Sets of prompts as rows `prompt_id, prompt` (messages) and `columns` (the row's other fields).
 
-A row may have a `system` prompt and an `id` in every shape.
+Scorers read `columns`. In every shape a row may have a `system` prompt and an `id`.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from typing import Any
 import polars as pl
 
 from pipeline.config import FileRows, PromptRows
-from pipeline.data.jsonl import SHOWN, unwritable
-from pipeline.data.prompt_checks import Summary
-from pipeline.data.prompt_shapes import BY_COLUMNS, SHAPES, Messages, shape_of
-from pipeline.data.readers import BATCH, Fault, Row, each_row
+from pipeline.data.jsonl import SHOWN, find_unwritable
+from pipeline.data.prompt_checks import PromptSummary
+from pipeline.data.prompt_shapes import BY_COLUMNS, SHAPES, Messages, detect_shape
+from pipeline.data.readers import BATCH, Row, RowFault, read_rows
 from pipeline.errors import UserError, make_printable, pluralize, suggest
 
-ROW: dict[str, Any] = {
+PROMPT_ROW: dict[str, Any] = {
     "prompt_id": pl.String,
     "prompt": pl.List(pl.Struct({"role": pl.String, "content": pl.String})),
     "columns": pl.String,
@@ -30,8 +30,8 @@ ROW: dict[str, Any] = {
 
 
 @dataclass
-class LeftOut:
-    """A column that no prompt needs and that cannot be kept: of how many rows, and why at the first of them."""
+class LeftOutColumn:
+    """A column that cannot be kept, and that no prompt needs."""
 
     place: str
     why: str
@@ -39,104 +39,106 @@ class LeftOut:
 
 
 @dataclass
-class Read:
-    """The usable rows of a set of prompts, place and fault of each of the others, and columns that were left out."""
+class PromptSet:
+    """Usable rows; place and fault of each other row; columns that were left out, by name."""
 
-    rows: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=ROW))
+    rows: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=PROMPT_ROW))
     bad: list[tuple[str, str]] = field(default_factory=list)
-    left_out: dict[str, LeftOut] = field(default_factory=dict)  # columns, by name
+    left_out: dict[str, LeftOutColumn] = field(default_factory=dict)
 
 
-def read_prompts(asked: PromptRows, knob: str, on_bad_row: str = "fail") -> Read:
-    """By batches, so that only one of them exists as Python objects at a time."""
-    read = Read()
-    rows = _converted(asked, knob, read)
-    batches = (
-        pl.DataFrame(batch, schema=ROW) for batch in iter(lambda: list(islice(rows, BATCH)), [])
-    )
-    read.rows = pl.concat([read.rows, *batches])
-    _check_rows(asked, knob, on_bad_row, read.rows.height, read.bad)
-    return read
+def read_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -> PromptSet:
+    """Reads by batches, so that only one of them exists as Python objects at a time."""
+    found = PromptSet()
+    rows = _convert_rows(source, knob, found)
+    batches = iter(lambda: list(islice(rows, BATCH)), [])
+    tables = [pl.DataFrame(batch, schema=PROMPT_ROW) for batch in batches]
+    found.rows = pl.concat([found.rows, *tables])
+    _check_rows(source, knob, on_bad_row, found.rows.height, found.bad)
+    return found
 
 
-def summarize_prompts(asked: PromptRows, knob: str, on_bad_row: str = "fail") -> Summary:
+def summarize_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -> PromptSummary:
     """Refuses what `read_prompts` refuses, and keeps no row."""
-    read = Read()
-    count, columns = 0, set[str]()
-    for row in _converted(asked, knob, read):
+    found = PromptSet()
+    (count, columns) = (0, set[str]())
+    for row in _convert_rows(source, knob, found):
         count += 1
         columns |= json.loads(row["columns"]).keys()
-    _check_rows(asked, knob, on_bad_row, count, read.bad)
-    return Summary(count, frozenset(columns))
+    _check_rows(source, knob, on_bad_row, count, found.bad)
+    return PromptSummary(count, frozenset(columns))
 
 
 def _check_rows(
-    asked: PromptRows, knob: str, on_bad_row: str, usable: int, bad: list[tuple[str, str]]
+    source: PromptRows, knob: str, on_bad_row: str, usable: int, bad: list[tuple[str, str]]
 ) -> None:
     if bad and on_bad_row == "fail":
-        raise UserError(_refused(asked, knob, usable, bad))
+        raise UserError(_bad_rows_error(source, knob, usable, bad))
     if not usable:
-        listed = ":\n" + "\n".join(_listed(bad)) + "\n " if bad else "."
+        faults = ":\n" + "\n".join(_list_faults(bad)) + "\n " if bad else "."
         raise UserError(
-            f'{_name(asked)}: holds no prompt{listed} Expected rows such as {{"prompt": "Who are you?"}}.'
+            f"{_source_name(source)}: holds no prompt{faults}"
+            ' Expected rows such as {"prompt": "Who are you?"}.'
         )
 
 
-def _converted(asked: PromptRows, knob: str, read: Read) -> Iterator[Row]:
-    if asked.shape == "columns" and not asked.columns:
+def _convert_rows(source: PromptRows, knob: str, found: PromptSet) -> Iterator[Row]:
+    if source.shape == "columns" and not source.columns:
         raise UserError(
-            f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …}} with the file's names."
+            f"{knob}.shape=columns: {knob}.columns says nothing."
+            " Give {prompt: …} with the file's names."
         )
-    shape: str = asked.shape
-    seen: set[str] = set()
-    for place, fault, row in each_row(asked.source, knob):
+    shape: str = source.shape
+    ids: set[str] = set()
+    for place, fault, row in read_rows(source.source, knob):
         try:
             if fault:
-                raise Fault(fault)
-            row = _renamed(asked.columns, row)
-            shape = shape if shape not in BY_COLUMNS else shape_of(row, knob)
-            made = _new(converted(shape, row), seen)
-        except Fault as known:
-            read.bad.append((place, make_printable(str(known))))
+                raise RowFault(fault)
+            row = _rename_columns(source.columns, row)
+            shape = shape if shape not in BY_COLUMNS else detect_shape(row, knob)
+            converted = _check_id(convert_row(shape, row), ids)
+        except RowFault as error:
+            found.bad.append((place, make_printable(str(error))))
             continue
-        for name, why in made.pop("left_out").items():
-            read.left_out.setdefault(name, LeftOut(place, why)).rows += 1
-        yield made
+        for name, why in converted.pop("left_out").items():
+            found.left_out.setdefault(name, LeftOutColumn(place, why)).rows += 1
+        yield converted
 
 
-def _new(row: Row, seen: set[str]) -> Row:
-    """A hash may come again, of the same prompt; a name given by hand may not."""
+def _check_id(row: Row, ids: set[str]) -> Row:
+    """The file's own ids are unique; an id made by hashing may repeat, for the same prompt."""
     if row.pop("named"):
-        if row["prompt_id"] in seen:
-            raise Fault(f"id {row['prompt_id']!r} stands on an earlier line already")
-        seen.add(row["prompt_id"])
+        if row["prompt_id"] in ids:
+            raise RowFault(f"id {row['prompt_id']!r} is on an earlier line already")
+        ids.add(row["prompt_id"])
     return row
 
 
-def _refused(asked: PromptRows, knob: str, usable: int, bad: list[tuple[str, str]]) -> str:
-    head = f"{_name(asked)}: {len(bad)} of {pluralize(len(bad) + usable, 'row')} cannot be used:"
+def _bad_rows_error(source: PromptRows, knob: str, usable: int, bad: list[tuple[str, str]]) -> str:
+    total = many(len(bad) + usable, "row")
+    head = f"{_source_name(source)}: {len(bad)} of {total} cannot be used:"
     skip = "" if "." in knob else f", or leave them out and count them with {knob}.on_bad_row=skip"
-    return "\n".join([head, *_listed(bad), f"  Mend them{skip}."])
+    return "\n".join([head, *_list_faults(bad), f"  Fix them{skip}."])
 
 
-def _listed(bad: list[tuple[str, str]]) -> list[str]:
+def _list_faults(bad: list[tuple[str, str]]) -> list[str]:
     more = [f"  … and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
     return [*(f"  {place}: {fault}" for place, fault in bad[:SHOWN]), *more]
 
 
-def _name(asked: PromptRows) -> str:
-    return asked.source.path if isinstance(asked.source, FileRows) else asked.source.dataset
+def _source_name(source: PromptRows) -> str:
+    return source.source.path if isinstance(source.source, FileRows) else source.source.dataset
 
 
-# ── one row ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── one row ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def prompt_row(messages: Messages, columns: Row, given: Any = None) -> Row:
-    """One row of the `prompts` table; without an id of its own a prompt is named by the hash of its messages."""
+def build_prompt_row(messages: Messages, columns: Row, row_id: Any = None) -> Row:
+    """One row of the `prompts` table. Without an id, a prompt is named by its messages' hash."""
     text = json.dumps(messages, sort_keys=True, ensure_ascii=False, default=repr)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {
-        "prompt_id": digest[:16] if given is None else str(given),
+        "prompt_id": digest[:16] if row_id is None else str(row_id),
         "prompt": [{"role": m["role"], "content": m["content"]} for m in messages],
         "columns": json.dumps(columns, sort_keys=True, ensure_ascii=False, allow_nan=False),
         "hash": digest,
@@ -144,68 +146,66 @@ def prompt_row(messages: Messages, columns: Row, given: Any = None) -> Row:
     }
 
 
-def text_of(messages: Messages) -> str:
-    """What is compared with evaluation prompts: the user's words."""
+def join_user_turns(messages: Messages) -> str:
+    """What is compared with evaluation prompts."""
     return "\n".join(m["content"] for m in messages if m["role"] == "user")
 
 
-def converted(shape: str, row: Row) -> Row:
-    """A row of the table; `named` says whether it brought an id."""
+def convert_row(shape: str, row: Row) -> Row:
+    """A row of the table. `named`: whether the file gives it an id."""
     row = dict(row)
-    system, given = row.pop("system", None), _id(row.pop("id", None))
-    messages = _with_system(SHAPES[shape](row), system)
-    asked = row["turns"] if shape == "turns" else None
-    if fault := unwritable([messages, asked, given]):
-        raise Fault(f"its prompt or its id {fault}")
-    left_out = {
-        make_printable(name): why for name, value in row.items() if (why := _odd(name, value))
-    }
-    made = prompt_row(
-        messages,
-        {name: value for name, value in row.items() if make_printable(name) not in left_out},
-        given,
-    )
+    (system, row_id) = (row.pop("system", None), _parse_id(row.pop("id", None)))
+    messages = _add_system(SHAPES[shape](row), system)
+    turns = row["turns"] if shape == "turns" else None
+    if fault := find_unwritable([messages, turns, row_id]):
+        raise RowFault(f"its prompt or its id {fault}")
+    faults = [(make_printable(name), _column_fault(name, value)) for name, value in row.items()]
+    left_out = {name: why for name, why in faults if why}
+    columns = {name: value for name, value in row.items() if make_printable(name) not in left_out}
+    converted = build_prompt_row(messages, columns, row_id)
     return {
-        **made,
-        "asked": asked or made["asked"],
-        "named": given is not None,
+        **converted,
+        "asked": turns or converted["asked"],
+        "named": row_id is not None,
         "left_out": left_out,
     }
 
 
-def _renamed(names: Mapping[str, str], row: Row) -> Row:
+def _rename_columns(names: Mapping[str, str], row: Row) -> Row:
+    """`names`: ours → the file's."""
     if absent := [theirs for theirs in names.values() if theirs not in row]:
-        raise Fault(f"no column {', '.join(absent)}. {suggest(absent[0], list(row))}")
-    ours = {ours: row[theirs] for ours, theirs in names.items()}
-    return {**{name: value for name, value in row.items() if name not in names.values()}, **ours}
+        raise RowFault(f"no column {', '.join(absent)}. {suggest(absent[0], list(row))}")
+    renamed = {ours: row[theirs] for ours, theirs in names.items()}
+    others = {name: value for name, value in row.items() if name not in names.values()}
+    return {**others, **renamed}
 
 
-def _with_system(messages: Messages, system: Any) -> Messages:
+def _add_system(messages: Messages, system: Any) -> Messages:
     if not isinstance(system, str | None):
-        raise Fault("'system' is not text")
+        raise RowFault("'system' is not text")
     if system and messages[0]["role"] == "system":
-        raise Fault("has both 'system' and a system message")
+        raise RowFault("has both 'system' and a system message")
     if messages[-1]["role"] != "user":
-        raise Fault("the last message is not the user's")
+        raise RowFault("the last message is not the user's")
     if not messages[-1]["content"].strip():
-        raise Fault("the prompt is empty")
+        raise RowFault("the prompt is empty")
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
-def _id(given: Any) -> Any:
-    """A table with a missing id holds all of them as floats, and the missing one as NaN."""
-    if isinstance(given, float) and (math.isnan(given) or given.is_integer()):
-        return None if math.isnan(given) else int(given)
-    if given is None or (isinstance(given, int) and not isinstance(given, bool)):
-        return given
-    if not isinstance(given, str) or not given.strip():
-        raise Fault(f"id is {given!r}; expected a text or a whole number")
-    return given
+def _parse_id(value: Any) -> Any:
+    """A table with a missing id holds all ids as floats, and the missing one as NaN."""
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
+        return None if math.isnan(value) else int(value)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise RowFault(f"id is {value!r}; expected a text or a whole number")
+    return value
 
 
-def _odd(name: str, value: Any) -> str | None:
-    """Why a column cannot be kept as JSON, if so."""
-    if fault := unwritable([name, value]):
+def _column_fault(name: str, value: Any) -> str | None:
+    """Why a column cannot be kept as JSON; None if it can."""
+    if fault := find_unwritable([name, value]):
         return fault
     try:
         json.dumps(value, allow_nan=False)

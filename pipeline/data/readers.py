@@ -1,7 +1,8 @@
-"""Rows as they lie: JSONL, JSON, parquet, CSV, a folder of these, a dataset folder, or the hub; one row at a time.
+"""Rows of JSONL, JSON, parquet or CSV, a folder of these, a dataset folder, or the hub.
 
-Each comes as its place (`line 7`), its fault or None, and its columns. A file that cannot be opened is refused. Whether
-what a row holds can be kept is for its reader to say (see `jsonl.unwritable`), who knows which columns are needed.
+Rows come one at a time: the place (`line 7`), the fault or None, and the columns. A file that
+cannot be opened is refused. The caller knows which columns it needs, and checks whether they can be
+kept (`jsonl.find_unwritable`).
 """
 
 import csv
@@ -12,54 +13,59 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import FileRows, HubRows
-from pipeline.data.jsonl import LONGEST, each_line
+from pipeline.data.jsonl import MAX_LINE, read_lines
 from pipeline.errors import UserError, make_printable, pluralize
 
 Row = dict[str, Any]
-Found = tuple[str, str | None, Row]
+ReadRow = tuple[str, str | None, Row]
 BATCH = 4096
 ARROW = "dataset_info.json"  # what datasets.save_to_disk leaves in a folder
 
 
-class Fault(Exception):
+class RowFault(Exception):
     """Why a row cannot be used."""
 
 
-def each_row(source: FileRows | HubRows, knob: str) -> Iterator[Found]:
+def read_rows(source: FileRows | HubRows, knob: str) -> Iterator[ReadRow]:
     if isinstance(source, HubRows):
-        return _counted(_from_hub(source, knob))
+        return _number_rows(_read_hub(source, knob))
     place = Path(source.path).expanduser()
-    return _counted(_from_disk(place)) if is_dataset_folder(place) else _from_files(place)
+    return (
+        _number_rows(_read_dataset_folder(place))
+        if is_dataset_folder(place)
+        else _read_files(place)
+    )
 
 
 def is_dataset_folder(place: Path) -> bool:
-    """Whether the library `datasets` has to open it."""
+    """Whether only the library `datasets` can open it."""
     return (place / ARROW).is_file() or (place / "dataset_dict.json").is_file()
 
 
-def files_in(place: Path) -> list[Path]:
+def list_files(place: Path) -> list[Path]:
     return sorted(p for p in place.rglob("*") if p.suffix in READERS) if place.is_dir() else [place]
 
 
-def _from_files(place: Path) -> Iterator[Found]:
-    files = files_in(place)
+def _read_files(place: Path) -> Iterator[ReadRow]:
+    files = list_files(place)
     if not files or files[0].suffix not in READERS:
+        endings = ", ".join(READERS)
         raise UserError(
-            f"{place}: no rows to read. Give a file, or a folder of files, that ends in {', '.join(READERS)}."
+            f"{place}: no rows to read. Give a file, or a folder of files, that ends in {endings}."
         )
     for file in files:
         name = f"{file.relative_to(place)} " if len(files) > 1 else ""
         for where, fault, row in READERS[file.suffix](file):
-            yield f"{name}{where}", fault, row
+            yield (f"{name}{where}", fault, row)
 
 
-def _counted(rows: Iterable[Row]) -> Iterator[Found]:
+def _number_rows(rows: Iterable[Row]) -> Iterator[ReadRow]:
     for number, row in enumerate(rows, start=1):
-        yield f"row {number}", None, row
+        yield (f"row {number}", None, row)
 
 
-def _readable(place: object, rows: Iterable[Row]) -> Iterator[Row]:
-    """What a library cannot turn into values, such as a date beyond the year 9999, is named by its row."""
+def _name_unreadable(place: object, rows: Iterable[Row]) -> Iterator[Row]:
+    """Names the row that a library cannot turn into values, such as a date after the year 9999."""
     from polars.exceptions import PanicException
 
     number = 0
@@ -68,18 +74,19 @@ def _readable(place: object, rows: Iterable[Row]) -> Iterator[Row]:
             number += 1
             yield row
     except (Exception, PanicException) as error:
+        cause = shown(str(error) or type(error).__name__)
         raise UserError(
-            f"{place}: what follows row {number} cannot be read ({make_printable(str(error) or type(error).__name__)}).\n"
+            f"{place}: what follows row {number} cannot be read ({cause}).\n"
             "  Write the file without the column in question, or as JSONL."
         ) from error
 
 
-def _jsonl(file: Path) -> Iterator[Found]:
-    for number, fault, row in each_line(file):
-        yield f"line {number}", fault, row
+def _read_jsonl(file: Path) -> Iterator[ReadRow]:
+    for number, fault, row in read_lines(file):
+        yield (f"line {number}", fault, row)
 
 
-def _json(file: Path) -> Iterator[Found]:
+def _read_json(file: Path) -> Iterator[ReadRow]:
     try:
         rows = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -90,10 +97,10 @@ def _json(file: Path) -> Iterator[Found]:
         raise UserError(
             f"{file}: expected a JSON list of objects; one object a line belongs in a .jsonl file."
         )
-    return _counted(rows)
+    return _number_rows(rows)
 
 
-def _parquet(file: Path) -> Iterator[Found]:
+def _read_parquet(file: Path) -> Iterator[ReadRow]:
     import polars as pl
 
     try:
@@ -102,53 +109,51 @@ def _parquet(file: Path) -> Iterator[Found]:
         raise UserError(
             f"{file}: cannot be read as parquet ({make_printable(str(error))})."
         ) from error
-    return _counted(
-        _readable(file, (row for part in table.iter_slices(BATCH) for row in part.to_dicts()))
-    )
+    rows = (row for part in table.iter_slices(BATCH) for row in part.to_dicts())
+    return _number_rows(_name_unreadable(file, rows))
 
 
-def _csv(file: Path) -> Iterator[Found]:
-    """Every cell is text, also what looks like a number; a quoted cell may hold line ends."""
-    csv.field_size_limit(LONGEST)
+def _read_csv(file: Path) -> Iterator[ReadRow]:
+    """Every cell is text, numbers too; a quoted cell may hold line ends."""
+    csv.field_size_limit(MAX_LINE)
     try:
         with file.open(encoding="utf-8", newline="") as text:
             lines = csv.reader(text, strict=True)
-            header = _header(file, next(lines, []))
+            header = _check_header(file, next(lines, []))
             for cells in lines:
-                wide = pluralize(len(cells), "cell")
-                uneven = (
-                    None
-                    if len(cells) == len(header)
-                    else f"{wide} under {pluralize(len(header), 'column')}"
-                )
+                fault = None
+                if len(cells) != len(header):
+                    fault = f"{many(len(cells), 'cell')} under {pluralize(len(header), 'column')}"
                 row = dict(zip(header, cells, strict=False))
                 if cells:
-                    yield f"line {lines.line_num}", uneven, row
+                    yield (f"line {lines.line_num}", fault, row)
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise UserError(
-            f"{file}: cannot be read as CSV ({error}). Expected UTF-8, commas, a first line of names."
+            f"{file}: cannot be read as CSV ({error})."
+            " Expected UTF-8, commas, a first line of names."
         ) from error
 
 
-def _header(file: Path, names: list[str]) -> list[str]:
+def _check_header(file: Path, names: list[str]) -> list[str]:
     if names and names[0].startswith("\ufeff"):
         raise UserError(f"{file}: starts with a byte order mark; save it as UTF-8 without one.")
     if len(set(names)) < len(names) or not all(names):
         raise UserError(
-            f"{file}: its first line has to name each column once; it says {', '.join(names) or 'nothing'}."
+            f"{file}: its first line has to name each column once;"
+            f" it says {', '.join(names) or 'nothing'}."
         )
     return names
 
 
-READERS: Mapping[str, Callable[[Path], Iterator[Found]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".parquet": _parquet,
-    ".csv": _csv,
+READERS: Mapping[str, Callable[[Path], Iterator[ReadRow]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
 }
 
 
-def _from_disk(folder: Path) -> Iterator[Row]:
+def _read_dataset_folder(folder: Path) -> Iterator[Row]:
     from datasets import Dataset, load_from_disk
 
     try:
@@ -158,13 +163,14 @@ def _from_disk(folder: Path) -> Iterator[Row]:
             f"{folder}: cannot be read as a dataset folder ({str(error).splitlines()[0]})."
         ) from error
     if not isinstance(data, Dataset):
+        example = folder / next(iter(data))
         raise UserError(
-            f"{folder}: it holds {', '.join(data)}. Give one of them, such as {folder / next(iter(data))}."
+            f"{folder}: it holds {', '.join(data)}. Give one of them, such as {example}."
         )
-    return _readable(folder, data)
+    return _name_unreadable(folder, data)
 
 
-def _from_hub(source: HubRows, knob: str) -> Iterator[Row]:
+def _read_hub(source: HubRows, knob: str) -> Iterator[Row]:
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     from datasets import load_dataset
 
@@ -173,8 +179,10 @@ def _from_hub(source: HubRows, knob: str) -> Iterator[Row]:
             source.dataset, source.subset, split=source.split, revision=source.revision
         )
     except (OSError, ValueError) as error:
+        cause = str(error).splitlines()[0]
         raise UserError(
-            f"{knob}: the hub's dataset {source.dataset} cannot be read ({str(error).splitlines()[0]}).\n"
-            "  Check its name, subset and split, and the network; or download it and give the folder's path."
+            f"{knob}: the hub's dataset {source.dataset} cannot be read ({cause}).\n"
+            "  Check its name, subset and split, and the network;"
+            " or download it and give the folder's path."
         ) from error
-    return _readable(source.dataset, data)
+    return _name_unreadable(source.dataset, data)

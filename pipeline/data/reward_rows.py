@@ -1,7 +1,8 @@
-"""What a reward model learns from: prompts with an answer that was liked, one that was not, or both of them.
+"""What a reward model learns from: prompts with a good answer, a bad one, or both.
 
-A row: `row` (its number), `prompt` (messages), `good`, `bad` (texts; a thumb has one, None is the other), and
-`flipped`: whether the label is known to be wrong, None where nobody knows.
+A row: `row` (its number), `prompt` (messages), `good`, `bad` (texts; a single answer has one of
+them, and the other is None), and `flipped`: whether the label is known to be wrong, None where
+this is unknown.
 """
 
 from collections.abc import Iterator
@@ -16,36 +17,34 @@ Row = dict[str, Any]
 
 
 def read_reward_rows(cfg: PreferencesConfig, learn_from: Literal["pairs", "thumbs"]) -> Lines:
-    """The rows of one kind; pairs give their two sides as thumbs where there are no others."""
+    """The rows of one kind. Without unpaired rows, the two sides of each pair serve as such."""
     lines = Lines()
     if isinstance(cfg, PlaygroundPreferences):
-        pairs = [
-            _pair(number, row, row["flipped"])
-            for number, row in enumerate(synthetic.preferences(cfg), 1)
-        ]
-        thumbs: list[Row] = []
+        rows = enumerate(synthetic.generate_preferences(cfg), 1)
+        pairs = [_pair_row(number, row, row["flipped"]) for number, row in rows]
+        unpaired: list[Row] = []
     else:
         found = read_preferences(cfg, "reward.data")
         lines.bad = found.bad
-        pairs = [_pair(row["row"], pair) for row in found.rows for pair in row["pairs"]]
-        thumbs = [_thumb(row["row"], thumb) for row in found.rows for thumb in row["thumbs"]]
+        pairs = [_pair_row(row["row"], pair) for row in found.rows for pair in row["pairs"]]
+        unpaired = [_unpaired_row(row["row"], one) for row in found.rows for one in row["unpaired"]]
     if learn_from == "pairs":
         lines.rows = pairs
     else:
-        lines.rows = thumbs or [side for pair in pairs for side in _sides(pair)]
+        lines.rows = unpaired or [side for pair in pairs for side in _split_pair(pair)]
     return lines
 
 
-def _pair(number: int, pair: Row, flipped: bool | None = None) -> Row:
-    told = {"prompt": pair["prompt"], "good": pair["chosen"], "bad": pair["rejected"]}
-    return {"row": number, **told, "flipped": flipped}
+def _pair_row(number: int, pair: Row, flipped: bool | None = None) -> Row:
+    texts = {"prompt": pair["prompt"], "good": pair["chosen"], "bad": pair["rejected"]}
+    return {"row": number, **texts, "flipped": flipped}
 
 
-def _thumb(number: int, thumb: Row) -> Row:
-    good, bad = (thumb["completion"], None) if thumb["label"] else (None, thumb["completion"])
-    return {"row": number, "prompt": thumb["prompt"], "good": good, "bad": bad, "flipped": None}
+def _unpaired_row(number: int, row: Row) -> Row:
+    good, bad = (row["completion"], None) if row["label"] else (None, row["completion"])
+    return {"row": number, "prompt": row["prompt"], "good": good, "bad": bad, "flipped": None}
 
 
-def _sides(pair: Row) -> Iterator[Row]:
+def _split_pair(pair: Row) -> Iterator[Row]:
     yield {**pair, "bad": None}
     yield {**pair, "good": None}

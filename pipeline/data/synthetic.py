@@ -1,7 +1,8 @@
-"""The playground: instructions with checkable constraints, and noisy answers to them, as many as one likes.
+"""The playground: any number of instructions with checkable constraints, and noisy answers.
 
-The same seed gives the same rows on every machine, and the first rows of a long list are those of a short one.
-What it shows: that every stage works, and what preference training does to a model. What it cannot show: language.
+The same seed gives the same rows on every machine, and the first rows of a long list are those of a
+short one. It shows that every stage works, and what preference training does to a model. It cannot
+show language.
 """
 
 import itertools
@@ -29,7 +30,8 @@ LEADS = (
     "I would like to read about the {topic}.",
     "Say something true about the {topic}.",
 )
-# Words stand in an instruction as they would in an answer, without quotes: what looks alike is easy to learn to copy.
+# Words appear in an instruction as in an answer, without quotes: a small model copies equal tokens
+# easily.
 PHRASES = {
     "sentences": (
         "Use exactly {count} sentences.",
@@ -75,63 +77,68 @@ FRAMES = (
     "the {thing} is never far away.",
     "seek the {thing} and you find the {topic}.",
 )
-MOST_REPEATS = 1000  # so many known prompts in a row: there are hardly any new ones left
+MAX_REPEATS = 1000  # known prompts in a row: few new ones are left
 
 
-def prompts(rows: int, constraints: int, seed: int) -> Iterator[Row]:
-    """`rows` distinct prompts with `constraints` kinds of constraint each, and the columns that the rule reads."""
+def generate_prompts(rows: int, constraints: int, seed: int) -> Iterator[Row]:
+    """`rows` distinct prompts with `constraints` kinds of constraint each.
+
+    `columns`: what the rule scorer reads.
+    """
     rng = random.Random(f"playground prompts {seed}")
     known: set[str] = set()
     repeats = 0
     while len(known) < rows:
-        topic, chosen, text = _instruction(rng, constraints)
+        topic, chosen, text = _make_instruction(rng, constraints)
         repeats = repeats + 1 if text in known else 0
-        if repeats > MOST_REPEATS:
+        if repeats > MAX_REPEATS:
             raise UserError(
-                f"prompts.rows={rows}: the playground has only about {len(known)} distinct prompts with "
-                f"prompts.constraints={constraints}.\n  Lower prompts.rows, or raise prompts.constraints."
+                f"prompts.rows={rows}: the playground has only about {len(known)} distinct prompts"
+                f" with prompts.constraints={constraints}.\n"
+                "  Lower prompts.rows, or raise prompts.constraints."
             )
         if not repeats:
             known.add(text)
             yield {
                 "prompt": [{"role": "user", "content": text}],
-                "columns": _columns(topic, chosen),
+                "columns": _make_columns(topic, chosen),
             }
 
 
-def demonstrations(cfg: PlaygroundDemonstrations) -> Iterator[Row]:
+def generate_demonstrations(cfg: PlaygroundDemonstrations) -> Iterator[Row]:
     """Conversations whose answer obeys each constraint with probability `obeyed`."""
     rng = random.Random(f"playground demonstrations {cfg.seed}")
     for _ in range(cfg.rows):
-        topic, chosen, text = _instruction(rng, cfg.constraints)
+        topic, chosen, text = _make_instruction(rng, cfg.constraints)
         obeyed = [rng.random() < cfg.obeyed for _ in chosen]
-        reply = answer(rng, topic, chosen, obeyed)
+        reply = write_answer(rng, topic, chosen, obeyed)
         messages = [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
-        yield {"messages": messages, "columns": _columns(topic, chosen)}
+        yield {"messages": messages, "columns": _make_columns(topic, chosen)}
 
 
-def preferences(cfg: PlaygroundPreferences) -> Iterator[Row]:
-    """Two answers to each instruction, the one that obeys more of it chosen; `flipped` tells whether wrongly.
+def generate_preferences(cfg: PlaygroundPreferences) -> Iterator[Row]:
+    """Two answers to each instruction. The one that obeys more is chosen, unless `flipped`.
 
-    Flips are drawn beside the texts: the same rows with more wrong labels have every wrong label of those with fewer.
+    Flips have their own random numbers: the same rows with more wrong labels keep every wrong label
+    of the rows with fewer.
     """
     rng, flips = (
         random.Random(f"playground {what} {cfg.seed}") for what in ("preferences", "flips")
     )
     for _ in range(cfg.rows):
-        topic, chosen, text = _instruction(rng, cfg.constraints)
+        topic, chosen, text = _make_instruction(rng, cfg.constraints)
         sides = [[rng.random() < cfg.obeyed for _ in chosen] for _ in range(2)]
         while sum(sides[0]) == sum(sides[1]):
             sides = [[rng.random() < cfg.obeyed for _ in chosen] for _ in range(2)]
         better, worse = (
-            (answer(rng, topic, chosen, side), sum(side))
+            (write_answer(rng, topic, chosen, side), sum(side))
             for side in sorted(sides, key=sum, reverse=True)
         )
         flipped = flips.random() < cfg.flipped
         first, second = (worse, better) if flipped else (better, worse)
         yield {
             "prompt": [{"role": "user", "content": text}],
-            "columns": _columns(topic, chosen),
+            "columns": _make_columns(topic, chosen),
             "chosen": first[0],
             "rejected": second[0],
             "chosen_score": first[1] / len(chosen),
@@ -140,52 +147,50 @@ def preferences(cfg: PlaygroundPreferences) -> Iterator[Row]:
         }
 
 
-def answer(
+def write_answer(
     rng: random.Random, topic: Topic, constraints: list[Constraint], obeyed: list[bool]
 ) -> str:
-    """A little text about the topic that obeys and violates exactly what it is told to."""
+    """A short text about the topic that obeys exactly the constraints that `obeyed` names."""
     wish = {
         constraint["kind"]: (constraint, obey)
         for constraint, obey in zip(constraints, obeyed, strict=True)
     }
-    opener = _choose(rng, OPENERS, wish.get("open"), "word", spare=(None,) * 6)
-    closer = _choose(rng, CLOSERS, wish.get("close"), "sentence", spare=(None,) * 5)
-    count = _choose(rng, tuple(COUNTS), wish.get("sentences"), "count", spare=())
-    present = [
-        c["word"]
-        for kind, (c, obey) in wish.items()
-        if (kind, obey) in (("mention", True), ("avoid", False))
-    ]
-    absent = [
-        c["word"]
-        for kind, (c, obey) in wish.items()
-        if (kind, obey) in (("mention", False), ("avoid", True))
-    ]
+    opener = _choose_value(rng, OPENERS, wish.get("open"), "word", spare=(None,) * 6)
+    closer = _choose_value(rng, CLOSERS, wish.get("close"), "sentence", spare=(None,) * 5)
+    count = _choose_value(rng, tuple(COUNTS), wish.get("sentences"), "count", spare=())
+    present: list[str] = []
+    absent: list[str] = []
+    for kind, (constraint, obey) in wish.items():
+        if kind in ("mention", "avoid"):
+            words = present if obey == (kind == "mention") else absent
+            words.append(constraint["word"])
 
-    body = _body(rng, topic, count - bool(closer), present, absent)
+    body = _write_sentences(rng, topic, count - bool(closer), present, absent)
     if opener:
         body[0] = f"{opener}, {body[0]}"
-    text = " ".join([_capital(sentence) for sentence in body] + [closer] * bool(closer))
+    text = " ".join([_capitalize(sentence) for sentence in body] + [closer] * bool(closer))
     return text.lower() if "lower" in wish and wish["lower"][1] else text
 
 
-def _instruction(rng: random.Random, constraints: int) -> tuple[Topic, list[Constraint], str]:
+def _make_instruction(rng: random.Random, constraints: int) -> tuple[Topic, list[Constraint], str]:
     if not 1 <= constraints <= len(PHRASES):
         known = ", ".join(PHRASES)
         raise UserError(
-            f"prompts.constraints={constraints}: a playground prompt has 1 to {len(PHRASES)} of them ({known})."
+            f"prompts.constraints={constraints}: a playground prompt has 1 to {len(PHRASES)} of"
+            f" them ({known})."
         )
     topic = rng.choice(TOPICS)
-    chosen = [_constraint(rng, kind, topic) for kind in rng.sample(list(PHRASES), constraints)]
+    chosen = [_draw_constraint(rng, kind, topic) for kind in rng.sample(list(PHRASES), constraints)]
     lead = rng.choice(LEADS).format(topic=topic.name)
-    return topic, chosen, " ".join([lead, *(_phrase(rng, constraint) for constraint in chosen)])
+    phrases = [_phrase_constraint(rng, constraint) for constraint in chosen]
+    return topic, chosen, " ".join([lead, *phrases])
 
 
-def _columns(topic: Topic, constraints: list[Constraint]) -> Row:
+def _make_columns(topic: Topic, constraints: list[Constraint]) -> Row:
     return {"category": topic.category, "topic": topic.name, "constraints": constraints}
 
 
-def _constraint(rng: random.Random, kind: str, topic: Topic) -> Constraint:
+def _draw_constraint(rng: random.Random, kind: str, topic: Topic) -> Constraint:
     match kind:
         case "sentences":
             return {"kind": kind, "count": rng.choice(list(COUNTS))}
@@ -201,34 +206,34 @@ def _constraint(rng: random.Random, kind: str, topic: Topic) -> Constraint:
             return {"kind": kind}
 
 
-def _phrase(rng: random.Random, constraint: Constraint) -> str:
+def _phrase_constraint(rng: random.Random, constraint: Constraint) -> str:
     shown = constraint | {"count": COUNTS.get(constraint.get("count", 0))}
     return rng.choice(PHRASES[constraint["kind"]]).format(**shown)
 
 
-def _choose(
+def _choose_value(
     rng: random.Random, values: tuple, wish: tuple[Constraint, bool] | None, key: str, spare: tuple
 ) -> Any:
-    """The value asked for when it is to be obeyed, else any other one, or one of the spare ones."""
+    """The constraint's value where it is to be obeyed; else another one, or one of `spare`."""
     if wish and wish[1]:
         return wish[0][key]
     return rng.choice([value for value in (*values, *spare) if not wish or value != wish[0][key]])
 
 
-def _body(
+def _write_sentences(
     rng: random.Random, topic: Topic, count: int, present: list[str], absent: list[str]
 ) -> list[str]:
     for _ in itertools.count():
-        body = [_sentence(rng, frame, topic) for frame in rng.sample(FRAMES, count)]
+        body = [_write_sentence(rng, frame, topic) for frame in rng.sample(FRAMES, count)]
         words = {
             word for sentence in body for word in sentence.replace(",", "").rstrip(".").split()
         }
         if words.issuperset(present) and words.isdisjoint(absent):
             return body
-    raise AssertionError("unreachable: the loop has no end of its own")
+    raise AssertionError("unreachable: the loop never ends by itself")
 
 
-def _sentence(rng: random.Random, frame: str, topic: Topic) -> str:
+def _write_sentence(rng: random.Random, frame: str, topic: Topic) -> str:
     trait, other = rng.sample(topic.traits, 2)
     return frame.format(
         topic=topic.name,
@@ -239,5 +244,5 @@ def _sentence(rng: random.Random, frame: str, topic: Topic) -> str:
     )
 
 
-def _capital(sentence: str) -> str:
+def _capitalize(sentence: str) -> str:
     return sentence[0].upper() + sentence[1:]

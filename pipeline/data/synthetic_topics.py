@@ -1,6 +1,6 @@
-"""What the playground knows: 36 topics in 6 categories, each with four things, three traits and four deeds.
+"""The playground's 36 topics in 6 categories, each with four things, three traits and four deeds.
 
-No thing, trait or deed has a word that an instruction may forbid (`FORBIDDEN` in playground.py).
+None of these has a word that an instruction may forbid (`FORBIDDEN` in synthetic.py).
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ class Topic(NamedTuple):
     deeds: list[str]
 
 
-def _read(text: str) -> list[Topic]:
+def _parse_topics(text: str) -> list[Topic]:
     topics, category, lines = [], "", iter(text.strip().splitlines())
     for line in lines:
         if not line.startswith(" "):
@@ -33,7 +33,7 @@ def _read(text: str) -> list[Topic]:
     return topics
 
 
-TOPICS = _read("""
+TOPICS = _parse_topics("""
 animals
   otter: river, fish, fur, stone; quick, playful, clever
     swims at night, plays in the mud, hunts for fish, sleeps on its back

@@ -1,17 +1,17 @@
-"""Letters as they are compared: without case, and whatever way they are stored in."""
+"""Texts as they are compared: without case, and independent of their encoding."""
 
 import sys
 import unicodedata
 from typing import Literal
 
-# Soft hyphens, joiners, marks of direction and the like: pages and PDFs bring them, and nobody sees them.
-_UNSEEN = dict.fromkeys(
+# Soft hyphens, joiners, direction controls and the like: invisible leftovers of web pages and PDFs.
+_INVISIBLE = dict.fromkeys(
     code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cf"
 )
 
 
-def folded(text: str, form: Literal["NFC", "NFKC"]) -> str:
-    """NFC keeps what NFKC takes for one: x² and x2, wide letters, ligatures."""
+def fold_text(text: str, form: Literal["NFC", "NFKC"]) -> str:
+    """NFC keeps apart what NFKC makes equal: x² and x2, wide letters, ligatures."""
     if text.isascii():
         return text.lower()
-    return unicodedata.normalize(form, text.translate(_UNSEEN)).casefold()
+    return unicodedata.normalize(form, text.translate(_INVISIBLE)).casefold()

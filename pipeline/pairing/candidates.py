@@ -1,7 +1,7 @@
-"""Samples with their scores, joined by id, in columns: what strategies choose from. A score is never moved by position.
+"""Samples with their scores, in columns: what strategies choose from. Joins are by id.
 
-`rows`: `p` (number of the prompt), `prompt_id, sample_id, completion, finish_reason, tokens, prompt_tokens, second_bos,
-score`, in the order of prompts.
+`rows`: `p` (number of the prompt), `prompt_id, sample_id, completion, finish_reason, tokens,
+prompt_tokens, second_bos, score`, in the order of prompts.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ from pipeline.artifacts import Samples
 from pipeline.errors import UserError, pluralize, suggest
 
 
-def lean(samples: Samples, bos: int | None) -> pl.DataFrame:
-    """What pairs are chosen by: token ids stay on the disk, their number is enough."""
+def scan_metadata(samples: Samples, bos: int | None) -> pl.DataFrame:
+    """What pairs are chosen by. Token ids stay on the disk; their number is enough."""
     return (
-        _shards(samples)
+        _scan_shards(samples)
         .select(
             "prompt_id",
             "sample_id",
@@ -28,53 +28,56 @@ def lean(samples: Samples, bos: int | None) -> pl.DataFrame:
     )
 
 
-def whole(samples: Samples, ids: pl.Series) -> pl.DataFrame:
+def read_samples(samples: Samples, ids: pl.Series) -> pl.DataFrame:
     """The rows of these samples, with their tokens."""
     wanted = ids.drop_nulls().to_frame("sample_id").lazy()
-    columns = "prompt_id", "sample_id", "prompt", "completion", "prompt_token_ids", "token_ids"
+    columns = ("prompt_id", "sample_id", "prompt", "completion", "prompt_token_ids", "token_ids")
     return (
-        _shards(samples)
+        _scan_shards(samples)
         .select(*columns)
         .join(wanted, on="sample_id", how="semi")
         .collect(engine="streaming")
     )
 
 
-def _shards(samples: Samples) -> pl.LazyFrame:
+def _scan_shards(samples: Samples) -> pl.LazyFrame:
     return pl.scan_parquet(sorted((samples.path / "samples").glob("*.parquet")))
 
 
-def candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.DataFrame:
-    """Every sample, its prompt's number and the chosen scorer's score (null where there is none)."""
-    rows, numbers = by_prompt(samples)
+def join_candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.DataFrame:
+    """Every sample, its prompt's number and the deciding scorer's score (null without one)."""
+    (rows, numbers) = number_prompts(samples)
     own = scores.lazy().filter(pl.col("scorer") == scorer).select("sample_id", "score").collect()
     if not own.height:
         known = sorted(scores["scorer"].unique())
         raise UserError(
             f"pair.scorer={scorer}: no such scorer in the scores. {suggest(scorer, known)}"
         )
-    return rows.with_columns(numbers, score_of(rows["sample_id"], own))
+    return rows.with_columns(numbers, align_scores(rows["sample_id"], own))
 
 
-def by_prompt(samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
-    """The samples in the order of prompts, as they mostly lie already, and each one's prompt's number `p`."""
+def number_prompts(samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+    """The samples in the order of prompts, and each sample's prompt number `p`.
+
+    Mostly they are in this order already.
+    """
     ids = samples["prompt_id"]
     new = np.append(True, (ids[1:] != ids[:-1]).to_numpy()) if len(ids) else np.zeros(0, dtype=bool)
     firsts = ids.filter(pl.Series(new))
     if not firsts.is_sorted():
-        return by_prompt(samples.sort("prompt_id", maintain_order=True))
-    return samples, pl.Series("p", np.cumsum(new, dtype=np.uint32) - np.uint32(1)).set_sorted()
+        return number_prompts(samples.sort("prompt_id", maintain_order=True))
+    return (samples, pl.Series("p", np.cumsum(new, dtype=np.uint32) - np.uint32(1)).set_sorted())
 
 
-def score_of(ids: pl.Series, own: pl.DataFrame) -> pl.Series:
-    """`score` of these sample ids. Scores that lie in the samples' order need no join."""
+def align_scores(ids: pl.Series, own: pl.DataFrame) -> pl.Series:
+    """`score` of these sample ids. Scores in the samples' order need no join."""
     if own.height == ids.len() and bool((own["sample_id"] == ids).all()):
         return own["score"]
-    strangers = own.join(ids.to_frame(), on="sample_id", how="anti")
-    if strangers.height:
+    unknown = own.join(ids.to_frame(), on="sample_id", how="anti")
+    if unknown.height:
         raise UserError(
-            f"pair: samples that are not here, such as {strangers['sample_id'][0]}, have {strangers.height} of"
-            f" {pluralize(own.height, 'score')}.\n"
+            f"pair: {unknown.height} of {many(own.height, 'score')} belong to samples that are not"
+            f" here, such as {unknown['sample_id'][0]}.\n"
             "  The scores are of another sampling run. Score these samples."
         )
     return ids.to_frame().join(
@@ -82,7 +85,7 @@ def score_of(ids: pl.Series, own: pl.DataFrame) -> pl.Series:
     )["score"]
 
 
-def other_scorers(scores: pl.DataFrame, scorer: str) -> list[str]:
-    """Scorers beside the one that decides; a criterion (`rules/mention`) is a part of its scorer, not another one."""
+def list_other_scorers(scores: pl.DataFrame, scorer: str) -> list[str]:
+    """Scorers other than this one. A criterion (`rules/mention`) is a part of its scorer."""
     names = scores["scorer"].unique().to_list()
     return sorted(name for name in names if name != scorer and "/" not in name)

@@ -1,7 +1,8 @@
-"""What may not stand in a pair: one table for samples, one for prompts, one for pairs, each `reason → its test`.
+"""What is dropped: one table each for samples, prompts and pairs, `reason → its test`.
 
-A test is a pure function of the config: an expression over the table's columns that is true where the row has to go,
-or None when it was not asked for. A row is dropped for the first reason that holds.
+A test is a pure function of the config. It gives an expression over the table's columns that is
+true where the row is dropped, or None where the config does not ask for it. A row is dropped for
+the first reason that holds.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,181 +12,181 @@ import polars as pl
 
 from pipeline.config import PairConfig
 from pipeline.pairing import duplicates
-from pipeline.pairing.arrow_views import matching
+from pipeline.pairing.arrow_views import match_texts
 from pipeline.text import REFUSAL, REFUSAL_OPENING, check_languages, guess_language
 
 Filter = Callable[[PairConfig], pl.Expr | None]
 BLANK = rb"[\s\x80-\xff][\0\s\x80-\xff]|\0"  # the first two bytes of every text without a letter
 
 
-# ── samples ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── samples ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def without_score(cfg: PairConfig) -> pl.Expr:
+def lacks_score(cfg: PairConfig) -> pl.Expr:
     return ~pl.col("score").is_finite().fill_null(False)
 
 
-def truncated(cfg: PairConfig) -> pl.Expr | None:
+def is_truncated(cfg: PairConfig) -> pl.Expr | None:
     return None if cfg.filters.allow_truncated else pl.col("finish_reason") != "stop"
 
 
-def empty(cfg: PairConfig) -> pl.Expr:
-    return _matching(r"^\s*$", BLANK)
+def is_empty(cfg: PairConfig) -> pl.Expr:
+    return _match_completions(r"^\s*$", BLANK)
 
 
-def second_bos(cfg: PairConfig) -> pl.Expr:
-    """A weak model may draw BOS in the middle of its answer; the template alone writes it."""
+def has_second_bos(cfg: PairConfig) -> pl.Expr:
+    """A weak model may generate BOS within its answer; only the template writes it."""
     return pl.col("second_bos")
 
 
-def refusal(cfg: PairConfig) -> pl.Expr | None:
-    return None if cfg.filters.allow_refusals else _matching(REFUSAL, REFUSAL_OPENING)
+def is_refusal(cfg: PairConfig) -> pl.Expr | None:
+    return None if cfg.filters.allow_refusals else _match_completions(REFUSAL, REFUSAL_OPENING)
 
 
-def other_language(cfg: PairConfig) -> pl.Expr | None:
+def is_other_language(cfg: PairConfig) -> pl.Expr | None:
     if (wanted := cfg.filters.languages) is None:
         return None
     check_languages(wanted, "pair.filters.languages")
     return ~pl.col("completion").map_elements(guess_language, return_dtype=pl.String).is_in(wanted)
 
 
-def _matching(pattern: str, opening: bytes) -> pl.Expr:
+def _match_completions(pattern: str, opening: bytes) -> pl.Expr:
     return pl.col("completion").map_batches(
-        lambda texts: matching(texts, pattern, opening),
+        lambda texts: match_texts(texts, pattern, opening),
         return_dtype=pl.Boolean,
         is_elementwise=True,
     )
 
 
 SAMPLES: Mapping[str, Filter] = {
-    "no score": without_score,
-    "truncated": truncated,
-    "empty": empty,
-    "second BOS": second_bos,
-    "refusal": refusal,
-    "other language": other_language,
+    "no score": lacks_score,
+    "truncated": is_truncated,
+    "empty": is_empty,
+    "second BOS": has_second_bos,
+    "refusal": is_refusal,
+    "other language": is_other_language,
 }
-REPEATS = "repeated answer"  # among the samples that remain: see duplicates.repeats
+REPEATS = "repeated answer"  # among the samples that remain: see duplicates.find_repeats
 
 
-# ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── prompts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def no_usable(cfg: PairConfig) -> pl.Expr:
+def has_no_usable(cfg: PairConfig) -> pl.Expr:
     return pl.col("usable") == 0
 
 
-def one_usable(cfg: PairConfig) -> pl.Expr | None:
+def has_one_usable(cfg: PairConfig) -> pl.Expr | None:
     return None if cfg.strategy.kind == "demonstration" else pl.col("usable") == 1
 
 
-def pass_rate(cfg: PairConfig) -> pl.Expr | None:
+def misses_pass_rate(cfg: PairConfig) -> pl.Expr | None:
     if (band := cfg.filters.pass_rate) is None:
         return None
     return ~pl.col("pass_rate").is_between(band.least, band.most)
 
 
-def tied(cfg: PairConfig) -> pl.Expr | None:
+def is_tied(cfg: PairConfig) -> pl.Expr | None:
     kept = cfg.ties == "both" or cfg.strategy.kind == "demonstration"
     return None if kept else pl.col("high") == pl.col("low")
 
 
 PROMPTS: Mapping[str, Filter] = {
-    "no usable sample": no_usable,
-    "one usable sample": one_usable,
-    "pass rate outside the band": pass_rate,
-    "tie": tied,
+    "no usable sample": has_no_usable,
+    "one usable sample": has_one_usable,
+    "pass rate outside the band": misses_pass_rate,
+    "tie": is_tied,
 }
 UNPAIRED = "no pair fits the strategy"  # among the prompts that remain
 
 
-# ── pairs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── pairs ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def equal_answers(cfg: PairConfig) -> pl.Expr:
-    return (pl.col("chosen_text") == pl.col("rejected_text")) | (
-        pl.col("chosen_id") == pl.col("rejected_id")
-    )
+def has_equal_answers(cfg: PairConfig) -> pl.Expr:
+    equal_texts = pl.col("chosen_text") == pl.col("rejected_text")
+    return equal_texts | (pl.col("chosen_id") == pl.col("rejected_id"))
 
 
-def narrow(cfg: PairConfig) -> pl.Expr:
-    """A pair without scores (thumbs, demonstrations) has no margin; a tie that was asked for has one of zero."""
-    asked = pl.col("margin") != 0 if cfg.ties == "both" else pl.lit(True)
-    return asked & ((pl.col("margin") < cfg.filters.min_margin) | (pl.col("margin") <= 0))
+def has_narrow_margin(cfg: PairConfig) -> pl.Expr:
+    """A pair without scores (demonstrations, offline rows) has no margin, and passes.
+
+    With `ties: both` a margin of zero passes too.
+    """
+    may_drop = pl.col("margin") != 0 if cfg.ties == "both" else pl.lit(True)
+    return may_drop & ((pl.col("margin") < cfg.filters.min_margin) | (pl.col("margin") <= 0))
 
 
-def poor_chosen(cfg: PairConfig) -> pl.Expr | None:
-    return (
-        None if cfg.filters.min_chosen is None else pl.col("chosen_score") < cfg.filters.min_chosen
-    )
+def has_poor_chosen(cfg: PairConfig) -> pl.Expr | None:
+    minimum = cfg.filters.min_chosen
+    return None if minimum is None else pl.col("chosen_score") < minimum
 
 
-def good_rejected(cfg: PairConfig) -> pl.Expr | None:
-    return (
-        None
-        if cfg.filters.max_rejected is None
-        else pl.col("rejected_score") > cfg.filters.max_rejected
-    )
+def has_good_rejected(cfg: PairConfig) -> pl.Expr | None:
+    maximum = cfg.filters.max_rejected
+    return None if maximum is None else pl.col("rejected_score") > maximum
 
 
-def over_limits(cfg: PairConfig) -> pl.Expr:
+def exceeds_limits(cfg: PairConfig) -> pl.Expr:
     answer = pl.max_horizontal("chosen_tokens", "rejected_tokens")
     return (pl.col("prompt_tokens") > cfg.limits.prompt) | (answer > cfg.limits.completion)
 
 
-def unlike_lengths(cfg: PairConfig) -> pl.Expr | None:
-    most = cfg.filters.max_length_ratio
-    return None if most is None else length_ratio() > most
+def exceeds_length_ratio(cfg: PairConfig) -> pl.Expr | None:
+    maximum = cfg.filters.max_length_ratio
+    return None if maximum is None else length_ratio() > maximum
 
 
-def disputed(cfg: PairConfig) -> pl.Expr | None:
-    most = cfg.filters.max_disagreement
-    return None if most is None else pl.col("disagreement") > most
+def is_disputed(cfg: PairConfig) -> pl.Expr | None:
+    maximum = cfg.filters.max_disagreement
+    return None if maximum is None else pl.col("disagreement") > maximum
 
 
-def flipped(cfg: PairConfig) -> pl.Expr | None:
-    most = cfg.filters.max_flip_rate
-    return None if most is None else pl.col("flip_rate") > most
+def is_flipped(cfg: PairConfig) -> pl.Expr | None:
+    maximum = cfg.filters.max_flip_rate
+    return None if maximum is None else pl.col("flip_rate") > maximum
 
 
-def unlikely(cfg: PairConfig) -> pl.Expr | None:
-    least = cfg.filters.min_reference
-    return None if least is None else pl.col("reference") < least
+def is_unlikely(cfg: PairConfig) -> pl.Expr | None:
+    minimum = cfg.filters.min_reference
+    return None if minimum is None else pl.col("reference") < minimum
 
 
-def nearly_equal(cfg: PairConfig) -> pl.Expr | None:
-    most = cfg.filters.near
-    return None if most is None else duplicates.alike("chosen_text", "rejected_text", most)
+def has_near_duplicate_answers(cfg: PairConfig) -> pl.Expr | None:
+    threshold = cfg.filters.near
+    if threshold is None:
+        return None
+    return duplicates.is_near_duplicate("chosen_text", "rejected_text", threshold)
 
 
-def repeated(cfg: PairConfig) -> pl.Expr | None:
-    return (
-        duplicates.repeated("prompt_text", "chosen_text", "rejected_text")
-        if cfg.filters.repeats
-        else None
-    )
+def is_repeated(cfg: PairConfig) -> pl.Expr | None:
+    if not cfg.filters.repeats:
+        return None
+    return duplicates.is_repeated("prompt_text", "chosen_text", "rejected_text")
 
 
-def near_another(cfg: PairConfig) -> pl.Expr | None:
-    most = cfg.filters.near
-    return None if most is None else duplicates.near_earlier("prompt_text", "chosen_text", most)
+def is_near_another(cfg: PairConfig) -> pl.Expr | None:
+    threshold = cfg.filters.near
+    if threshold is None:
+        return None
+    return duplicates.is_near_earlier("prompt_text", "chosen_text", threshold)
 
 
 PAIRS: Mapping[str, Filter] = {
-    "equal answers": equal_answers,
-    "margin too small": narrow,
-    "chosen score too low": poor_chosen,
-    "rejected score too high": good_rejected,
-    "longer than limits": over_limits,
-    "length ratio": unlike_lengths,
-    "scorers disagree": disputed,
-    "judge flips": flipped,
-    "unlikely under the reference": unlikely,
-    "nearly equal answers": nearly_equal,
-    "repeated pair": repeated,
-    "near another pair": near_another,
+    "equal answers": has_equal_answers,
+    "margin too small": has_narrow_margin,
+    "chosen score too low": has_poor_chosen,
+    "rejected score too high": has_good_rejected,
+    "longer than limits": exceeds_limits,
+    "length ratio": exceeds_length_ratio,
+    "scorers disagree": is_disputed,
+    "judge flips": is_flipped,
+    "unlikely under the reference": is_unlikely,
+    "nearly equal answers": has_near_duplicate_answers,
+    "repeated pair": is_repeated,
+    "near another pair": is_near_another,
 }
-# These compare a pair with the others that remain, so they come last and one after the other.
+# These compare a pair with the other pairs that remain, so they come last, one after the other.
 COMPARING = {"repeated pair", "near another pair"}
 
 
@@ -194,15 +195,15 @@ def length_ratio() -> pl.Expr:
     return pl.max_horizontal(chosen, rejected) / pl.min_horizontal(chosen, rejected).clip(1)
 
 
-# ── applied ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── application ───────────────────────────────────────────────────────────────────────────────────
 
 
-def asked(cfg: PairConfig, table: Mapping[str, Filter]) -> dict[str, pl.Expr]:
+def build_tests(cfg: PairConfig, table: Mapping[str, Filter]) -> dict[str, pl.Expr]:
     return {reason: test for reason, make in table.items() if (test := make(cfg)) is not None}
 
 
-def first_reasons(rows: pl.DataFrame, tests: Mapping[str, pl.Expr]) -> np.ndarray:
-    """For each row 0, or 1 + the place of the first test that holds; a test on null does not hold."""
+def find_first_reasons(rows: pl.DataFrame, tests: Mapping[str, pl.Expr]) -> np.ndarray:
+    """For each row 0, or 1 + the place of the first test that holds. On null a test does not."""
     codes = np.zeros(rows.height, dtype=np.uint8)
     if tests:
         flags = rows.select(test.alias(reason) for reason, test in tests.items()).fill_null(False)
@@ -211,5 +212,5 @@ def first_reasons(rows: pl.DataFrame, tests: Mapping[str, pl.Expr]) -> np.ndarra
     return codes
 
 
-def named(codes: np.ndarray, reasons: list[str]) -> pl.Series:
+def name_reasons(codes: np.ndarray, reasons: list[str]) -> pl.Series:
     return pl.Series("reason", [None, *reasons], dtype=pl.String).gather(codes)

@@ -1,6 +1,6 @@
-"""The account of the pairs: every count, quantiles, twenty examples; as JSON, one aligned table, a dataset card."""
+"""The funnel of the pairs: counts, quantiles and examples, as JSON, table and dataset card."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,169 +13,174 @@ from pipeline.pairing import filters
 NOT_ASKED = "not asked"
 SHOWN = 240  # characters of an answer in an example
 POINTS = {"least": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "most": 1.0}
+QUANTITIES = (
+    "margin",
+    "chosen_score",
+    "rejected_score",
+    "chosen_tokens",
+    "rejected_tokens",
+    "length_ratio",
+)
+# Examples: name, the column that they are sorted by, whether descending, how many.
+EXAMPLES = (
+    ("most_certain", "margin", True, 7),
+    ("least_certain", "margin", False, 7),
+    ("longest_gap", "gap", True, 6),
+)
 
 
-def counts(dropped: pl.DataFrame) -> dict[str, int]:
+def count_reasons(dropped: pl.DataFrame) -> dict[str, int]:
     return dict(sorted(dropped["reason"].value_counts().rows()))
 
 
-def by_filter(cfg: PairConfig, dropped: pl.DataFrame) -> dict[str, int | str]:
-    """Each filter's count, also when it dropped nothing, and which were not asked."""
-    found = counts(dropped)
+def count_by_filter(cfg: PairConfig, dropped: pl.DataFrame) -> dict[str, int | str]:
+    """Each filter's count, even if it dropped nothing, and which filters were not asked for."""
+    found = count_reasons(dropped)
     tables = {**filters.SAMPLES, **filters.PROMPTS, **filters.PAIRS}
-    told: dict[str, int | str] = {
-        reason: NOT_ASKED if make(cfg) is None else found.get(reason, 0)
-        for reason, make in tables.items()
-    }
-    return {
-        **told,
-        filters.REPEATS: found.get(filters.REPEATS, 0) if cfg.filters.repeats else NOT_ASKED,
-    }
+    counts: dict[str, int | str] = {}
+    for reason, make in tables.items():
+        counts[reason] = NOT_ASKED if make(cfg) is None else found.get(reason, 0)
+    repeats = found.get(filters.REPEATS, 0) if cfg.filters.repeats else NOT_ASKED
+    return {**counts, filters.REPEATS: repeats}
 
 
-def quantiles(values: pl.Series) -> dict[str, float]:
+def compute_quantiles(values: pl.Series) -> dict[str, float]:
     values = values.drop_nulls()
     if values.is_empty():
         return {}
     return {name: round(float(values.quantile(point) or 0), 6) for name, point in POINTS.items()}
 
 
-def about_pairs(pairs: pl.DataFrame) -> dict[str, Any]:
-    """Of the pairs as `filtered` leaves them."""
+def describe_pairs(pairs: pl.DataFrame) -> dict[str, Any]:
+    """Of the pairs that `selection.filter_pairs` leaves."""
     return {
         "origin": dict(sorted(pairs["origin"].value_counts().rows())),
-        "margin": quantiles(pairs["margin"]),
-        "chosen_score": quantiles(pairs["chosen_score"]),
-        "rejected_score": quantiles(pairs["rejected_score"]),
-        "chosen_tokens": quantiles(pairs["chosen_tokens"]),
-        "rejected_tokens": quantiles(pairs["rejected_tokens"]),
-        "length_ratio": quantiles(pairs.select(filters.length_ratio()).to_series()),
-        "chosen_longer": _share(pairs, pl.col("chosen_tokens") > pl.col("rejected_tokens")),
+        "margin": compute_quantiles(pairs["margin"]),
+        "chosen_score": compute_quantiles(pairs["chosen_score"]),
+        "rejected_score": compute_quantiles(pairs["rejected_score"]),
+        "chosen_tokens": compute_quantiles(pairs["chosen_tokens"]),
+        "rejected_tokens": compute_quantiles(pairs["rejected_tokens"]),
+        "length_ratio": compute_quantiles(pairs.select(filters.length_ratio()).to_series()),
+        "chosen_longer": _mean_share(pairs, pl.col("chosen_tokens") > pl.col("rejected_tokens")),
     }
 
 
-def correlation(rows: pl.DataFrame) -> float | None:
-    """Of length with score over all scored samples: a scorer that likes long answers teaches length."""
+def correlate_length(rows: pl.DataFrame) -> float | None:
+    """Of length with score over all samples: a scorer that likes long answers teaches length."""
     scored = rows.filter(pl.col("score").is_finite())
-    found = (
-        scored.select(pl.corr(pl.col("tokens").cast(pl.Float64), "score")).item()
-        if scored.height > 1
-        else None
-    )
+    if scored.height < 2:
+        return None
+    found = scored.select(pl.corr(pl.col("tokens").cast(pl.Float64), "score")).item()
     return round(found, 4) if found is not None and found == found else None
 
 
-def _share(rows: pl.DataFrame, test: pl.Expr) -> float | None:
-    return round(float(rows.select(test.mean()).item()), 4) if rows.height else None
+def _mean_share(pairs: pl.DataFrame, test: pl.Expr) -> float | None:
+    return round(float(pairs.select(test.mean()).item()), 4) if pairs.height else None
 
 
-def examples(pairs: pl.DataFrame, prompts: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
-    """Twenty pairs to read: the widest margins, the narrowest, the longest difference in length; each pair once."""
+def pick_examples(pairs: pl.DataFrame, prompts: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Twenty pairs to read, each once.
+
+    The widest margins, the narrowest, and the greatest differences in length.
+    """
     gap = (pl.col("chosen_tokens").cast(pl.Int64) - pl.col("rejected_tokens").cast(pl.Int64)).abs()
-    left, found = pairs.with_columns(gap=gap), {}
-    for name, column, descending, how_many in (
-        ("most_certain", "margin", True, 7),
-        ("least_certain", "margin", False, 7),
-        ("longest_gap", "gap", True, 6),
-    ):
-        ids = ["prompt_id", "chosen_id", "rejected_id"]
-        taken = left.sort(
-            column, *ids, descending=[descending, False, False, False], nulls_last=True
-        ).head(how_many)
+    (left, found) = (pairs.with_columns(gap=gap), {})
+    ids = ["prompt_id", "chosen_id", "rejected_id"]
+    for name, column, descending, how_many in EXAMPLES:
+        order = [descending, False, False, False]
+        ordered = left.sort(column, *ids, descending=order, nulls_last=True)
+        taken = ordered.head(how_many)
         left = left.join(taken, on=ids, how="anti", maintain_order="left")
-        found[name] = [
-            _example(row)
-            for row in taken.join(prompts, on="prompt_id", how="left").iter_rows(named=True)
-        ]
+        rows = taken.join(prompts, on="prompt_id", how="left")
+        found[name] = [_format_example(row) for row in rows.iter_rows(named=True)]
     return found
 
 
-def _example(row: dict[str, Any]) -> dict[str, Any]:
-    asked = [message["content"] for message in row["prompt"] or [] if message["role"] == "user"]
+def _format_example(row: dict[str, Any]) -> dict[str, Any]:
+    turns = [message["content"] for message in row["prompt"] or [] if message["role"] == "user"]
     return {
         "prompt_id": row["prompt_id"],
-        "prompt": _short(asked[-1] if asked else ""),
-        **{side: _short(row[f"{side}_text"]) for side in ("chosen", "rejected")},
-        **{
-            name: row[name]
-            for name in (
-                "chosen_score",
-                "rejected_score",
-                "chosen_tokens",
-                "rejected_tokens",
-                "origin",
-            )
-        },
+        "prompt": _shorten(turns[-1] if turns else ""),
+        "chosen": _shorten(row["chosen_text"]),
+        "rejected": _shorten(row["rejected_text"]),
+        "chosen_score": row["chosen_score"],
+        "rejected_score": row["rejected_score"],
+        "chosen_tokens": row["chosen_tokens"],
+        "rejected_tokens": row["rejected_tokens"],
+        "origin": row["origin"],
     }
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
 
 
-# ── for people ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── for readers ──────────────────────────────────────────────────────────────────────────────────
 
 
-def lines(story: dict[str, Any]) -> list[str]:
-    """One aligned table: what came in, what each filter dropped, what is left; then lengths and scores."""
+def format_lines(summary: dict[str, Any]) -> list[str]:
+    """One aligned table: what came in, what each filter dropped, the rest; lengths and scores."""
     rows: list[tuple[str, Any]] = []
-    for kind, single in (("samples", "sample"), ("prompts", "prompt"), ("pairs", "pair")):
-        rows += [(f"{kind} in", story[f"{kind}_in"])]
-        rows += [(f"  − {reason}", n) for reason, n in story[f"dropped_{kind}"].items()]
-        rows += [("  = usable", story["candidates"])] if single == "sample" else []
-    rows += [("pairs", story["pairs"]), ("  train", story["train"]), ("  dev", story["dev"])]
-    rows += [
-        (
-            "  all easy, all hard prompts",
-            f"{story['ties']['all_easy']}, {story['ties']['all_hard']}",
-        )
-    ]
+    for kind in ("samples", "prompts", "pairs"):
+        rows.append((f"{kind} in", summary[f"{kind}_in"]))
+        rows += [(f"  − {reason}", n) for reason, n in summary[f"dropped_{kind}"].items()]
+        if kind == "samples":
+            rows.append(("  = usable", summary["candidates"]))
+    rows += [("pairs", summary["pairs"]), ("  train", summary["train"]), ("  dev", summary["dev"])]
+    (easy, hard) = (summary["ties"]["all_easy"], summary["ties"]["all_hard"])
+    rows.append(("  all easy, all hard prompts", f"{easy}, {hard}"))
     width = max(len(name) for name, _ in rows)
     table = [f"{name:<{width}}  {value:>10}" for name, value in rows]
-    heads = f"{'':<{width}}  " + "  ".join(f"{name:>10}" for name in POINTS)
-    spread = [
-        f"{name.replace('_', ' '):<{width}}  "
-        + "  ".join(f"{story[name][point]:>10.4g}" for point in POINTS)
-        for name in (
-            "margin",
-            "chosen_score",
-            "rejected_score",
-            "chosen_tokens",
-            "rejected_tokens",
-            "length_ratio",
-        )
-        if story[name]
-    ]
-    return [*table, heads, *spread, *_last_words(story)]
+    heads = "  ".join(f"{name:>10}" for name in POINTS)
+    table.append(f"{'':<{width}}  {heads}")
+    for name in QUANTITIES:
+        if quantiles := summary[name]:
+            values = "  ".join(f"{quantiles[point]:>10.4g}" for point in POINTS)
+            table.append(f"{name.replace('_', ' '):<{width}}  {values}")
+    return [*table, *_format_noise(summary)]
 
 
-def _last_words(story: dict[str, Any]) -> Iterable[str]:
-    if (r := story["length_score_correlation"]) is not None:
+def _format_noise(summary: dict[str, Any]) -> Iterator[str]:
+    if (r := summary["length_score_correlation"]) is not None:
         yield f"correlation of length with score {r:+.2f}"
-    if (noise := story["noise"]["estimate"]) is not None:
-        smoothing = story["noise"]["suggested_label_smoothing"]["robust_dpo"]
+    if (noise := summary["noise"]["estimate"]) is not None:
+        smoothing = summary["noise"]["suggested_label_smoothing"]["robust_dpo"]
         yield f"label noise about {noise:.0%}; suggested label smoothing {smoothing:g}"
 
 
-def nothing_left(story: dict[str, Any], dropped: Path) -> str:
-    told = {**story["dropped_samples"], **story["dropped_prompts"], **story["dropped_pairs"]}
-    counts = "\n".join(f"  {reason}: {n}" for reason, n in told.items())
-    rows = (
-        f"{pluralize(story['samples_in'], 'sample')} for {pluralize(story['prompts_in'], 'prompt')}"
+def no_pairs_error(summary: dict[str, Any], dropped: Path) -> str:
+    reasons = {
+        **summary["dropped_samples"],
+        **summary["dropped_prompts"],
+        **summary["dropped_pairs"],
+    }
+    counts = "\n".join(f"  {reason}: {n}" for reason, n in reasons.items())
+    (samples, prompts) = (
+        pluralize(summary["samples_in"], "sample"),
+        pluralize(summary["prompts_in"], "prompt"),
     )
-    unscored = story["dropped_samples"].get("no score") == story["samples_in"] > 0
-    remedy = UNSCORED.format(scorer=story["scorer"]) if unscored else REMEDY
-    return f"pair: no pair is left of {rows}:\n{counts}\n  {dropped} names each.\n  {remedy}"
+    unscored = summary["dropped_samples"].get("no score") == summary["samples_in"] > 0
+    remedy = UNSCORED.format(scorer=summary["scorer"]) if unscored else REMEDY
+    return (
+        f"pair: no pair is left of {samples} for {prompts}:\n{counts}\n"
+        f"  {dropped} names each.\n  {remedy}"
+    )
 
 
-UNSCORED = "Every score of {scorer} is null: its rows in score's table say why. Mend the scorer, or give pair.scorer=ANOTHER."
-REMEDY = "Loosen pair.filters or raise limits, choose another pair strategy, or draw more samples (sample.settings.draw.n)."
+UNSCORED = (
+    "Every score of {scorer} is null: its rows in score's table say why."
+    " Fix the scorer, or give pair.scorer=ANOTHER."
+)
+REMEDY = (
+    "Loosen pair.filters or raise limits, choose another pair strategy,"
+    " or draw more samples (sample.settings.draw.n)."
+)
 
 
-def card(story: dict[str, Any]) -> str:
-    """A dataset card that travels with the pairs."""
-    table = "\n".join(lines(story))
-    unpaired = story["unpaired"]
+def render_card(summary: dict[str, Any]) -> str:
+    """A dataset card that is published with the pairs."""
+    table = "\n".join(format_lines(summary))
+    unpaired = summary["unpaired"]
     return f"""---
 configs:
 - config_name: default
@@ -194,8 +199,8 @@ tags: [preference, dpo]
 # Preference pairs
 
 TRL's conversational preference format (`prompt, chosen, rejected`), with ids, scores and token ids.
-Chosen by `{story["strategy"]}` with the scores of `{story["scorer"]}`.
-`unpaired.parquet` holds {pluralize(unpaired["up"], "answer")} with thumbs up and {unpaired["down"]} with thumbs down.
+Chosen by `{summary["strategy"]}` with the scores of `{summary["scorer"]}`.
+`unpaired.parquet` holds {pluralize(unpaired["up"], "good answer")} and {unpaired["down"]} bad.
 `dropped.parquet` lists what was left out, each with its reason.
 
 ```

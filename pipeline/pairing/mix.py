@@ -1,4 +1,4 @@
-"""Offline rows beside the policy's own pairs: a round's block of them, judged by the same filters, mixed by shares."""
+"""Offline rows with the policy's own pairs: a block each round, the same filters, fixed shares."""
 
 import hashlib
 
@@ -7,11 +7,11 @@ import polars as pl
 from pipeline.artifacts import Logps, Pairs
 from pipeline.config import PairRound
 from pipeline.errors import UserError, pluralize
-from pipeline.pairing.selection import JUDGED, OFFLINE, as_dropped
+from pipeline.pairing.selection import FILTER_COLUMNS, OFFLINE, to_dropped
 
 
-def block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
-    """The offline rows of this round, in an order of hashes; a prompt's rows lie together."""
+def select_block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
+    """The offline rows of this round, in an order of hashes. A prompt's rows are adjacent."""
     rows = pl.concat([offline.read_train(), offline.read_dev()])
     order = [hashlib.sha256(f"{cfg.seed}:{i}".encode()).hexdigest() for i in rows["prompt_id"]]
     rows = (
@@ -25,17 +25,21 @@ def block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
     return rows if size is None else rows.slice((cfg.round - 1) * size, size)
 
 
-def judged(rows: pl.DataFrame, prior: Logps | None) -> pl.DataFrame:
-    """Offline rows in the columns that pairs are judged by; `reference` is the worse side's nats per token."""
+def to_filter_columns(rows: pl.DataFrame, prior: Logps | None) -> pl.DataFrame:
+    """Offline rows in the columns that the filters read.
+
+    `reference` is the log-probability per token, in nats, of the less likely side.
+    """
     table = rows.select(
         "prompt_id",
         pl.col("prompt_token_ids").list.len().alias("prompt_tokens"),
         *(pl.lit(None, pl.UInt32).alias(side) for side in ("chosen", "rejected")),
-        *(each for side in ("chosen", "rejected") for each in _side(side)),
+        *_side_columns("chosen"),
+        *_side_columns("rejected"),
         "margin",
         origin=pl.lit(OFFLINE),
     )
-    table = table.select(*JUDGED).cast(JUDGED)  # type: ignore[arg-type]
+    table = table.select(*FILTER_COLUMNS).cast(FILTER_COLUMNS)  # type: ignore[arg-type]
     if prior is None:
         return table.with_columns(reference=pl.lit(None, pl.Float64))
     known = prior.read().select("sample_id", reference=pl.col("logp") / pl.col("tokens"))
@@ -48,7 +52,7 @@ def judged(rows: pl.DataFrame, prior: Logps | None) -> pl.DataFrame:
     return table.with_columns(reference=pl.min_horizontal(*sides)).drop(*sides)
 
 
-def _side(side: str) -> list[pl.Expr]:
+def _side_columns(side: str) -> list[pl.Expr]:
     return [
         pl.col(f"{side}_id"),
         pl.col(side).list.last().struct.field("content").alias(f"{side}_text"),
@@ -57,15 +61,18 @@ def _side(side: str) -> list[pl.Expr]:
     ]
 
 
-def mixed(cfg: PairRound, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """As many offline pairs as their share asks for beside all of the policy's own; the rest is dropped by name."""
+def mix_pairs(cfg: PairRound, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """All of the policy's own pairs, and as many offline ones as their share asks for.
+
+    The surplus is dropped with a reason.
+    """
     mine = kept.filter(pl.col("origin") != OFFLINE)
     theirs = kept.filter(pl.col("origin") == OFFLINE)
     if cfg.mix.on_policy == 0:
-        return theirs, as_dropped("pair", theirs.clear().with_columns(reason=pl.lit("", pl.String)))
+        return theirs, to_dropped("pair", theirs.clear().with_columns(reason=pl.lit("", pl.String)))
     wanted = round(mine.height * cfg.mix.offline / cfg.mix.on_policy)
     if theirs.height < wanted:
-        raise UserError(_too_few(cfg, mine.height, wanted, theirs.height))
+        raise UserError(_too_few_error(cfg, mine.height, wanted, theirs.height))
     order = [
         hashlib.sha256(f"{cfg.seed}:{a}:{b}".encode()).hexdigest()
         for a, b in theirs.select("chosen_id", "rejected_id").rows()
@@ -74,21 +81,22 @@ def mixed(cfg: PairRound, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFram
         theirs.with_columns(pl.Series("order", order, dtype=pl.String)).sort("order").drop("order")
     )
     surplus = theirs.slice(wanted).with_columns(reason=pl.lit("not needed by the mix"))
-    return pl.concat([mine, theirs.head(wanted)]), as_dropped("pair", surplus)
+    return pl.concat([mine, theirs.head(wanted)]), to_dropped("pair", surplus)
 
 
-def _too_few(cfg: PairRound, mine: int, wanted: int, there: int) -> str:
-    most = there / (mine + there) if there else 0.0
+def _too_few_error(cfg: PairRound, mine: int, wanted: int, there: int) -> str:
+    share = there / (mine + there) if there else 0.0
+    offline = int(share * 1000) / 1000
     return (
-        f"pair.mix: a share of {cfg.mix.on_policy:g} for {pluralize(mine, 'pair')} of the policy's own asks for"
-        f" {pluralize(wanted, 'offline pair')}, and the filters leave {there}.\n"
-        f"  Give more offline rows (or a larger pair.mix.per_round), or pair.mix.offline={int(most * 1000) / 1000:g}"
-        f" and pair.mix.on_policy={1 - int(most * 1000) / 1000:g}."
+        f"pair.mix: a share of {cfg.mix.on_policy:g} for {pluralize(mine, 'pair')} of the policy's own"
+        f" asks for {pluralize(wanted, 'offline pair')}, and the filters leave {there}.\n"
+        "  Give more offline rows (or a larger pair.mix.per_round),"
+        f" or pair.mix.offline={offline:g} and pair.mix.on_policy={1 - offline:g}."
     )
 
 
-def thumbs(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
-    """This round's offline rows that came as thumbs: they belong to no pair."""
+def select_unpaired(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
+    """This round's unpaired offline answers: those that belong to no pair."""
     rows = pl.concat([offline.read_train(), offline.read_dev()]).select("chosen_id", "rejected_id")
     table = pl.read_parquet(offline.path / "unpaired.parquet")
     for side in ("chosen_id", "rejected_id"):

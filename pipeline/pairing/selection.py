@@ -1,6 +1,7 @@
-"""From candidates to pairs: samples that may stand in one, prompts that can have one, proposals, filters.
+"""From candidates to pairs: usable samples, prompts that can have a pair, proposals, filters.
 
-Every sample, prompt and proposed pair that goes is dropped with its reason: in = out + dropped, for each of the three.
+Every sample, prompt and proposed pair is kept or dropped with a reason: for each of the three,
+in = out + dropped.
 """
 
 from dataclasses import dataclass
@@ -21,22 +22,20 @@ DROPPED = {
     "reason": pl.String,
     "detail": pl.String,
 }
-# What pairs are judged by; `chosen` and `rejected` are rows of the candidates, null where an answer is none of them.
-JUDGED = {
+# What the filters read. `chosen` and `rejected` are rows of the candidates, null for other answers.
+FILTER_COLUMNS = {
     "prompt_id": pl.String,
     "prompt_tokens": pl.UInt32,
     "chosen": pl.UInt32,
     "rejected": pl.UInt32,
-    **{
-        f"{side}_{name}": kind
-        for side in ("chosen", "rejected")
-        for name, kind in {
-            "id": pl.String,
-            "text": pl.String,
-            "tokens": pl.UInt32,
-            "score": pl.Float64,
-        }.items()
-    },
+    "chosen_id": pl.String,
+    "chosen_text": pl.String,
+    "chosen_tokens": pl.UInt32,
+    "chosen_score": pl.Float64,
+    "rejected_id": pl.String,
+    "rejected_text": pl.String,
+    "rejected_tokens": pl.UInt32,
+    "rejected_score": pl.Float64,
     "margin": pl.Float64,
     "origin": pl.String,
 }
@@ -44,8 +43,8 @@ ON_POLICY, DEMONSTRATION, OFFLINE, EDITED = "on-policy", "demonstration", "offli
 
 
 @dataclass(frozen=True)
-class Proposed:
-    """What the strategy proposes, and what was dropped on the way there."""
+class Proposal:
+    """What the strategy proposes, and what was dropped before."""
 
     pairs: pl.DataFrame
     dropped_samples: pl.DataFrame
@@ -54,48 +53,49 @@ class Proposed:
     usable: int
 
 
-def proposed(cfg: PairConfig, rows: pl.DataFrame) -> Proposed:
+def propose_pairs(cfg: PairConfig, rows: pl.DataFrame) -> Proposal:
     codes, reasons = judge_samples(cfg, rows)
     kept = codes == 0
-    prompts = about_prompts(cfg, rows, kept)
+    prompts = describe_prompts(cfg, rows, kept)
     fit = prompts["code"].to_numpy() == 0
-    pairs = strategies.propose(cfg, strategies.Usable(rows, kept & fit[rows["p"].to_numpy()]))
-    prompts = _without_pair(prompts, pairs)
-    return Proposed(
-        sides(cfg, rows, pairs),
-        dropped_samples(rows, codes, reasons),
-        dropped_prompts(cfg, prompts),
+    usable = strategies.UsableSamples(rows, kept & fit[rows["p"].to_numpy()])
+    pairs = strategies.propose(cfg, usable)
+    prompts = _flag_unpaired(prompts, pairs)
+    return Proposal(
+        add_sides(cfg, rows, pairs),
+        list_dropped_samples(rows, codes, reasons),
+        list_dropped_prompts(cfg, prompts),
         prompts,
         int(kept.sum()),
     )
 
 
-# ── samples ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── samples ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def judge_samples(cfg: PairConfig, rows: pl.DataFrame) -> tuple[np.ndarray, list[str]]:
-    tests = filters.asked(cfg, filters.SAMPLES)
-    codes, reasons = filters.first_reasons(rows, tests), list(tests)
+    tests = filters.build_tests(cfg, filters.SAMPLES)
+    codes, reasons = filters.find_first_reasons(rows, tests), list(tests)
     if cfg.filters.repeats:
-        codes[duplicates.repeats(rows, among=codes == 0)] = len(reasons) + 1
+        codes[duplicates.find_repeats(rows, among=codes == 0)] = len(reasons) + 1
         reasons.append(filters.REPEATS)
     return codes, reasons
 
 
-def dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -> pl.DataFrame:
+def list_dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -> pl.DataFrame:
     gone = np.flatnonzero(codes)
     picked = rows.select("prompt_id", "sample_id", detail="finish_reason")[gone]
-    return as_dropped("sample", picked.with_columns(filters.named(codes[gone], reasons)))
+    return to_dropped("sample", picked.with_columns(filters.name_reasons(codes[gone], reasons)))
 
 
-# ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── prompts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def about_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
-    """One row a prompt: its usable samples, their highest and lowest score, pass rate, why it has no pair."""
-    firsts, _ = strategies.groups(rows["p"].to_numpy())
+def describe_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
+    """One row for each prompt: usable samples, highest and lowest score, pass rate, reason code."""
+    firsts, _ = strategies.find_groups(rows["p"].to_numpy())
     at = np.flatnonzero(kept)
-    starts, numbers = strategies.groups(rows["p"].to_numpy()[at])
+    starts, numbers = strategies.find_groups(rows["p"].to_numpy()[at])
     score = rows["score"].to_numpy()[at]
     found = {"usable": np.zeros(len(firsts), dtype=np.uint32)}
     found["usable"][numbers] = np.diff(np.append(starts, len(score)))
@@ -112,12 +112,12 @@ def about_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.D
     if band:
         table = table.with_columns(pl.col("pass_rate") / pl.col("usable"))
     return table.with_columns(
-        code=filters.first_reasons(table, filters.asked(cfg, filters.PROMPTS))
+        code=filters.find_first_reasons(table, filters.build_tests(cfg, filters.PROMPTS))
     )
 
 
-def _without_pair(prompts: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
-    """The prompts that could have had a pair and for which the strategy found none get a code of their own."""
+def _flag_unpaired(prompts: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Sets code 255 for prompts that could have had a pair, where the strategy proposes none."""
     code = prompts["code"].to_numpy().copy()
     has = np.zeros(prompts.height, dtype=bool)
     has[pairs["p"].to_numpy()] = True
@@ -125,87 +125,80 @@ def _without_pair(prompts: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     return prompts.with_columns(code=code)
 
 
-def dropped_prompts(cfg: PairConfig, prompts: pl.DataFrame) -> pl.DataFrame:
+def list_dropped_prompts(cfg: PairConfig, prompts: pl.DataFrame) -> pl.DataFrame:
     gone = prompts.filter(pl.col("code") > 0)
-    reasons = list(filters.asked(cfg, filters.PROMPTS))
+    reasons = list(filters.build_tests(cfg, filters.PROMPTS))
     codes = np.minimum(gone["code"].to_numpy(), len(reasons) + 1)
     detail = pl.format("{} usable samples, scores from {} to {}", "usable", "low", "high")
-    return as_dropped(
+    return to_dropped(
         "prompt",
-        gone.with_columns(filters.named(codes, [*reasons, filters.UNPAIRED]), detail=detail),
+        gone.with_columns(filters.name_reasons(codes, [*reasons, filters.UNPAIRED]), detail=detail),
     )
 
 
-# ── pairs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── pairs ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def sides(cfg: PairConfig, rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
-    """Proposals with what their two answers are judged by; a demonstration's chosen side comes later."""
+def add_sides(cfg: PairConfig, rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """The proposals with the columns of their two answers.
+
+    A demonstration's chosen side is added later.
+    """
     names = {"id": "sample_id", "text": "completion", "tokens": "tokens", "score": "score"}
-    lean = rows.select(*names.values())
+    metadata = rows.select(*names.values())
     rejected = pairs["rejected"]
     table = pairs.select("chosen", "rejected").hstack(
         [
             *rows.select("prompt_id", "prompt_tokens")[rejected].get_columns(),
-            *_side(lean, rejected, names, "rejected"),
+            *_side_columns(metadata, rejected, names, "rejected"),
         ]
     )
     if cfg.strategy.kind == "demonstration":
         return table.with_columns(origin=pl.lit(DEMONSTRATION))
-    table = table.hstack(_side(lean, pairs["chosen"], names, "chosen"))
+    table = table.hstack(_side_columns(metadata, pairs["chosen"], names, "chosen"))
     margin = pl.col("chosen_score") - pl.col("rejected_score")
-    return table.with_columns(margin=margin, origin=pl.lit(ON_POLICY)).select(*JUDGED)
+    return table.with_columns(margin=margin, origin=pl.lit(ON_POLICY)).select(*FILTER_COLUMNS)
 
 
-def _side(lean: pl.DataFrame, at: pl.Series, names: dict[str, str], side: str) -> list[pl.Series]:
-    picked = lean[at]
+def _side_columns(
+    metadata: pl.DataFrame, at: pl.Series, names: dict[str, str], side: str
+) -> list[pl.Series]:
+    picked = metadata[at]
     return [picked[column].alias(f"{side}_{name}") for name, column in names.items()]
 
 
-def in_order(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The one order of pairs: filters that compare a pair with earlier ones, and the files, go by it."""
+def sort_pairs(pairs: pl.DataFrame) -> pl.DataFrame:
+    """The order of pairs in files, and for filters that compare a pair with earlier ones."""
     prompts = pairs["prompt_id"]
     if bool((prompts[1:] > prompts[:-1]).all()):  # one pair a prompt, and prompts are in order
         return pairs
     return pairs.sort("prompt_id", "chosen_id", "rejected_id")
 
 
-def filtered(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The pairs that remain, and the others with their reason. `pairs` are in order."""
-    tests = filters.asked(cfg, filters.PAIRS)
+def filter_pairs(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The pairs that remain, and the others with their reasons. `pairs` are in order."""
+    tests = filters.build_tests(cfg, filters.PAIRS)
     alone = {reason: test for reason, test in tests.items() if reason not in filters.COMPARING}
-    codes = filters.first_reasons(pairs, alone)
+    codes = filters.find_first_reasons(pairs, alone)
     reasons = list(alone)
     for reason in (name for name in tests if name in filters.COMPARING):
         left = np.flatnonzero(codes == 0)
         compared = pairs.select(*dict.fromkeys(tests[reason].meta.root_names()))
-        again = filters.first_reasons(compared[left], {reason: tests[reason]})
+        again = filters.find_first_reasons(compared[left], {reason: tests[reason]})
         reasons.append(reason)
         codes[left[again > 0]] = len(reasons)
     gone = np.flatnonzero(codes)
-    detail = pl.format(
-        "scores {} and {}, {} and {} tokens",
-        *(
-            pl.col(f"{side}_{name}").cast(pl.String).fill_null("–")
-            for name in ("score", "tokens")
-            for side in ("chosen", "rejected")
-        ),
+    shown = "chosen_score", "rejected_score", "chosen_tokens", "rejected_tokens"
+    texts = [pl.col(name).cast(pl.String).fill_null("–") for name in shown]
+    detail = pl.format("scores {} and {}, {} and {} tokens", *texts)
+    columns = "prompt_id", "chosen_id", "rejected_id", *shown
+    dropped = pairs.select(columns)[gone].with_columns(
+        filters.name_reasons(codes[gone], reasons), detail=detail
     )
-    told = (
-        "prompt_id",
-        *(
-            f"{side}_{name}"
-            for side in ("chosen", "rejected")
-            for name in ("id", "score", "tokens")
-        ),
-    )
-    dropped = pairs.select(told)[gone].with_columns(
-        filters.named(codes[gone], reasons), detail=detail
-    )
-    return pairs.filter(pl.Series(codes == 0)), as_dropped("pair", dropped)
+    return pairs.filter(pl.Series(codes == 0)), to_dropped("pair", dropped)
 
 
-def as_dropped(kind: str, rows: pl.DataFrame) -> pl.DataFrame:
+def to_dropped(kind: str, rows: pl.DataFrame) -> pl.DataFrame:
     absent = [
         pl.lit(None, pl.String).alias(name)
         for name in DROPPED
@@ -214,19 +207,19 @@ def as_dropped(kind: str, rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(*absent, kind=pl.lit(kind)).select(*DROPPED)
 
 
-def ties(cfg: PairConfig, prompts: pl.DataFrame) -> dict[str, int]:
-    """Prompts whose usable samples score alike; all easy or all hard where that is the run's best or worst score."""
-    several = prompts.filter((pl.col("usable") > 1) & (pl.col("high") == pl.col("low")))
+def count_ties(cfg: PairConfig, prompts: pl.DataFrame) -> dict[str, int]:
+    """Prompts whose usable samples score alike.
+
+    They are all easy or all hard where this is the run's best or worst score, or by the pass rate.
+    """
+    tied = prompts.filter((pl.col("usable") > 1) & (pl.col("high") == pl.col("low")))
     if (band := cfg.filters.pass_rate) is not None:
         scored = prompts.filter(pl.col("usable") > 1)
-        easy, hard = (
-            scored.filter(pl.col("low") >= band.at),
-            scored.filter(pl.col("high") < band.at),
-        )
+        easy = scored.filter(pl.col("low") >= band.at)
+        hard = scored.filter(pl.col("high") < band.at)
     else:
-        best, worst = (
-            pl.lit(prompts["high"].drop_nans().max()),
-            pl.lit(prompts["low"].drop_nans().min()),
-        )
-        easy, hard = several.filter(pl.col("low") == best), several.filter(pl.col("high") == worst)
-    return {"prompts": several.height, "all_easy": easy.height, "all_hard": hard.height}
+        best = pl.lit(prompts["high"].drop_nans().max())
+        worst = pl.lit(prompts["low"].drop_nans().min())
+        easy = tied.filter(pl.col("low") == best)
+        hard = tied.filter(pl.col("high") == worst)
+    return {"prompts": tied.height, "all_easy": easy.height, "all_hard": hard.height}

@@ -1,4 +1,4 @@
-"""Pairs as files: TRL's conversational preference format, train and dev by prompt, and thumbs for KTO."""
+"""Pairs as files, in TRL's conversational preference format, split by prompt; rows for KTO."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,44 +7,55 @@ import polars as pl
 
 from pipeline.config import DevPairs, PairConfig
 
-COLUMNS = (
-    "prompt", "chosen", "rejected", "prompt_id", "chosen_id", "rejected_id", "chosen_score", "rejected_score",
-    "margin", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "origin",
+PAIR_COLUMNS = (
+    "prompt", "chosen", "rejected", "prompt_id", "chosen_id", "rejected_id",
+    "chosen_score", "rejected_score", "margin",
+    "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "origin",
 )  # fmt: skip
-THUMBS = "prompt", "completion", "label", "prompt_id", "sample_id", "prompt_token_ids", "token_ids"
+UNPAIRED_COLUMNS = (
+    "prompt",
+    "completion",
+    "label",
+    "prompt_id",
+    "sample_id",
+    "prompt_token_ids",
+    "token_ids",
+)
 
 
-def as_pairs(kept: pl.DataFrame, prompts: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
-    """Joined by id: each pair's messages and the very tokens that were sampled."""
+def build_pairs(kept: pl.DataFrame, prompts: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
+    """Joined by id: each pair's messages, and exactly the tokens that were sampled."""
     table = kept.join(prompts, on="prompt_id", how="left", validate="m:1")
     for side in ("chosen", "rejected"):
         tokens = answers.select(
             pl.col("sample_id").alias(f"{side}_id"), pl.col("token_ids").alias(f"{side}_token_ids")
         )
         table = table.join(tokens, on=f"{side}_id", how="left", validate="m:1")
-    table = table.with_columns(chosen=message("chosen_text"), rejected=message("rejected_text"))
-    return table.select(*COLUMNS).sort("prompt_id", "chosen_id", "rejected_id")
+    table = table.with_columns(
+        chosen=to_message("chosen_text"), rejected=to_message("rejected_text")
+    )
+    return table.select(*PAIR_COLUMNS).sort("prompt_id", "chosen_id", "rejected_id")
 
 
-def message(column: str) -> pl.Expr:
+def to_message(column: str) -> pl.Expr:
     return pl.concat_list(pl.struct(role=pl.lit("assistant"), content=pl.col(column)))
 
 
-def split(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def split_pairs(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Train and dev by a hash of the prompt: all pairs of a prompt fall on one side."""
-    dev = held_out(pairs["prompt_id"], cfg.dev, cfg.seed)
+    dev = hold_out(pairs["prompt_id"], cfg.dev, cfg.seed)
     on_dev = pl.col("prompt_id").is_in(list(dev))
     return pairs.filter(~on_dev), pairs.filter(on_dev)
 
 
-def held_out(prompt_ids: Iterable[str], dev: DevPairs, seed: int) -> set[str]:
+def hold_out(prompt_ids: Iterable[str], dev: DevPairs, seed: int) -> set[str]:
     ids = sorted(set(prompt_ids), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
     wanted = max(dev.least, round(dev.share * len(ids)))
     return set(ids[: min(wanted, int(dev.most_share * len(ids)))])
 
 
-def sides(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The pairs' answers as thumbs: chosen up, rejected down."""
+def to_unpaired(pairs: pl.DataFrame) -> pl.DataFrame:
+    """The pairs' answers one by one, labelled: chosen true, rejected false."""
     parts = [
         pairs.select(
             "prompt",

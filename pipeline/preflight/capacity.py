@@ -55,10 +55,10 @@ def _explain_misfit(
     if fault := _find_unknown_layer(run_plan, step, cfg):
         return fault
     if shape := find_shape(run_plan, step.inputs["init"]):
-        short = training_fit.short_of_memory(
+        short = training_fit.memory_shortage(
             shape, cfg, rows, longest, cfg.runtime.world_size(gpus)
         )
-        return short or training_fit.short_of_disk(shape, cfg, run_plan.root)
+        return short or training_fit.disk_shortage(shape, cfg, run_plan.root)
     return None
 
 
@@ -67,7 +67,7 @@ def _find_unknown_layer(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> str 
     (folder, adapter) = (find_weights(run_plan, step.inputs["init"]), cfg.adapter)
     if folder is None or not isinstance(adapter, LoraAdapter) or isinstance(adapter.targets, str):
         return None
-    layers = model_shape.layers_in(folder)
+    layers = model_shape.read_layer_names(folder)
     for target in adapter.targets:
         if layers and not any(f".{layer}".endswith(f".{target}") for layer in layers):
             names = {layer.rpartition(".")[2] for layer in layers}
@@ -136,7 +136,7 @@ def describe_memory(run_plan: RunPlan, statuses: dict[str, StepStatus]) -> Itera
 
 def _list_engines(
     run_plan: RunPlan, steps: list[Step]
-) -> Iterator[tuple[Step, inference_memory.Needs, inference_memory.Place | None]]:
+) -> Iterator[tuple[Step, inference_memory.EngineNeeds, inference_memory.EnginePlace | None]]:
     """Each sampling Step, what its engine needs if known, and the smallest GPU here if any."""
     smallest = min(hardware.list_gpus(), key=lambda gpu: gpu.free, default=None)
     for step in steps:
@@ -148,7 +148,7 @@ def _list_engines(
 
 def _estimate_engine(
     run_plan: RunPlan, step: Step, cfg: SampleRequest
-) -> inference_memory.Needs | None:
+) -> inference_memory.EngineNeeds | None:
     if not isinstance(cfg.backend, VllmBackend | TransformersBackend):
         return None
     limits = (
@@ -160,19 +160,21 @@ def _estimate_engine(
         step.inputs["policy"],
     )
     if folder := find_weights(run_plan, policy):
-        return inference_memory.needs_in(folder, dtype, length)
+        return inference_memory.read_needs(folder, dtype, length)
     shape = find_shape(run_plan, policy)
-    return inference_memory.needs_of(shape, dtype, length) if shape else None
+    return inference_memory.estimate_needs(shape, dtype, length) if shape else None
 
 
-def _describe_place(step: Step, cfg: SampleRequest, gpu: hardware.Gpu) -> inference_memory.Place:
+def _describe_place(
+    step: Step, cfg: SampleRequest, gpu: hardware.Gpu
+) -> inference_memory.EnginePlace:
     knob = f"{step.knob}.backend"
     if isinstance(cfg.backend, VllmBackend):
         runtime = cfg.backend.runtime
-        return inference_memory.Place(
+        return inference_memory.EnginePlace(
             knob, gpu.memory, runtime.memory, runtime.tensor_parallel, free=gpu.free
         )
-    return inference_memory.Place(knob, gpu.memory, 1.0, 1, vllm=False, free=gpu.free)
+    return inference_memory.EnginePlace(knob, gpu.memory, 1.0, 1, vllm=False, free=gpu.free)
 
 
 def _describe_training(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> Iterator[str]:
@@ -189,17 +191,17 @@ def _describe_training(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> Itera
         size = f"{pluralize(rows, 'row', grouped=True)} · {tokens:,} tokens"
         yield f"{bound}{pluralize(steps, 'step')} of {cfg.batch} · {size}"
     if lengths:
-        yield training_fit.spread(training_fit.histogram(lengths))
+        yield training_fit.format_histogram(training_fit.build_histogram(lengths))
     shape = find_shape(run_plan, step.inputs["init"])
     (world, pace) = (
         cfg.runtime.world_size(len(hardware.list_gpus())),
         _find_pace(run_plan, step, shape),
     )
-    yield from training_fit.told(shape, cfg, longest, world, tokens, pace, steps or 0)
+    yield from training_fit.describe_needs(shape, cfg, longest, world, tokens, pace, steps or 0)
     if cfg.low_rate_warning:
         yield f"! {cfg.low_rate_warning}"
     # With an upper bound of rows this warns only if even that is too few.
-    if rows and (warning := cfg.explain_few_steps(model_shape.steps(cfg, rows))):
+    if rows and (warning := cfg.explain_few_steps(model_shape.count_steps(cfg, rows))):
         yield f"! {warning}"
     (rows_at_once, longest) = _count_rows_at_once(run_plan, step, cfg, lengths)
     if fault := _explain_misfit(run_plan, step, cfg, rows_at_once, longest):
@@ -210,7 +212,7 @@ def _count_steps_and_tokens(
     cfg: TrainConfig, rows: int, sides: int, lengths: list[int]
 ) -> tuple[int, int]:
     """Steps and tokens of a training. Unknown lengths count as `max_length`."""
-    steps = model_shape.steps(cfg, rows)
+    steps = model_shape.count_steps(cfg, rows)
     total = sum(lengths) if lengths else rows * sides * cfg.max_length
     mean_tokens = total / max(rows * sides, 1)
     rehearsal = steps * cfg.rehearsed * mean_tokens  # demonstrations count as long as the answers
@@ -230,7 +232,7 @@ def estimate_training_seconds(run_plan: RunPlan, step: Step, cfg: TrainConfig) -
         cfg.runtime.world_size(len(hardware.list_gpus())),
         _find_pace(run_plan, step, shape),
     )
-    return training_fit.seconds(shape, cfg, tokens, world, pace, steps)
+    return training_fit.estimate_seconds(shape, cfg, tokens, world, pace, steps)
 
 
 def _count_rows_at_once(
@@ -241,7 +243,7 @@ def _count_rows_at_once(
         return (0, 0)
     shape = find_shape(run_plan, step.inputs["init"])
     world = cfg.runtime.world_size(len(hardware.list_gpus()))
-    return (training_fit.rows_at_once(shape, cfg, max(lengths), world), max(lengths))
+    return (training_fit.choose_micro_batch(shape, cfg, max(lengths), world), max(lengths))
 
 
 def _read_lengths(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> list[int]:
@@ -253,7 +255,9 @@ def _read_lengths(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> list[int]:
         return []
     pairs = [Pairs(folder) for folder in folders]
     if cfg.trainer != "kto":
-        return training_fit.sides(pl.concat(each.read_train() for each in pairs), "token_ids")
+        return training_fit.sequence_lengths(
+            pl.concat(each.read_train() for each in pairs), "token_ids"
+        )
     held_out = pl.concat(each.read_dev()["prompt_id"] for each in pairs)
     unpaired = pl.concat(each.read_unpaired() for each in pairs).unique(["sample_id", "label"])
     trained = unpaired.filter(~pl.col("prompt_id").is_in(held_out.implode()))

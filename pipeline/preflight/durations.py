@@ -23,7 +23,7 @@ from pipeline.config import (
 from pipeline.errors import pluralize
 from pipeline.preflight import capacity
 from pipeline.preflight.lineage import find_shape
-from pipeline.resources.training_fit import spent
+from pipeline.resources.training_fit import format_duration
 from pipeline.status import RunPlan
 from pipeline.step import Step
 
@@ -145,7 +145,7 @@ class Durations:
         steps = [step for step in to_do if step.stage in LONG_STAGES]
         known = {id(step): time for step in steps if (time := self.estimate(step)) is not None}
         if kinds := " · ".join(_describe_kinds(steps, known)):
-            yield f"  time {kinds}: {spent(sum(known.values()))} together, as measured here"
+            yield f"  time {kinds}: {format_duration(sum(known.values()))} together, as measured here"
         if unknown := ", ".join(_count_kinds(step for step in steps if id(step) not in known)):
             yield (
                 f"  time of {unknown} is not known: the first sampled shard gives that of sampling;"
@@ -178,7 +178,9 @@ class TimeLeft:
         unknown = ""
         if missing := len(to_do) - len(known):
             unknown = f", and {pluralize(missing, 'step')} of unknown time"
-        return f" · then about {spent(sum(known))} for {pluralize(len(known), 'step')}{unknown}"
+        return (
+            f" · then about {format_duration(sum(known))} for {pluralize(len(known), 'step')}{unknown}"
+        )
 
 
 def _name_kind(step: Step) -> str:
@@ -189,7 +191,7 @@ def _describe_kinds(steps: list[Step], known: dict[int, float]) -> Iterator[str]
     for kind in dict.fromkeys(_name_kind(step) for step in steps if id(step) in known):
         alike = [step for step in steps if _name_kind(step) == kind]
         seconds = [known[id(step)] for step in alike if id(step) in known]
-        yield f"{kind} {spent(sum(seconds))} ({pluralize(len(seconds), 'step')})"
+        yield f"{kind} {format_duration(sum(seconds))} ({pluralize(len(seconds), 'step')})"
 
 
 def _count_kinds(steps: Iterable[Step]) -> Iterator[str]:

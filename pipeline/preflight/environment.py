@@ -34,7 +34,7 @@ def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Work
         case VllmBackend():
             if find_spec("vllm") is None:
                 error = ModuleNotFoundError("No module named 'vllm'")
-                raise inference_memory.without_vllm(f"{step.knob}.backend", error)
+                raise inference_memory.missing_vllm(f"{step.knob}.backend", error)
             check_gpus(f"{step.knob}.backend", backend.runtime.tensor_parallel, step.knob, workers)
         case TransformersBackend():
             check_gpus(f"{step.knob}.backend", 1, step.knob, workers)

@@ -27,7 +27,7 @@ def trace_lineage(model: Step) -> Iterator[Step]:
 def find_shape(run_plan: RunPlan, model: Step) -> model_shape.Shape | None:
     """The shape of a built model, of its nearest built ancestor, or of a tiny model to be made."""
     if folder := find_weights(run_plan, model):
-        return model_shape.shape_in(folder)
+        return model_shape.read_shape(folder)
     tiny = _find_nearest(run_plan, model).config
     return _make_tiny_shape(tiny) if isinstance(tiny, TinyBase) else None
 
@@ -63,4 +63,4 @@ def _make_tiny_shape(tiny: TinyBase) -> model_shape.Shape | None:
         "vocab_size": tiny.vocabulary,
         "tie_word_embeddings": True,
     }
-    return model_shape.shape_of(config)
+    return model_shape.parse_shape(config)

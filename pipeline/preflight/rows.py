@@ -27,8 +27,8 @@ from pipeline.config import (
     TrainConfig,
     UserPreferences,
 )
-from pipeline.data.prompt_checks import Summary, check_caps, check_split
-from pipeline.data.readers import files_in, is_dataset_folder
+from pipeline.data.prompt_checks import PromptSummary, check_caps, check_split
+from pipeline.data.readers import is_dataset_folder, list_files
 from pipeline.errors import UserError, collect_faults
 from pipeline.preflight.prompts import list_prompt_checks
 from pipeline.step import Step
@@ -96,7 +96,7 @@ def _list_places(step: Step) -> Iterator[tuple[str, str]]:
 
 def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) -> None:
     """Check the rows of every set, their number for the splits and rounds, and their columns."""
-    known: dict[str, Summary] = {}
+    known: dict[str, PromptSummary] = {}
 
     def summarize(knob: str, rows: PromptRows, on_bad_row: str) -> None:
         known[knob] = _summarize_rows(rows, knob, on_bad_row)
@@ -123,7 +123,7 @@ def _list_sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:
 
 
 def _list_count_checks(
-    step: Step, cfg: PromptsConfig, known: dict[str, Summary], coming: Sequence[Step]
+    step: Step, cfg: PromptsConfig, known: dict[str, PromptSummary], coming: Sequence[Step]
 ) -> Iterator[Callable[[], object]]:
     """Checks by the number of rows, an upper bound: the stage drops duplicates and overlaps."""
     rows, columns = {}, {}
@@ -142,20 +142,20 @@ def _list_count_checks(
     yield from list_prompt_checks(step, rows, columns.__getitem__, coming, at_most=True)
 
 
-def _summarize_playground(cfg: PlaygroundPrompts) -> Summary:
+def _summarize_playground(cfg: PlaygroundPrompts) -> PromptSummary:
     from pipeline.data import synthetic
 
-    first = list(synthetic.prompts(min(cfg.rows, LARGEST_PLAYGROUND), cfg.constraints, cfg.seed))
-    return Summary(cfg.rows, frozenset(first[0]["columns"]))
+    first = list(synthetic.generate_prompts(min(cfg.rows, LARGEST_PLAYGROUND), cfg.constraints, cfg.seed))
+    return PromptSummary(cfg.rows, frozenset(first[0]["columns"]))
 
 
-def _summarize_rows(rows: PromptRows, knob: str, on_bad_row: str) -> Summary:
+def _summarize_rows(rows: PromptRows, knob: str, on_bad_row: str) -> PromptSummary:
     assert isinstance(rows.source, FileRows)
     return _summarize_cached(rows.model_dump_json(), knob, on_bad_row, _stamp(rows.source.path))
 
 
 @lru_cache(maxsize=64)  # the points of a sweep have the same prompts
-def _summarize_cached(rows: str, knob: str, on_bad_row: str, stamp: object) -> Summary:
+def _summarize_cached(rows: str, knob: str, on_bad_row: str, stamp: object) -> PromptSummary:
     from pipeline.data.prompts import summarize_prompts
 
     return summarize_prompts(PromptRows.model_validate_json(rows), knob, on_bad_row)
@@ -177,12 +177,12 @@ def _read_preferences(cfg: OfflineConfig | UserPreferences, knob: str) -> None:
 
 
 def _read_edits(path: str) -> None:
-    from pipeline.data.jsonl import read_jsonl, unwritable
+    from pipeline.data.jsonl import find_unwritable, read_jsonl
     from pipeline.pairing import edits
 
     lines = read_jsonl(
         Path(path),
-        lambda row: edits.fault(row) or unwritable(edits.typed(row)),
+        lambda row: edits.find_fault(row) or find_unwritable(edits.keep_typed(row)),
         "skip",
         "pair.edits",
     )
@@ -208,9 +208,9 @@ def _is_small(path: str) -> bool:
 
 def _measure_size(place: Path) -> int:
     ratios = {".parquet": PARQUET_RATIO}
-    return sum(file.stat().st_size * ratios.get(file.suffix, 1) for file in files_in(place))
+    return sum(file.stat().st_size * ratios.get(file.suffix, 1) for file in list_files(place))
 
 
 def _stamp(path: str) -> tuple[tuple[str, int, int], ...]:
-    files = files_in(Path(path).expanduser())
+    files = list_files(Path(path).expanduser())
     return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)

@@ -1,132 +1,143 @@
-"""What a token takes of memory while a model is trained: in each block, between the blocks, behind the last."""
+"""Memory that one token takes while a model is trained: in the blocks and after the last one.
+
+Follows the decoder layers of transformers (models/llama/modeling_llama.py and its relatives), what
+torch's autograd keeps of them for the backward pass, and peft's LoRA layers (tuners/lora/layer.py).
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline.config import FullAdapter, LoraAdapter, TrainConfig
-from pipeline.resources.model_shape import SIZE, Shape, adapted_in
+from pipeline.resources.model_shape import DTYPE_BYTES, Shape, list_adapted
 
 
 @dataclass(frozen=True)
-class Token:
-    """Bytes, in rows of `longest` tokens that are padded, so that attention has a mask."""
+class TokenMemory:
+    """In bytes, for rows of `longest` tokens that are padded, so attention has a mask."""
 
     shape: Shape
     cfg: TrainConfig
     longest: int
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         return isinstance(self.cfg.adapter, FullAdapter)
 
     @property
-    def mixed(self) -> bool:
+    def is_mixed(self) -> bool:
+        """Mixed precision: autocast to bfloat16."""
         return self.cfg.dtype == "bfloat16"
 
-    @cached_property
-    def adapted(self) -> list[str]:
-        return (
-            adapted_in(self.shape, self.cfg.adapter)
-            if isinstance(self.cfg.adapter, LoraAdapter)
-            else []
-        )
-
     @property
-    def dora(self) -> bool:
+    def is_dora(self) -> bool:
         return isinstance(self.cfg.adapter, LoraAdapter) and self.cfg.adapter.dora
+
+    @cached_property
+    def adapted_layers(self) -> list[str]:
+        if not isinstance(self.cfg.adapter, LoraAdapter):
+            return []
+        return list_adapted(self.shape, self.cfg.adapter)
 
     @property
     def size(self) -> int:
-        return SIZE[self.cfg.dtype]
+        """Of a number that a linear layer computes with."""
+        return DTYPE_BYTES[self.cfg.dtype]
 
     @property
     def stream(self) -> int:
-        """Full weights are float32, and so is what flows between the blocks."""
-        return 4 if self.full else self.size
+        """Of a number between blocks: full weights are float32, and so is the residual stream."""
+        return 4 if self.is_full else self.size
 
     @property
     def norm(self) -> int:
-        return (
-            4 + self.stream if self.full else 4
-        ) * self.shape.hidden  # frozen scales need no normalised copy
+        # LlamaRMSNorm computes in float32 (4 bytes). A trained scale also needs the normalised
+        # input, in the stream's precision, for its gradient; a frozen scale does not.
+        normalised = self.stream if self.is_full else 0
+        return (4 + normalised) * self.shape.hidden
 
     @property
     def head_norms(self) -> int:
-        """Of queries and keys, which come from a linear layer in its precision."""
-        return (4 + self.size if self.full else 4) * (self.shape.queries + self.shape.keys)
+        """Norms of queries and keys, which come from a linear layer in its precision."""
+        normalised = self.size if self.is_full else 0
+        return (4 + normalised) * (self.shape.queries + self.shape.keys)
 
     @property
     def block(self) -> int:
         """What a block's backward pass reads again."""
         size, shape = self.size, self.shape
-        # With a mask there is no kernel for grouped heads: keys and values are repeated, and each call makes of it
-        # numbers of its own to be added.
+        # Queries, keys, values and the output. With a mask, integrations/sdpa_attention.py of
+        # transformers has no kernel for grouped heads (use_gqa_in_sdpa): keys and values are
+        # repeated to the queries' width. Each call also turns its row of the boolean mask,
+        # `longest` numbers, into numbers to add.
         attention = size * (4 * shape.queries + self.longest)
+        # down_proj(act(gate) * up): the gate before and after its activation, and up. Their product
+        # is counted where down_proj reads it.
         gates = size * 3 * shape.inner
         norms = shape.norms * self.norm + (self.head_norms if shape.normed_heads else 0)
-        return (
-            norms
-            + attention
-            + gates
-            + (self.read_by_linear if self.full else self.read_by_adapters)
-        )
+        linear = self.read_by_linear if self.is_full else self.read_by_adapters
+        return norms + attention + gates + linear
 
     @property
     def read_by_linear(self) -> int:
-        """Five of them read the block's width, and mixed precision rounds a copy for each."""
-        return self.size * ((5 if self.mixed else 2) * self.shape.hidden + self.shape.inner)
+        """Inputs of the linear layers, for the gradients of their weights."""
+        # q, k, v, gate and up read the block's width. Autocast rounds a bfloat16 copy for each of
+        # the five; without it q, k and v share one input, gate and up another. down_proj reads the
+        # inner width; o_proj's input is attention's output, counted above.
+        inputs = 5 if self.is_mixed else 2
+        return self.size * (inputs * self.shape.hidden + self.shape.inner)
 
     @property
     def read_by_adapters(self) -> int:
-        """Frozen layers keep nothing. DoRA reads what its layer gave and what the adapter adds as well."""
-        linear, names = self.shape.linear(), set(self.adapted)
-        if self.mixed:
-            read = sum(linear[name][0] for name in names)
-        else:  # what several read is kept once; o_proj's is counted with attention
-            read = self.shape.hidden * (
-                bool(names & {"q_proj", "k_proj", "v_proj"})
-                + bool(names & {"gate_proj", "up_proj"})
+        """Inputs of the adapters. Frozen linear layers keep nothing."""
+        linear, names = self.shape.linear_layers(), set(self.adapted_layers)
+        if self.is_mixed:  # a rounded copy for each adapter
+            inputs = sum(linear[name][0] for name in names)
+        else:  # adapters of the same input share it; o_proj's input is counted with attention
+            shared = bool(names & {"q_proj", "k_proj", "v_proj"}) + bool(
+                names & {"gate_proj", "up_proj"}
             )
-            read += self.shape.inner if "down_proj" in names else 0
-        given = 2 * sum(linear[name][1] for name in names) if self.dora else 0
-        return self.size * (read + given)
+            inputs = self.shape.hidden * shared
+            inputs += self.shape.inner if "down_proj" in names else 0
+        # DoRA also reads its layer's output and the adapter's output.
+        outputs = 2 * sum(linear[name][1] for name in names) if self.is_dora else 0
+        return self.size * (inputs + outputs)
 
     @property
-    def past_checkpoints(self) -> int:
-        """bitsandbytes' 8-bit layers keep what they read where checkpointing does not see it."""
+    def outside_checkpoints(self) -> int:
+        """8-bit layers of bitsandbytes keep their inputs where checkpointing does not free them."""
         quantization = getattr(self.cfg.adapter, "quantization", None)
-        read = 2 * self.shape.hidden + self.shape.queries + self.shape.inner
-        return self.size * read if quantization and quantization.bits == 8 else 0
+        # Inputs of q, k and v; of gate and up; of o_proj; of down_proj.
+        inputs = 2 * self.shape.hidden + self.shape.queries + self.shape.inner
+        return self.size * inputs if quantization and quantization.bits == 8 else 0
 
     @property
-    def passing(self) -> int:
-        """The widest that comes and goes: the gates' gradients, or the float32 copy that an adapter makes of their
-        product, with four tensors of the stream that the block has not let go by then; DoRA's results in float32."""
+    def transient(self) -> int:
+        """The largest temporary memory in a block's backward pass."""
         inner = self.shape.inner
-        if self.full or not self.mixed:
-            return 2 * self.size * inner
-        widest = (self.size + 4) * inner if "down_proj" in self.adapted else 2 * self.size * inner
-        return widest + 4 * self.stream * self.shape.hidden + (8 * inner if self.dora else 0)
+        gate_gradients = 2 * self.size * inner
+        if self.is_full or not self.is_mixed:
+            return gate_gradients
+        # peft casts an adapter's input to the adapter's float32: for down_proj that is the gates'
+        # product, with its bfloat16 original.
+        widest = (self.size + 4) * inner if "down_proj" in self.adapted_layers else gate_gradients
+        # Four tensors of the residual stream are not yet freed; DoRA's results are float32.
+        return widest + 4 * self.stream * self.shape.hidden + (8 * inner if self.is_dora else 0)
 
     @property
-    def after(self) -> int:
-        """Behind the last block: a norm, its output, and the copy of that without each row's last token."""
+    def after_last_block(self) -> int:
+        """The last norm, its output, and that output's copy without each row's last token."""
         return self.norm + 2 * self.stream * self.shape.hidden
 
     @property
-    def into_head(self) -> int:
-        return (
-            4 + (self.stream if self.stream != 4 else 0)
-        ) * self.shape.hidden  # summed in float32
+    def head_input_gradient(self) -> int:
+        # TRL's kernels/chunked_logprob.py sums it in float32, then casts it to the stream.
+        return (4 + (self.stream if self.stream != 4 else 0)) * self.shape.hidden
 
     @property
-    def answer(self) -> float:
-        """One that is drawn: what attention remembers of it, and what a pass over its prompt holds of a block."""
-        cached = (
-            (self.stream + self.size) * self.shape.keys * self.shape.layers
-        )  # keys turn in the stream's precision
+    def generated_answer(self) -> float:
+        """One answer of the longest kind: its KV cache, and a block's part of the prompt's pass."""
+        # Rotary embeddings leave keys in the stream's precision; values stay in the linear layers'.
+        cached = (self.stream + self.size) * self.shape.keys * self.shape.layers
         prompt = max(1, self.cfg.max_length - self.cfg.guards.tokens)
-        return float(
-            self.cfg.max_length * cached
-            + prompt * (self.size * 3 * self.shape.inner + self.passing)
-        )
+        pass_over_prompt = prompt * (self.size * 3 * self.shape.inner + self.transient)
+        return float(self.cfg.max_length * cached + pass_over_prompt)

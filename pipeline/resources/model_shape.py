@@ -1,6 +1,7 @@
-"""A model's shape, told before anything is loaded, and what a training of it takes of disk and of time.
+"""A model's shape, known before anything is loaded, and the disk and time that training it takes.
 
-It knows decoders with gated layers (Llama, Qwen, Mistral, Gemma and their kin); of another shape it says nothing.
+Knows decoders with gated layers (Llama, Qwen, Mistral, Gemma and their relatives); for any other
+architecture the answer is None.
 """
 
 import json
@@ -14,31 +15,37 @@ from pipeline.config import FullAdapter, LoraAdapter, TrainConfig
 from pipeline.hashing import find_local_folder
 
 GIB, MIB = 1 << 30, 1 << 20
-SIZE = {"float32": 4, "bfloat16": 2}
-OPTIMIZERS = {
-    "adafactor": 0,
-    "sgd": 0,
-    "lion": 4,
-    "8bit": 2,
-}  # bytes a parameter, by a part of the name; AdamW's is 8
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+# Optimizer state in bytes a parameter, by a part of the optimizer's name. AdamW's two moments in
+# float32 take 8; Lion keeps one, 8-bit optimizers two of one byte, SGD none, Adafactor only row and
+# column sums.
+OPTIMIZERS = {"adafactor": 0, "sgd": 0, "lion": 4, "8bit": 2}
+ADAMW = 8
 
 FOUR_NORMS, NORMED_HEADS = ("gemma2", "gemma3"), ("qwen3", "gemma3")
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True)
 class Shape:
-    parameters: int  # tied ones once
+    parameters: int  # tied ones counted once
     hidden: int
     inner: int  # of the gated layers
     layers: int
-    queries: int  # numbers that the query heads have together
+    queries: int  # width of all query heads together
     keys: int
     vocabulary: int
     tied: bool  # the output layer is the embeddings
-    norms: int  # of the block's width, in each block
-    normed_heads: bool  # queries and keys by norms of their own
+    norms: int  # norms of the block's width, in each block
+    normed_heads: bool  # queries and keys have norms too
 
-    def linear(self) -> dict[str, tuple[int, int]]:
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of each linear layer of a block."""
         return {
             "q_proj": (self.hidden, self.queries),
@@ -51,133 +58,136 @@ class Shape:
         }
 
     @property
-    def packed(self) -> int:
-        """Parameters of the linear layers: what a quantised base holds in few bits."""
-        return self.layers * sum(inputs * outputs for inputs, outputs in self.linear().values())
+    def linear_parameters(self) -> int:
+        """Parameters of all linear layers: what a quantised base holds in few bits."""
+        sizes = [inputs * outputs for inputs, outputs in self.linear_layers().values()]
+        return self.layers * sum(sizes)
 
     @property
-    def largest(self) -> int:
-        """Parameters of a block's largest layer."""
-        return max(inputs * outputs for inputs, outputs in self.linear().values())
+    def largest_linear(self) -> int:
+        """Parameters of a block's largest linear layer."""
+        return max(inputs * outputs for inputs, outputs in self.linear_layers().values())
 
 
-def shape_of(config: Mapping[str, Any]) -> Shape | None:
-    """From a model's config.json; None where it is another kind of model."""
+def parse_shape(config: Mapping[str, Any]) -> Shape | None:
+    """From a model's config.json; None for another architecture."""
     config = config.get("text_config", config)
-    names = (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "vocab_size",
-    )
-    if any(not isinstance(config.get(name), int) for name in names) or any(
-        "expert" in name for name in config
-    ):
+    if any(not isinstance(config.get(name), int) for name in SIZES):
         return None
-    hidden, inner, layers, heads, vocabulary = (config[name] for name in names)
-    size = config.get("head_dim") or hidden // heads
-    keys = (config.get("num_key_value_heads") or heads) * size
+    if any("expert" in name for name in config):
+        return None
+    hidden, inner, layers, heads, vocabulary = (config[name] for name in SIZES)
+    head_size = config.get("head_dim") or hidden // heads
+    keys = (config.get("num_key_value_heads") or heads) * head_size
     kind = str(config.get("model_type", ""))
-    tied = bool(
-        config.get("tie_word_embeddings", kind.startswith("gemma"))
-    )  # only Gemma's are unless it says no
-    norms, normed = 4 if kind.startswith(FOUR_NORMS) else 2, kind.startswith(NORMED_HEADS)
-    bare = Shape(0, hidden, inner, layers, heads * size, keys, vocabulary, tied, norms, normed)
+    # Where config.json is silent, transformers ties the embeddings of the Gemma family only.
+    tied = bool(config.get("tie_word_embeddings", kind.startswith("gemma")))
+    norms = 4 if kind.startswith(FOUR_NORMS) else 2
+    normed_heads = kind.startswith(NORMED_HEADS)
+    uncounted = Shape(
+        0, hidden, inner, layers, heads * head_size, keys, vocabulary, tied, norms, normed_heads
+    )
     embeddings = vocabulary * hidden * (1 if tied else 2)
-    return replace(bare, parameters=bare.packed + embeddings + hidden * (norms * layers + 1))
+    norm_weights = hidden * (norms * layers + 1)  # the last one follows the last block
+    return replace(uncounted, parameters=uncounted.linear_parameters + embeddings + norm_weights)
 
 
-def shape_in(folder: Path) -> Shape | None:
+def read_shape(folder: Path) -> Shape | None:
     file = folder / "config.json"
-    return shape_of(json.loads(file.read_text())) if file.is_file() else None
+    return parse_shape(json.loads(file.read_text())) if file.is_file() else None
 
 
-def parameters_of(weights: Path | str, revision: str | None) -> dict[str, int]:
-    """For the cost of a step that runs a model, so that a plan knows what was measured of its like."""
+def parameter_cost(weights: Path | str, revision: str | None) -> dict[str, int]:
+    """Noted with a step's cost, so that a plan can use times measured on models of this size."""
     folder = find_local_folder(weights, revision)
-    shape = shape_in(folder) if folder else None
+    shape = read_shape(folder) if folder else None
     return {"parameters": shape.parameters} if shape else {}
 
 
-def layers_in(folder: Path) -> set[str]:
-    """Names of the modules that have a weight; none where a model of this kind, or its files, are not known here."""
-    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if shape_in(folder) is None:
+def read_layer_names(folder: Path) -> set[str]:
+    """Names of the modules that have a weight; empty where this is not known."""
+    index, weights = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if read_shape(folder) is None:
         return set()
     if index.is_file():
         names = json.loads(index.read_text())["weight_map"]
-    elif whole.is_file():
-        with whole.open("rb") as file:
+    elif weights.is_file():
+        with weights.open("rb") as file:
             names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     else:
         return set()
     return {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
 
 
-def trained_in(shape: Shape, cfg: TrainConfig) -> int:
+def count_trained(shape: Shape, cfg: TrainConfig) -> int:
     """Parameters that are trained: all, or an adapter's."""
     if isinstance(cfg.adapter, FullAdapter):
         return shape.parameters
-    linear = shape.linear()
-    return (
-        shape.layers
-        * cfg.adapter.rank
-        * sum(sum(linear[name]) for name in adapted_in(shape, cfg.adapter))
-    )
+    linear = shape.linear_layers()
+    # LoRA's A is rank × inputs and its B outputs × rank.
+    widths = sum(sum(linear[name]) for name in list_adapted(shape, cfg.adapter))
+    return shape.layers * cfg.adapter.rank * widths
 
 
-def adapted_in(shape: Shape, adapter: LoraAdapter) -> list[str]:
-    """The linear layers of a block that have an adapter beside them."""
-    linear = shape.linear()
-    named = adapter.targets if isinstance(adapter.targets, list) else list(linear)
-    return [name for name in (target.rpartition(".")[2] for target in named) if name in linear]
+def list_adapted(shape: Shape, adapter: LoraAdapter) -> list[str]:
+    """The linear layers of a block that have an adapter."""
+    linear = shape.linear_layers()
+    targets = adapter.targets if isinstance(adapter.targets, list) else list(linear)
+    names = (target.rpartition(".")[2] for target in targets)
+    return [name for name in names if name in linear]
 
 
 def optimizer_bytes(cfg: TrainConfig) -> int:
-    """Of a parameter that is trained."""
+    """Optimizer state for each trained parameter."""
     name = str(cfg.args.get("optim", "adamw"))
-    return next((size for part, size in OPTIMIZERS.items() if part in name), 8)
+    return next((size for part, size in OPTIMIZERS.items() if part in name), ADAMW)
 
 
 @dataclass(frozen=True)
-class Disk:
+class DiskNeeds:
     checkpoint: float
     published: float
-    kept: float  # weights that an early stop may go back to
+    best_weights: float  # weights that an early stop may return to
 
     @property
     def models(self) -> float:
-        """Kept ones are two at most, and a third while it is written."""
-        return self.published + 3 * self.kept
+        """At most two best weights are kept, and a third exists while it is written."""
+        return self.published + 3 * self.best_weights
 
     @property
-    def most(self) -> float:
+    def peak(self) -> float:
         """While a checkpoint is written, the one before it is still there."""
         return 2 * self.checkpoint + self.models
 
 
-def disk(shape: Shape, cfg: TrainConfig) -> Disk:
-    trained, size = trained_in(shape, cfg), SIZE[cfg.dtype]
-    whole = size * shape.parameters
-    published = whole
+def estimate_disk(shape: Shape, cfg: TrainConfig) -> DiskNeeds:
+    trained, size = count_trained(shape, cfg), DTYPE_BYTES[cfg.dtype]
+    full_weights = size * shape.parameters
+    published = full_weights
     if isinstance(cfg.adapter, LoraAdapter):
-        published = 4 * trained + (whole if cfg.adapter.save_merged else 0)
-    kept = 4.0 * trained if cfg.guards.may_stop_early else 0.0
-    return Disk((4.0 + optimizer_bytes(cfg)) * trained, float(published), kept)
+        published = 4 * trained + (full_weights if cfg.adapter.save_merged else 0)
+    best_weights = 4.0 * trained if cfg.guards.may_stop_early else 0.0
+    # A checkpoint holds the trained weights in float32 and the optimizer's state.
+    checkpoint = (4.0 + optimizer_bytes(cfg)) * trained
+    return DiskNeeds(checkpoint, float(published), best_weights)
 
 
-def work(shape: Shape, cfg: TrainConfig, tokens: int) -> float:
-    """Floating-point operations: two a parameter forward, two for each of the two gradients, two to compute again."""
+def count_operations(shape: Shape, cfg: TrainConfig, tokens: int) -> float:
+    """Floating-point operations of a training that reads this many tokens.
+
+    Two for each parameter and token in each pass: forward, the gradient of the activations, the
+    gradient of the weights (not for a frozen base), the second forward pass of checkpointing, and
+    the forward pass of a reference that runs live.
+    """
     passes = 3 if isinstance(cfg.adapter, FullAdapter) else 2
     passes += cfg.gradient_checkpointing + (cfg.logps == "live")
     return 2.0 * passes * shape.parameters * tokens
 
 
-def steps(cfg: TrainConfig, rows: int) -> int:
-    """As transformers counts them: an epoch's last step may be a short one."""
+def count_steps(cfg: TrainConfig, rows: int) -> int:
+    """As transformers' Trainer counts: an epoch's last step may have fewer rows."""
     return math.ceil(cfg.epochs * math.ceil(rows / cfg.batch))
 
 
-def amount(size: float) -> str:
+def format_bytes(size: float) -> str:
     return f"{size / GIB:.3g} GiB" if size >= GIB else f"{size / MIB:.3g} MiB"

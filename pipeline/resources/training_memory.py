@@ -1,6 +1,7 @@
-"""What a training step holds of one device's memory at its fullest moment, told before anything is loaded.
+"""Peak memory of a training step on one device, estimated before anything is loaded.
 
-The moments are those of TRL's trainers under torch's autograd; tests/test_moments.py holds them to measured bytes.
+The moments follow TRL's trainers under torch's autograd. tests/resources/test_training_memory.py
+compares them with measured bytes.
 """
 
 from collections.abc import Iterator
@@ -9,22 +10,24 @@ from functools import cached_property
 
 from pipeline.config import LoraAdapter, TrainConfig
 from pipeline.config.launch import SHARDED_STATE, SHARDED_WEIGHTS
-from pipeline.resources.activation_memory import Token
-from pipeline.resources.model_shape import MIB, Shape, amount, optimizer_bytes, trained_in
+from pipeline.resources.activation_memory import TokenMemory
+from pipeline.resources.model_shape import MIB, Shape, count_trained, format_bytes, optimizer_bytes
 
-ROWS, COLUMNS = 4096, 32768  # of the tile of logits that TRL's fused head has in memory
-COPIED_FORWARD, COPIED_BACKWARD = (
-    13,
-    29,
-)  # bytes for each logit of a tile, where no GPU's kernel does without
-# What a training's process holds of main memory before it has any tensor: torch, transformers, TRL, peft, datasets and
-# polars. Measured as VmRSS less the weights, once the trainer is built: 500 MiB of data, 216 MiB of mapped code.
+# The tile of logits that TRL's fused head holds: TOKEN_CHUNK_SIZE of trl/kernels/chunked_logprob.py
+# by _CHUNKED_LOGPROB_CHUNK_SIZE of trl/trainer/utils.py.
+(TILE_ROWS, TILE_COLUMNS) = (4096, 32768)
+# Bytes for each logit of a tile without Triton: _forward_tile and _backward_tile copy it.
+(COPIED_FORWARD, COPIED_BACKWARD) = (13, 29)
+# Main memory of a training's process before it has any tensor: torch, transformers, TRL, peft,
+# datasets and polars. Measured as VmRSS less the weights, once the trainer is built: 500 MiB of
+# data, 216 MiB of mapped code.
 LIBRARIES = 716 * MIB
-UNTILED = "cpo", "orpo"  # the trainers without that head, which have all logits at once
+# Trainers without the fused head, which hold all logits at once.
+UNTILED = ("cpo", "orpo")
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes on one device at one moment."""
 
     weights: float
@@ -32,73 +35,66 @@ class Memory:
     optimizer: float
     activations: float
     logits: float
-    libraries: float = 0.0  # where the device's memory is the process' own
+    libraries: float = 0.0  # on a CPU, where they share the memory
+
+    @property
+    def parts(self) -> dict[str, float]:
+        parts = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "activations": self.activations,
+            "logits": self.logits,
+        }
+        return parts | ({"libraries": self.libraries} if self.libraries else {})
 
     @property
     def total(self) -> float:
-        return (
-            self.weights
-            + self.gradients
-            + self.optimizer
-            + self.activations
-            + self.logits
-            + self.libraries
-        )
+        return sum(self.parts.values())
 
     def __str__(self) -> str:
-        names = [
-            "weights",
-            "gradients",
-            "optimizer",
-            "activations",
-            "logits",
-            *(["libraries"] if self.libraries else []),
-        ]
-        parts = {name: getattr(self, name) for name in names}
-        return (
-            f"{amount(self.total)} ("
-            + ", ".join(f"{name} {amount(size)}" for name, size in parts.items())
-            + ")"
-        )
+        parts = (f"{name} {format_bytes(size)}" for name, size in self.parts.items())
+        return f"{format_bytes(self.total)} ({', '.join(parts)})"
 
 
-def memory(
+def estimate_memory(
     shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int, gpu: bool = True
-) -> Memory:
-    """With `rows` pairs of at most `longest` tokens a side in memory at once, on each of `world` devices.
+) -> MemoryEstimate:
+    """The fullest moment on each of `world` devices.
 
-    On a CPU it is what the whole process comes to, as the kernel counts it (VmHWM); on a GPU what torch takes of it.
+    `rows` pairs of at most `longest` tokens a side are in memory at once. On a CPU this is the
+    whole process as the kernel counts it (VmHWM), on a GPU what torch allocates.
 
-    Demonstrations that are rehearsed with them are taken to be as long, and rows to be padded, so that attention has
-    a mask.
+    Assumes that rehearsed demonstrations are as long as the pairs, and that rows are padded, so
+    attention has a mask.
     """
-    fullest = max(
-        Training(shape, cfg, rows, longest, world, gpu).moments(), key=lambda moment: moment.total
-    )
+    moments = ProcessMemory(shape, cfg, rows, longest, world, gpu).moments()
+    fullest = max(moments, key=lambda moment: moment.total)
     return fullest if gpu else replace(fullest, libraries=LIBRARIES)
 
 
-def most_rows(
+def largest_micro_batch(
     shape: Shape,
     cfg: TrainConfig,
     each: int,
     longest: int,
     world: int,
-    room: float,
+    available: float,
     gpu: bool = True,
 ) -> int:
-    """The largest divisor of a process' share of the batch that fits; 1 where even that does not."""
-    fits = [
-        n
-        for n in range(1, each + 1)
-        if each % n == 0 and memory(shape, cfg, n, longest, world, gpu).total <= room
+    """The largest divisor of a process' rows a step that fits; 1 where even one row does not."""
+    divisors = [rows for rows in range(1, each + 1) if each % rows == 0]
+    fitting = [
+        rows
+        for rows in divisors
+        if estimate_memory(shape, cfg, rows, longest, world, gpu).total <= available
     ]
-    return max(fits, default=1)
+    return max(fitting, default=1)
 
 
 @dataclass(frozen=True)
-class Training:
-    """One of `world` processes, and what it holds in bytes."""
+class ProcessMemory:
+    """What one of `world` training processes holds, in bytes."""
 
     shape: Shape
     cfg: TrainConfig
@@ -108,220 +104,256 @@ class Training:
     gpu: bool
 
     @cached_property
-    def token(self) -> Token:
-        return Token(self.shape, self.cfg, self.longest)
+    def token(self) -> TokenMemory:
+        return TokenMemory(self.shape, self.cfg, self.longest)
 
-    def moments(self) -> Iterator[Memory]:
-        """In the order of a step, and then a look at the dev pairs."""
-        yield from self._at_the_head()
-        yield from self._back_through_blocks()
-        yield self._at(0, self.gradients + self.embeddings, 0)
-        yield self._at(self.rounded + self.read_for_a_look, self.buckets, 0, self._look)
+    def moments(self) -> Iterator[MemoryEstimate]:
+        """In the order of a step; the last one is an evaluation of the dev pairs."""
+        yield from self._moments_at_head()
+        yield from self._moments_in_blocks()
+        yield self._moment(0, self.gradients + self.embedding_gradients, 0)
+        weights = self.rounded_copies + self.reference_for_evaluation
+        yield self._moment(weights, self.ddp_buckets, 0, self._evaluation_logits)
 
-    def _at_the_head(self) -> Iterator[Memory]:
-        """The end of the forward pass, and the backward passes of logits that are all there and of tiled ones."""
-        kept, before = self.kept + self.token.after, self.gradients_before
-        yield self._at(self.rounded, before, self.read * kept, self._read_forward)
-        yield self._at(self.rounded_behind, before, self.read * kept, self._logits_backward)
-        kept += self.token.into_head
-        yield self._at(
-            self.rounded_behind, before + self.head, self.tokens * kept, self._tile(COPIED_BACKWARD)
+    def _moments_at_head(self) -> Iterator[MemoryEstimate]:
+        """The end of the forward pass, then the backward passes of untiled and of tiled logits."""
+        (a_token, carried) = (
+            self.kept_per_token + self.token.after_last_block,
+            self.gradients_carried,
+        )
+        activations = self.tokens_in_pass * a_token
+        yield self._moment(self.rounded_copies, carried, activations, self._logits_forward)
+        yield self._moment(
+            self.rounded_copies_backward, carried, activations, self._logits_backward
+        )
+        a_token += self.token.head_input_gradient
+        yield self._moment(
+            self.rounded_copies_backward,
+            carried + self.head_gradient,
+            self.pair_tokens * a_token,
+            self._tile_bytes(COPIED_BACKWARD),
         )
 
-    def _back_through_blocks(self) -> Iterator[Memory]:
-        """The last block first, with what all others keep; in the end the first one, with all gradients."""
-        one = self.token.block + self.token.passing
-        kept = self.kept + (one if self.cfg.gradient_checkpointing else self.token.passing)
-        waiting = (
-            self.head if self.shape.tied else 0.0
-        )  # its gradient is added when the embeddings' is there as well
-        to_come = 0.0 if self.accumulates else self.head  # the embeddings'
-        gradients = self.gradients_before + max(waiting, to_come) + self.largest
-        yield self._at(self.rounded_behind, gradients, self.read * kept)
-        gradients = self.gradients - to_come + waiting + self.largest
-        yield self._at(self.rounded_of_one, gradients, self.read * (self.longest + one))
+    def _moments_in_blocks(self) -> Iterator[MemoryEstimate]:
+        """Backward through the last block while the others wait, then through the first one."""
+        block = self.token.block + self.token.transient
+        # With checkpointing the last block has run again, and all its activations are back.
+        recomputed = block if self.cfg.gradient_checkpointing else self.token.transient
+        activations = self.tokens_in_pass * (self.kept_per_token + recomputed)
+        # A tied head's gradient waits until the embeddings' gradient joins it at the end.
+        waiting = self.head_gradient if self.shape.tied else 0.0
+        # Without gradients from an earlier micro-batch, the embeddings' is still to come.
+        to_come = 0.0 if self.accumulates_gradients else self.head_gradient
+        gradients = self.gradients_carried + max(waiting, to_come) + self.largest_linear_gradient
+        yield self._moment(self.rounded_copies_backward, gradients, activations)
+        gradients = self.gradients - to_come + waiting + self.largest_linear_gradient
+        activations = self.tokens_in_pass * (self.longest + block)
+        yield self._moment(self.rounded_copies_of_block, gradients, activations)
 
-    def _at(
-        self, rounded: float, gradients: float, activations: float, logits: float = 0.0
-    ) -> Memory:
-        return Memory(self.weights + rounded, gradients, self.optimizer, activations, logits)
+    def _moment(
+        self, copies: float, gradients: float, activations: float, logits: float = 0.0
+    ) -> MemoryEstimate:
+        """`copies`: of weights, for this moment only."""
+        return MemoryEstimate(self.weights + copies, gradients, self.optimizer, activations, logits)
 
-    # ── what there is whatever is read ────────────────────────────────────────────────────────────────────────────
+    # ── whatever is read ────────────────────────────────────────────────────────────────────────
 
     @cached_property
-    def trained(self) -> int:
-        return trained_in(self.shape, self.cfg)
+    def trained_parameters(self) -> int:
+        return count_trained(self.shape, self.cfg)
 
     @cached_property
     def weights(self) -> float:
         if isinstance(self.cfg.adapter, LoraAdapter):
-            held = _base(self.shape, self.cfg.adapter, self.token.size) + 4.0 * self.trained
-        else:
-            held = 4.0 * self.shape.parameters * (2 if self.cfg.logps == "live" else 1)
+            # The base in its dtype, the adapter in float32.
+            base = _base_weights(self.shape, self.cfg.adapter, self.token.size)
+            weights = base + 4.0 * self.trained_parameters
+        else:  # the policy in float32, and as much again for a reference that runs live
+            models = 2 if self.cfg.logps == "live" else 1
+            weights = 4.0 * self.shape.parameters * models
         if self.cfg.runtime.launch in SHARDED_WEIGHTS:
-            return (
-                held / self.world + 4.0 * self.shape.packed / self.shape.layers
-            )  # one block at a time is whole
-        return held
+            # Each process has its share, and one block at a time is gathered.
+            gathered = 4.0 * self.shape.linear_parameters / self.shape.layers
+            return weights / self.world + gathered
+        return weights
 
     @property
-    def looks(self) -> bool:
-        """Whether the policy draws answers of its own as it is trained."""
-        return bool(
-            self.cfg.guards.prompts and (self.world == 1 or self.cfg.runtime.watch == "always")
-        )
+    def generates_answers(self) -> bool:
+        """Whether evaluations within the training sample answers from the policy."""
+        runs_here = self.world == 1 or self.cfg.runtime.watch == "always"
+        return bool(self.cfg.guards.prompts and runs_here)
 
     @property
-    def read_for_a_look(self) -> float:
-        """The reference of whole weights, which is given back; an adapter's is what it stands on."""
-        if not (self.looks and self.token.full) or self.cfg.keeps_reference:
+    def reference_for_evaluation(self) -> float:
+        """A full reference is loaded for an evaluation and freed; an adapter's is its own base."""
+        if not (self.generates_answers and self.token.is_full) or self.cfg.keeps_reference:
             return 0.0
         shares = self.world if self.cfg.runtime.launch in SHARDED_WEIGHTS else 1
         return float(self.token.size * self.shape.parameters) / shares
 
     @property
-    def rounded(self) -> float:
-        """Mixed precision keeps its bfloat16 copies until the pass ends; of a quantised base one layer is unpacked,
-        and DoRA adds one layer's adapter to it in float32 to know the norms."""
+    def rounded_copies(self) -> float:
+        """Copies of weights that a pass makes."""
         if isinstance(self.cfg.adapter, LoraAdapter):
+            # One layer of a quantised base is unpacked at a time. DoRA's get_weight_norm
+            # (peft/tuners/lora/dora.py) adds the adapter's product to it in float32: the product,
+            # its scaled copy and the sum.
             unpacked = self.token.size if self.cfg.adapter.quantization else 0
-            return float((unpacked + (12 if self.token.dora else 0)) * self.shape.largest)
-        copies = float(self.token.size * self.shape.packed) if self.token.mixed else 0.0
+            norms = 3 * 4 if self.token.is_dora else 0
+            return float((unpacked + norms) * self.shape.largest_linear)
+        if not self.token.is_mixed:
+            return 0.0
+        # torch.autocast caches a bfloat16 copy of each linear layer until the pass ends.
+        copies = float(self.token.size * self.shape.linear_parameters)
         return copies / self.world if self.cfg.runtime.launch in SHARDED_WEIGHTS else copies
 
     @property
-    def rounded_of_one(self) -> float:
-        return self.rounded / self.shape.layers if self.token.full else self.rounded
+    def rounded_copies_of_block(self) -> float:
+        if not self.token.is_full:
+            return self.rounded_copies
+        return self.rounded_copies / self.shape.layers
 
     @property
-    def rounded_behind(self) -> float:
-        """In the backward pass: a block that is run again rounds its own."""
-        return self.rounded_of_one if self.cfg.gradient_checkpointing else self.rounded
+    def rounded_copies_backward(self) -> float:
+        """With checkpointing a block that runs again makes its own copies."""
+        if self.cfg.gradient_checkpointing:
+            return self.rounded_copies_of_block
+        return self.rounded_copies
 
     @property
     def optimizer(self) -> float:
-        held = float(optimizer_bytes(self.cfg) * self.trained)
-        return held / self.world if self.cfg.runtime.launch in SHARDED_STATE else held
+        state = float(optimizer_bytes(self.cfg) * self.trained_parameters)
+        return state / self.world if self.cfg.runtime.launch in SHARDED_STATE else state
 
     @property
-    def buckets(self) -> float:
-        """What DDP sends gradients in: a second copy of all of them, from the first step to the last."""
-        return (
-            4.0 * self.trained
-            if self.world > 1 and self.cfg.runtime.launch not in SHARDED_STATE
-            else 0.0
-        )
+    def ddp_buckets(self) -> float:
+        """DDP's buckets are a second copy of all gradients, from the first step to the last."""
+        if self.world == 1 or self.cfg.runtime.launch in SHARDED_STATE:
+            return 0.0
+        return 4.0 * self.trained_parameters
 
     @property
     def gradients(self) -> float:
-        """All of them, when the last backward pass of a step ends."""
+        """All gradients, in float32, when a step's last backward pass ends."""
         launch = self.cfg.runtime.launch
-        shared = launch in SHARDED_STATE and launch != "zero1"
-        return 4.0 * self.trained / (self.world if shared else 1) + self.buckets
+        is_shared = (
+            launch in SHARDED_STATE and launch != "zero1"
+        )  # ZeRO-1 shares optimizer state only
+        shares = self.world if is_shared else 1
+        return 4.0 * self.trained_parameters / shares + self.ddp_buckets
 
     @property
-    def accumulates(self) -> bool:
-        """Gradients are there before the last backward pass, of the micro-batches before."""
+    def accumulates_gradients(self) -> bool:
+        """Whether gradients of earlier micro-batches are there before the last backward pass."""
         return self.rows > 0 and self.cfg.batch // self.world > self.rows
 
     @property
-    def gradients_before(self) -> float:
-        return self.gradients if self.accumulates else self.buckets
+    def gradients_carried(self) -> float:
+        return self.gradients if self.accumulates_gradients else self.ddp_buckets
 
     @property
-    def head(self) -> float:
-        """The output layer's gradient before it is added."""
-        return 4.0 * self.shape.vocabulary * self.shape.hidden if self.token.full else 0.0
+    def head_gradient(self) -> float:
+        """The output layer's gradient, in float32, before it is added to the others."""
+        if not self.token.is_full:
+            return 0.0
+        return 4.0 * self.shape.vocabulary * self.shape.hidden
 
     @property
-    def embeddings(self) -> float:
-        """Dense, while it is added to what is there: of tied ones the head's as well, and the sum of the two."""
-        return self.head * ((2 if self.shape.tied else 0) + self.accumulates)
+    def embedding_gradients(self) -> float:
+        """The embeddings' dense gradient, while it is added to an earlier one."""
+        # Tied embeddings add the head's gradient, and hold the sum of the two as well.
+        tied = 2 if self.shape.tied else 0
+        return self.head_gradient * (tied + self.accumulates_gradients)
 
     @property
-    def largest(self) -> float:
-        """One linear layer's gradient before it is added, as it was computed and in float32."""
-        return (
-            float((6 if self.token.mixed else 4) * self.shape.largest) if self.token.full else 0.0
-        )
+    def largest_linear_gradient(self) -> float:
+        """One linear layer's gradient before it is added to the others."""
+        if not self.token.is_full:
+            return 0.0
+        # In float32; mixed precision computes it in bfloat16 first (2 bytes more).
+        return float((6 if self.token.is_mixed else 4) * self.shape.largest_linear)
 
-    # ── what is read and kept ─────────────────────────────────────────────────────────────────────────────────────
+    # ── activations ─────────────────────────────────────────────────────────────────────────────
 
     @property
-    def tokens(self) -> int:
+    def pair_tokens(self) -> int:
         return self.rows * self.longest * (1 if self.cfg.trainer == "kto" else 2)
 
     @property
-    def beside(self) -> int:
-        """Of demonstrations, whose logits are all there."""
-        return self.longest * (
-            -(-self.cfg.rehearsal_rows // (self.cfg.batch // self.rows)) if self.rows else 0
-        )
+    def rehearsal_tokens(self) -> int:
+        """Tokens of the demonstrations in a micro-batch."""
+        if not self.rows:
+            return 0
+        micro_batches = self.cfg.batch // self.rows
+        return self.longest * -(-self.cfg.rehearsed // micro_batches)
 
     @property
-    def read(self) -> int:
-        return self.tokens + self.beside
+    def tokens_in_pass(self) -> int:
+        return self.pair_tokens + self.rehearsal_tokens
 
     @property
-    def kept(self) -> int:
-        """What a token leaves behind in all blocks, until its backward pass: the input alone where one is run again."""
-        again = self.token.stream * self.shape.hidden
-        of_each = again if self.cfg.gradient_checkpointing else self.token.block
-        return self.longest + self.shape.layers * (of_each + self.token.past_checkpoints)
+    def kept_per_token(self) -> int:
+        """Of one token in all blocks, until its backward pass; and its row of the mask."""
+        # A checkpointed block keeps its input alone.
+        block_input = self.token.stream * self.shape.hidden
+        block = block_input if self.cfg.gradient_checkpointing else self.token.block
+        return self.longest + self.shape.layers * (block + self.token.outside_checkpoints)
 
-    # ── logits ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def untiled(self) -> int:
-        """How many are all there."""
-        return self.shape.vocabulary * (
-            self.beside + (self.tokens if self.cfg.trainer in UNTILED else 0)
-        )
+    # ── logits ──────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def _read_forward(self) -> float:
-        """In float32; for the chosen half once more as it is laid out anew, and as log-probabilities."""
-        return 8.0 * self.untiled + self._tile(COPIED_FORWARD)
+    def untiled_logits(self) -> int:
+        """How many logits are there at once: of demonstrations always, of pairs in CPO and ORPO."""
+        pair_tokens = self.pair_tokens if self.cfg.trainer in UNTILED else 0
+        return self.shape.vocabulary * (self.rehearsal_tokens + pair_tokens)
+
+    @property
+    def _logits_forward(self) -> float:
+        # As in concatenated_forward of trl/experimental/cpo/cpo_trainer.py: all in float32 (4); of
+        # the chosen half a contiguous copy (4 / 2) and log-probabilities (4 / 2).
+        return 8.0 * self.untiled_logits + self._tile_bytes(COPIED_FORWARD)
 
     @property
     def _logits_backward(self) -> float:
-        """Two parts of the loss read them, and their gradients are added; without a kernel for it there are copies."""
-        head = self.head / 2 if self.untiled and self.token.mixed else 0.0  # rounded
-        return (12.0 if self.gpu else 18.0) * self.untiled + head
+        # The logits and the gradients of two terms of the loss, 4 bytes each, which are summed; a
+        # CPU makes copies for it. Mixed precision also holds the head's gradient in bfloat16.
+        head = self.head_gradient / 2 if self.untiled_logits and self.token.is_mixed else 0.0
+        return (12.0 if self.gpu else 18.0) * self.untiled_logits + head
 
-    def _tile(self, copied: int) -> float:
-        """A tile, the weights that made it, and on a CPU the copies of it."""
+    def _tile_bytes(self, copied: int) -> float:
+        """A tile of logits, the cast rows of the head that make it, and a CPU's copies of it."""
         if self.cfg.trainer in UNTILED:
             return 0.0
-        rows, columns = min(ROWS, self.tokens), min(COLUMNS, self.shape.vocabulary)
-        cast = (
-            self.token.size * columns * self.shape.hidden
-            if self.token.full and self.token.mixed
-            else 0
-        )
-        return (
-            self.token.size * rows * COLUMNS + cast + (0 if self.gpu else copied * rows * columns)
-        )
+        rows = min(TILE_ROWS, self.pair_tokens)
+        columns = min(TILE_COLUMNS, self.shape.vocabulary)
+        is_cast = self.token.is_full and self.token.is_mixed
+        cast_head = self.token.size * columns * self.shape.hidden if is_cast else 0
+        copies = 0 if self.gpu else copied * rows * columns
+        # TRL allocates the tile in its full width, even for a smaller vocabulary.
+        return self.token.size * rows * TILE_COLUMNS + cast_head + copies
 
     @property
-    def _look(self) -> float:
-        """Of one longest row or of shorter ones that have no more tokens: in float32, and as log-probabilities."""
+    def _evaluation_logits(self) -> float:
+        """Of one longest row, or of shorter rows with no more tokens than that."""
+        # In float32, and as log-probabilities.
         return 8.0 * self.shape.vocabulary * self.cfg.max_length if self.rows else 0.0
 
-    # ── answers of its own ────────────────────────────────────────────────────────────────────────────────────────
+    # ── generation within the training ──────────────────────────────────────────────────────────
 
     @property
     def between_steps(self) -> float:
         libraries = 0 if self.gpu else LIBRARIES
-        return self.weights + self.rounded + self.buckets + self.optimizer + libraries
+        weights = self.weights + self.rounded_copies
+        return weights + self.ddp_buckets + self.optimizer + libraries
 
 
-def _base(shape: Shape, adapter: LoraAdapter, size: int) -> float:
+def _base_weights(shape: Shape, adapter: LoraAdapter, size: int) -> float:
     if (quantization := adapter.quantization) is None:
         return float(size * shape.parameters)
-    scales = {8: 0.0, 4: 1 / 64 * (1 + 4 / 256) if quantization.double else 4 / 64}[
-        quantization.bits
-    ]
-    return (quantization.bits / 8 + scales) * shape.packed + size * (
-        shape.parameters - shape.packed
-    )
+    # bitsandbytes (quantize_4bit in functional.py) scales blocks of 64 weights by a float32 number
+    # each: 4 / 64 bytes a weight. Double quantisation keeps these numbers in 8 bits, with a float32
+    # number for each 256 of them.
+    double = 1 / 64 * (1 + 4 / 256)
+    scales = {8: 0.0, 4: double if quantization.double else 4 / 64}[quantization.bits]
+    linear = (quantization.bits / 8 + scales) * shape.linear_parameters
+    return linear + size * (shape.parameters - shape.linear_parameters)

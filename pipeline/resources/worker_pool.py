@@ -1,7 +1,8 @@
-"""Hands that work off one list of shards: processes of this stage, each with GPUs of its own.
+"""A pool of worker processes over one queue of shards, each with its own GPUs.
 
-A hand runs one function once, so that it opens its engine once, and claims shards until none is left. One that dies
-gives back what it had claimed; when the last one dies the run is broken. A single hand is this process itself.
+A worker runs one function once, so it opens its engine once, and claims shards until none is left.
+A crashed worker's shards are queued again; the run fails when the last worker has crashed.
+With a single worker the stage's own process does the work.
 """
 
 import os
@@ -20,71 +21,77 @@ from pipeline.errors import FAILED, StageError, UserError, pluralize
 from pipeline.resources.gpu_sets import Environment
 
 Figures = dict[str, float]
-LAST_WORDS = 12  # lines of a dead hand's log that are shown
+LAST_LINES = 12  # lines of a crashed worker's log that the error shows
 
 
-class Hand(Protocol):
+class Worker(Protocol):
     def claim(self, wait: bool = True) -> str | None:
-        """The next shard, now this hand's. None: all are done; without `wait`: there is none to claim now."""
+        """The next shard, which now belongs to this worker.
+
+        None: all shards are finished. Without `wait` None means that no shard is free now.
+        """
         ...
 
     def finish(self, shard: str, entry: Any = None) -> None:
-        """This shard's file is written; `entry` is what its list shall say of it."""
+        """This shard's file is written. `entry` is what the list of finished shards records."""
         ...
 
-    def tell(self, **figures: float) -> None:
-        """What a person watching wants to know."""
+    def report(self, **figures: float) -> None:
+        """Figures of progress for the person who watches."""
         ...
 
 
-Work = Callable[[Hand], None]
-Finish = Callable[[str, Any], None]  # a shard and its entry
-Tell = Callable[[Figures], None]
+Work = Callable[[Worker], None]
+OnFinish = Callable[[str, Any], None]  # a shard and its entry
+OnReport = Callable[[Figures], None]
 
 
-def _nothing(*_: Any) -> None:
+def _ignore(*_: Any) -> None:
     pass
 
 
-def work_off(
+def run_shards(
     shards: list[str],
     work: Work,
     environments: list[Environment],
     logs: Path,
-    finish: Finish = _nothing,
-    tell: Tell = _nothing,
+    on_finish: OnFinish = _ignore,
+    on_report: OnReport = _ignore,
 ) -> None:
-    """Have every shard done, by one hand per environment. `finish` and `tell` are called here, by one thread alone.
+    """Process every shard, with one worker per environment.
 
-    With several hands `work` must pickle: `partial(a_function_of_a_module, its, arguments)`.
+    `on_finish` and `on_report` are called in this process, by one thread. With several workers
+    `work` must pickle: `partial(a_module_level_function, arguments)`.
     """
     if not shards:
         return
     if len(environments) == 1:
-        work(Alone(shards, finish, tell))
+        work(InProcess(shards, on_finish, on_report))
     else:
-        _Crew(shards, finish, tell).run(work, environments[: len(shards)], logs)
+        WorkerPool(shards, on_finish, on_report).run(work, environments[: len(shards)], logs)
 
 
-class Alone:
-    """The hand of a stage that works by itself."""
+class InProcess:
+    """The only worker of a stage: the stage's own process."""
 
-    def __init__(self, shards: list[str], finish: Finish = _nothing, tell: Tell = _nothing):
-        self._left = deque(shards)
-        self._finish, self._tell = finish, tell
+    def __init__(
+        self, shards: list[str], on_finish: OnFinish = _ignore, on_report: OnReport = _ignore
+    ):
+        self._queue = deque(shards)
+        (self._on_finish, self._on_report) = (on_finish, on_report)
 
     def claim(self, wait: bool = True) -> str | None:
-        return self._left.popleft() if self._left else None
+        return self._queue.popleft() if self._queue else None
 
     def finish(self, shard: str, entry: Any = None) -> None:
-        self._finish(shard, entry)
+        self._on_finish(shard, entry)
 
-    def tell(self, **figures: float) -> None:
-        self._tell(figures)
+    def report(self, **figures: float) -> None:
+        self._on_report(figures)
 
 
-class _Remote:
-    """The hand inside a process: it asks the crew through a pipe."""
+class _PipeWorker:
+    """A worker as its own process sees it: it talks to the pool through a pipe."""
 
     def __init__(self, pipe: "Connection[Any, Any]"):
         self._pipe = pipe
@@ -97,136 +104,137 @@ class _Remote:
     def finish(self, shard: str, entry: Any = None) -> None:
         self._pipe.send(("finish", shard, entry))
 
-    def tell(self, **figures: float) -> None:
-        self._pipe.send(("tell", figures))
+    def report(self, **figures: float) -> None:
+        self._pipe.send(("report", figures))
 
 
-class _Member:
-    """One process as its crew sees it."""
+class WorkerProcess:
+    """A worker as the pool sees it."""
 
     def __init__(self, number: int, work: Work, environment: Environment, logs: Path):
         self.log = logs / f"worker-{number}.log"
         gpus = environment.get(hardware.VISIBLE)
         self.name = f"worker {number} (GPU {gpus})" if gpus else f"worker {number}"
         self.claimed: list[str] = []
-        self.waits = False
-        self.pipe, theirs = get_context("spawn").Pipe()
-        # Not a daemon: those may have no children, and an engine on a GPU is one.
+        self.is_waiting = False
+        (self.pipe, theirs) = get_context("spawn").Pipe()
+        # Not a daemon: a daemon may have no children, and an engine on a GPU starts some.
         self.process = get_context("spawn").Process(
-            target=_live, args=(work, environment, theirs, self.log)
+            target=_run_worker, args=(work, environment, theirs, self.log)
         )
         self.process.start()
         theirs.close()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self.process.kill()
         self.process.join()
         self.pipe.close()
 
     @property
-    def cause(self) -> str:
+    def exit_cause(self) -> str:
         code = self.process.exitcode or 0
-        return (
-            f"was killed by {signal.Signals(-code).name}"
-            if code < 0
-            else f"ended with exit code {code}"
-        )
+        if code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
 
-    def last_words(self) -> list[str]:
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        return lines[-LAST_WORDS:]
+    def read_log(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-class _Crew:
-    def __init__(self, shards: list[str], finish: Finish, tell: Tell):
-        self.left = deque(shards)
-        self.members: list[_Member] = []
-        self._finish, self._tell = finish, tell
-        self._lost: _Member
+class WorkerPool:
+    def __init__(self, shards: list[str], on_finish: OnFinish, on_report: OnReport):
+        self.queue = deque(shards)
+        self.workers: list[WorkerProcess] = []
+        (self._on_finish, self._on_report) = (on_finish, on_report)
+        self._last_crashed: WorkerProcess
 
     def run(self, work: Work, environments: list[Environment], logs: Path) -> None:
         logs.mkdir(parents=True, exist_ok=True)
-        members: list[_Member] = []
+        started: list[WorkerProcess] = []
         try:
             for number, environment in enumerate(environments):
-                members.append(_Member(number, work, environment, logs))
-            self.members = list(members)
-            while self.members:
-                self._listen()
+                started.append(WorkerProcess(number, work, environment, logs))
+            self.workers = list(started)
+            while self.workers:
+                self._receive()
         finally:
-            for member in members:
-                member.end()
-                _say(member.log.read_text(errors="replace") if member.log.exists() else "")
-        if self.left:
+            for worker in started:
+                worker.stop()
+                _print(worker.read_log())
+        if self.queue:
+            last = self._last_crashed
+            lines = "\n".join(f"    {line}" for line in last.read_log().splitlines()[-LAST_LINES:])
             raise StageError(
-                f"none of {pluralize(len(members), 'worker')} is left, and {pluralize(len(self.left), 'shard')} still to do "
-                f"({self.left[0]} …).\n  The last one {self._lost.cause}. Its last lines:\n"
-                + "\n".join(f"    {line}" for line in self._lost.last_words())
+                f"none of {pluralize(len(started), 'worker')} is left, and"
+                f" {pluralize(len(self.queue), 'shard')} still to do ({self.queue[0]} …).\n"
+                f"  The last one {last.exit_cause}. Its last lines:\n{lines}"
             )
 
-    def _listen(self) -> None:
-        by_pipe = {member.pipe: member for member in self.members}
+    def _receive(self) -> None:
+        by_pipe = {worker.pipe: worker for worker in self.workers}
         for pipe in connection.wait(list(by_pipe)):
-            member = by_pipe[pipe]  # type: ignore[index]
+            worker = by_pipe[pipe]  # type: ignore[index]
             try:
-                said = member.pipe.recv()
-            except (EOFError, OSError):  # its end, perhaps in the middle of a word
-                self._part_with(member)
+                message = worker.pipe.recv()
+            except (EOFError, OSError):  # the process has ended, perhaps in the middle of a message
+                self._remove(worker)
             else:
-                self._hear(member, *said)
-        self._serve()
+                self._handle(worker, *message)
+        self._serve_waiting()
 
-    def _hear(self, member: _Member, kind: str, *said: Any) -> None:
-        match kind, said:
-            case "claim", (True,):
-                member.waits = True
-            case "claim", _:
-                self._give(member)
-            case "finish", (shard, entry):
-                member.claimed.remove(shard)
-                self._finish(shard, entry)
-            case "tell", (figures,):
-                self._tell(figures)
-            case "fault", (fault,):
+    def _handle(self, worker: WorkerProcess, kind: str, *content: Any) -> None:
+        match (kind, content):
+            case ("claim", (True,)):
+                worker.is_waiting = True
+            case ("claim", _):
+                self._send_shard(worker)
+            case ("finish", (shard, entry)):
+                worker.claimed.remove(shard)
+                self._on_finish(shard, entry)
+            case ("report", (figures,)):
+                self._on_report(figures)
+            case ("fault", (fault,)):
                 raise fault
 
-    def _serve(self) -> None:
-        """Who waits gets what is left, or goes home when nobody holds a shard that might come back."""
-        for member in self.members:
-            if member.waits and (self.left or not any(other.claimed for other in self.members)):
-                self._give(member)
+    def _serve_waiting(self) -> None:
+        """Send waiting workers a shard; or home, when no worker holds one that might come back."""
+        for worker in self.workers:
+            may_come_back = any(other.claimed for other in self.workers)
+            if worker.is_waiting and (self.queue or not may_come_back):
+                self._send_shard(worker)
 
-    def _give(self, member: _Member) -> None:
-        shard = self.left.popleft() if self.left else None
-        member.waits = False
+    def _send_shard(self, worker: WorkerProcess) -> None:
+        shard = self.queue.popleft() if self.queue else None
+        worker.is_waiting = False
         if shard is not None:
-            member.claimed.append(shard)
+            worker.claimed.append(shard)
         try:
-            member.pipe.send(shard)
+            worker.pipe.send(shard)
         except (BrokenPipeError, ConnectionResetError):
-            return  # its end is heard next, and the shard comes back then
+            return  # _receive notices its end next, and queues the shard again
 
-    def _part_with(self, member: _Member) -> None:
-        member.process.join()
-        self.members.remove(member)
-        self.left.extendleft(reversed(member.claimed))
-        if member.process.exitcode or member.claimed:
-            self._lost = member
-            _say(
-                f"│ {member.name} {member.cause} and gives back {pluralize(len(member.claimed), 'shard')}."
-            )
-        member.claimed = []
+    def _remove(self, worker: WorkerProcess) -> None:
+        worker.process.join()
+        self.workers.remove(worker)
+        self.queue.extendleft(reversed(worker.claimed))
+        if worker.process.exitcode or worker.claimed:
+            self._last_crashed = worker
+            shards = many(len(worker.claimed), "shard")
+            _print(f"│ {worker.name} {worker.exit_cause} and gives back {shards}.")
+        worker.claimed = []
 
 
-def _live(work: Work, environment: Environment, pipe: "Connection[Any, Any]", log: Path) -> None:
-    """The life of one hand's process. What it says goes to a log of its own, which the crew repeats at the end."""
+def _run_worker(
+    work: Work, environment: Environment, pipe: "Connection[Any, Any]", log: Path
+) -> None:
+    """Runs in the worker's process. Its output goes to `log`, which the pool prints at the end."""
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        work(_Remote(pipe))
+        work(_PipeWorker(pipe))
     except (UserError, StageError) as fault:
         pipe.send(("fault", fault))
         sys.exit(FAILED)
@@ -240,6 +248,6 @@ def _die_with_parent() -> None:
         os._exit(FAILED)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     if text:
         print(text.rstrip("\n"), file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ from pipeline.backends import (
 from pipeline.config import SampleRequest
 from pipeline.errors import StageError, pluralize
 from pipeline.hashing import hash_json
-from pipeline.resources.worker_pool import Hand
+from pipeline.resources.worker_pool import Worker
 from pipeline.sampling import asking, stop_strings
 from pipeline.sampling.failures import Failures
 from pipeline.sampling.lengths import BINS, find_bin
@@ -89,7 +89,7 @@ class SampleCollector:
         policy: str,
         tokenizer: ChatTokenizer,
         shards: Shards,
-        worker: Hand,
+        worker: Worker,
     ):
         (self.cfg, self.policy, self.tokenizer) = (cfg, policy, tokenizer)
         (self.shards, self.worker) = (shards, worker)
@@ -230,7 +230,7 @@ class SampleCollector:
         return Counter(by_bin | {UNFINISHED_TOKENS: sum(lengths)})
 
     def _send_report(self) -> None:
-        self.worker.tell(**self._news)
+        self.worker.report(**self._news)
         self._news.clear()
         self._reported_at = time.monotonic()
 

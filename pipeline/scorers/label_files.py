@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.jsonl import unwritable
+from pipeline.data.jsonl import find_unwritable
 from pipeline.errors import UserError, make_printable
 from pipeline.scorers import argilla
 
@@ -49,7 +49,7 @@ def read_labels(path: Path) -> list[Rating] | list[Preference]:
         if label is None:
             continue
         ids = (label.sample_id,) if isinstance(label, Rating) else (label.a_id, label.b_id)
-        if fault := unwritable([*ids, label.annotator]):
+        if fault := find_unwritable([*ids, label.annotator]):
             raise UserError(f"{place}: an id or the annotator {fault}. Give it as text.")
         if labels.setdefault((*ids, label.annotator), label) != label:
             who = label.annotator or "the annotator"

@@ -1,4 +1,4 @@
-"""The stage `base`: the model before SFT, a checkpoint as it is or a tiny untrained one; or another to compare with."""
+"""base: the model before SFT (a checkpoint or a tiny untrained model), or one to compare with."""
 
 import shutil
 from collections.abc import Iterator
@@ -21,10 +21,11 @@ BYTES = 256
 WEIGHTS = shutil.ignore_patterns(
     "*.safetensors*", "*.bin*", "config.json", "generation_config.json"
 )
-TEXTS = 3000  # conversations that the tokenizer is trained on: more change none of its merges
+TEXTS = 3000  # conversations to train the tokenizer on: more do not change its merges
 
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}"
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
@@ -34,22 +35,22 @@ def run(cfg: Checkpoint | TinyBase | ServedModel, out: Path, *, like: Model | No
         return import_checkpoint(cfg, out)
     if isinstance(cfg, ServedModel):
         assert like
-        return served_model(cfg, like, out)
-    _check(cfg)
-    tokenizer = tiny_tokenizer(cfg)
-    return save_weights(tiny_model(cfg, tokenizer), tokenizer, out)
+        return make_served_model(cfg, like, out)
+    _check_sizes(cfg)
+    tokenizer = make_tiny_tokenizer(cfg)
+    return save_weights(make_tiny_model(cfg, tokenizer), tokenizer, out)
 
 
-def served_model(cfg: ServedModel, like: Model, out: Path) -> Model:
-    """A name, and the model in whose tokens its prompts and answers are measured."""
+def make_served_model(cfg: ServedModel, like: Model, out: Path) -> Model:
+    """A name, and the model whose tokenizer measures its prompts and answers."""
     shutil.copytree(like.tokenizer, out / "tokenizer", dirs_exist_ok=True, ignore=WEIGHTS)
     measure = f"{like.path.parent.name}/{like.path.name}"
     write_json(out / MODEL_FILE, {"served": cfg.model, "base": measure, "tokenizer": "tokenizer"})
     return Model(out)
 
 
-def tiny_tokenizer(cfg: TinyBase) -> "PreTrainedTokenizerFast":
-    """Byte-level BPE, so that nothing is unknown; the template alone writes BOS, so that there is exactly one."""
+def make_tiny_tokenizer(cfg: TinyBase) -> "PreTrainedTokenizerFast":
+    """Byte-level BPE, which knows every text. Only the template writes BOS: each text has one."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -62,7 +63,7 @@ def tiny_tokenizer(cfg: TinyBase) -> "PreTrainedTokenizerFast":
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    pieces.train_from_iterator(_texts(cfg.seed), trainer)
+    pieces.train_from_iterator(_tokenizer_texts(cfg.seed), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=pieces,
         bos_token=BOS,
@@ -75,7 +76,7 @@ def tiny_tokenizer(cfg: TinyBase) -> "PreTrainedTokenizerFast":
     )
 
 
-def tiny_model(cfg: TinyBase, tokenizer: "PreTrainedTokenizerFast") -> "LlamaForCausalLM":
+def make_tiny_model(cfg: TinyBase, tokenizer: "PreTrainedTokenizerFast") -> "LlamaForCausalLM":
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -97,22 +98,24 @@ def tiny_model(cfg: TinyBase, tokenizer: "PreTrainedTokenizerFast") -> "LlamaFor
         return LlamaForCausalLM(config)
 
 
-def _texts(seed: int) -> Iterator[str]:
+def _tokenizer_texts(seed: int) -> Iterator[str]:
     cfg = PlaygroundDemonstrations(
         kind="playground", rows=TEXTS, constraints=3, obeyed=0.5, seed=seed
     )
-    for row in synthetic.demonstrations(cfg):
+    for row in synthetic.generate_demonstrations(cfg):
         yield from (message["content"] for message in row["messages"])
 
 
-def _check(cfg: TinyBase) -> None:
+def _check_sizes(cfg: TinyBase) -> None:
     if cfg.vocabulary < BYTES + len(SPECIAL):
         raise UserError(
-            f"base.vocabulary={cfg.vocabulary}: {BYTES} bytes and {len(SPECIAL)} special tokens need a place each.\n"
+            f"base.vocabulary={cfg.vocabulary}: {BYTES} bytes and {len(SPECIAL)} special tokens"
+            " need a place each.\n"
             f"  Give at least {BYTES + len(SPECIAL)}."
         )
     if cfg.hidden % (2 * cfg.heads):
         raise UserError(
-            f"base.hidden={cfg.hidden}, base.heads={cfg.heads}: a head's size has to be a whole even number.\n"
-            f"  Give hidden as a multiple of 2 × heads; vLLM on a CPU wants heads of 32, 64 or 128."
+            f"base.hidden={cfg.hidden}, base.heads={cfg.heads}: a head's size has to be an even"
+            " integer.\n"
+            "  Give hidden as a multiple of 2 × heads; vLLM on a CPU needs heads of 32, 64 or 128."
         )

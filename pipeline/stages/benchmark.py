@@ -1,6 +1,7 @@
-"""One published benchmark of one model, asked by lm-eval: its figures, and a row for each question.
+"""One published benchmark of one model, run by lm-eval: its figures, and a row for each question.
 
-A benchmark that is not on this machine publishes why (`absent.txt`), so that the rest of the report is written.
+If the benchmark is not on this machine, the reason is published (`absent.txt`), and the rest of the
+report is still written.
 """
 
 import math
@@ -26,7 +27,7 @@ from pipeline.benchmarks.tasks import BenchmarkUnavailable, list_dataset_commits
 from pipeline.config import BenchmarkConfig
 
 NO_FIGURES = {"alias", "name", "sample_len", "sample_count"}
-BOOTSTRAPS = 1000  # for the errors of those figures that are no plain mean
+BOOTSTRAPS = 1000  # for the errors of figures that are not a plain mean
 ROW = "task", "doc_id", "doc", "metric", "value"
 
 
@@ -34,7 +35,7 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
     os.environ.setdefault("TQDM_DISABLE", "1")
     knob = find_knob(out, "benchmark.NAME")
     try:
-        asked, tasks = load_tasks(cfg, knob, out / "scratch" / "rows")
+        task, tasks = load_tasks(cfg, knob, out / "scratch" / "rows")
     except BenchmarkUnavailable as absent:
         write_text(out / UNAVAILABLE_FILE, f"{absent}\n")
         print("│", str(absent).replace("\n", "\n│ "), file=sys.stderr, flush=True)
@@ -43,38 +44,38 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
 
     scratch = out / "scratch"
     answering = ChunkedModel(cfg, knob, open_model(cfg, knob, model, scratch), scratch / "answers")
-    results = evaluated(cfg, asked, tasks, answering)
+    results = evaluate_tasks(cfg, task, tasks, answering)
     write_items(out / "items.parquet", results["samples"])
-    figures = [*figures_of(results, (cfg.task, cfg.metric))]
+    figures = [*collect_figures(results, (cfg.task, cfg.metric))]
     chief = next(row for row in figures if (row["task"], row["metric"]) == (cfg.task, cfg.metric))
-    told = {
-        key: {task: results[key][task] for task in leaves(results, cfg.task)}
-        for key in ("versions", "n-shot")
-    }
-    facts = {
+    leaves = sorted(list_leaves(results, cfg.task))
+    metrics = {
+        "task": cfg.task,
+        "chief": chief,
         "lm_eval": version("lm-eval"),
         "rows": list_dataset_commits(tasks),
-        "versions": told["versions"],
-        "few_shot": told["n-shot"],
+        "versions": {task: results["versions"][task] for task in leaves},
+        "few_shot": {task: results["n-shot"][task] for task in leaves},
         "cut": answering.cut_count,
+        "figures": figures,
     }
-    write_json(
-        out / "metrics.json", {"task": cfg.task, "chief": chief, **facts, "figures": figures}
-    )
+    write_json(out / "metrics.json", metrics)
     note_cost(out, requests=answering.request_count)
     return Metrics(out)
 
 
-def evaluated(cfg: BenchmarkConfig, asked: Any, tasks: list[Any], answering: Any) -> dict[str, Any]:
+def evaluate_tasks(
+    cfg: BenchmarkConfig, task: Any, tasks: list[Any], answering: Any
+) -> dict[str, Any]:
     from langdetect import DetectorFactory
     from lm_eval import simple_evaluate
 
     DetectorFactory.seed = 0
-    for task in tasks:
-        task.process_results = repeatable(task.process_results)
+    for one in tasks:
+        one.process_results = make_repeatable(one.process_results)
     results: dict[str, Any] = simple_evaluate(
         model=answering,
-        tasks=[asked],
+        tasks=[task],
         limit=cfg.limit,
         gen_kwargs={"max_gen_toks": cfg.max_new_tokens} if cfg.max_new_tokens else None,
         apply_chat_template=cfg.chat,
@@ -88,67 +89,70 @@ def evaluated(cfg: BenchmarkConfig, asked: Any, tasks: list[Any], answering: Any
     return results
 
 
-def repeatable(process: Callable[..., Any]) -> Callable[..., Any]:
-    """What a task draws while it marks an answer (IFEval does) it draws alike for every model."""
+def make_repeatable(process: Callable[..., Any]) -> Callable[..., Any]:
+    """The same random numbers for every model, for tasks that use some to score (IFEval does)."""
 
-    def marked(doc: Any, answers: Any) -> Any:
+    def process_results(doc: Any, answers: Any) -> Any:
         random.seed(0)
         return process(doc, answers)
 
-    return marked
+    return process_results
 
 
-def figures_of(results: dict[str, Any], chief: tuple[str, str]) -> Iterator[dict[str, Any]]:
-    """Every task's and group's figures, as lm-eval names them; the chief one even where it is no number."""
+def collect_figures(results: dict[str, Any], chief: tuple[str, str]) -> Iterator[dict[str, Any]]:
+    """Every task's and group's figures, as lm-eval names them.
+
+    The chief one is listed even if it is not a number.
+    """
     for task, found in sorted({**results["results"], **results.get("groups", {})}.items()):
-        asked = sum(
-            of["effective"]
-            for name, of in results["n-samples"].items()
-            if name in leaves(results, task)
-        )
+        leaves = list_leaves(results, task)
+        counts = results["n-samples"].items()
+        questions = sum(count["effective"] for name, count in counts if name in leaves)
         for key in sorted(found):
-            metric, _, cleaned = key.partition(",")
-            value = number(found[key])
-            if key in NO_FIGURES or metric.endswith("_stderr") or not cleaned:
+            metric, _, filter_name = key.partition(",")
+            value = parse_number(found[key])
+            if key in NO_FIGURES or metric.endswith("_stderr") or not filter_name:
                 continue
             if value is None and (task, key) != chief:
                 continue
-            higher = results["higher_is_better"].get(task, {}).get(metric)
-            error = number(found.get(f"{metric}_stderr,{cleaned}"))
-            told = {"value": value, "stderr": error, "n": asked, "higher_is_better": higher}
-            yield {"task": task, "metric": key, **told}
+            yield {
+                "task": task,
+                "metric": key,
+                "value": value,
+                "stderr": parse_number(found.get(f"{metric}_stderr,{filter_name}")),
+                "n": questions,
+                "higher_is_better": results["higher_is_better"].get(task, {}).get(metric),
+            }
 
 
-def leaves(results: dict[str, Any], task: str) -> set[str]:
-    """The tasks that a group stands for, or the task itself."""
+def list_leaves(results: dict[str, Any], task: str) -> set[str]:
+    """The tasks of a group, or the task itself."""
     members = results["group_subtasks"].get(task, [])
-    return {leaf for member in members for leaf in leaves(results, member)} if members else {task}
+    if not members:
+        return {task}
+    return set().union(*(list_leaves(results, member) for member in members))
 
 
-def number(value: Any) -> float | None:
-    """As lm-eval means it: what is a list, a word or no number has no place in a mean."""
+def parse_number(value: Any) -> float | None:
+    """As lm-eval does: a list, a word or NaN does not count in a mean."""
     try:
-        found = float(value) if not isinstance(value, str) else math.nan
+        number = float(value) if not isinstance(value, str) else math.nan
     except TypeError:
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
 def write_items(path: Path, samples: dict[str, list[dict[str, Any]]]) -> None:
     import polars as pl
 
-    rows = [
-        (
-            task,
-            each["doc_id"],
-            each["doc_hash"][:16],
-            f"{metric},{each['filter']}",
-            number(each[metric]),
-        )
-        for task, answered in samples.items()
-        for each in answered
-        for metric in each["metrics"]
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for task, answered in samples.items():
+        for each in answered:
+            item = task, each["doc_id"], each["doc_hash"][:16]
+            rows += [
+                (*item, f"{metric},{each['filter']}", parse_number(each[metric]))
+                for metric in each["metrics"]
+            ]
     kinds = pl.String, pl.Int64, pl.String, pl.String, pl.Float64
     table = pl.DataFrame(rows, schema=dict(zip(ROW, kinds, strict=True)), orient="row")
     write_table(path, table.sort("task", "doc_id", "metric"))

@@ -1,7 +1,7 @@
-"""A judge compares two models' answers to the same prompts, both orders, a row each.
+"""A judge compares two models' answers to the same prompts, in both orders, one row for each.
 
-It goes on where it was killed: every verdict lies in the judge's store. A prompt that one of the two did not answer has
-a row that says so; a failed verdict is null and counted, never a tie.
+A killed run resumes, since every verdict is in the judge's store. A prompt without an answer of one
+of the two has a row that tells so. A failed verdict is null and counted, never a tie.
 """
 
 import json
@@ -23,7 +23,7 @@ from pipeline.scorers.judging.pairwise import (
 )
 from pipeline.scorers.judging.template import format_conversation
 
-KNOB = "exam.duels.NAME"  # of its block, where the driver names none
+KNOB = "exam.duels.NAME"  # its block, where the driver names none
 VERDICT = {
     "prompt_id": pl.String,
     "a_id": pl.String,
@@ -39,72 +39,68 @@ VERDICT = {
 
 
 def run(cfg: DuelConfig, out: Path, *, prompts: Prompts, a: Samples, b: Samples) -> Verdicts:
-    court = CachedJudge(cfg, PAIRWISE_FIELDS, find_knob(out, KNOB))
+    cached = CachedJudge(cfg, PAIRWISE_FIELDS, find_knob(out, KNOB))
     try:
-        met, unanswered = contests(prompts, a, b)
-        sides = [
-            [joined([*map(court.prepare_answer, one[side])]) for side in ("a", "b")] for one in met
-        ]
-        bouts = [
-            Comparison(format_conversation(one["prompt"]), *shown)
-            for one, shown in zip(met, sides, strict=True)
-        ]
-        verdicts = judge_comparisons(court, bouts)
-        judge = court.source.judge
+        (matches, unanswered) = match_answers(prompts, a, b)
+        bouts = []
+        for match in matches:
+            (a_text, b_text) = (
+                join_turns([*map(cached.prepare_answer, match[side])]) for side in ("a", "b")
+            )
+            bouts.append(Comparison(format_conversation(match["prompt"]), a_text, b_text))
+        verdicts = judge_comparisons(cached, bouts)
+        judge = cached.source.judge
     finally:
-        court.close()
-        note_cost(out, **court.budget.get_cost())
-    rows = [
-        row
-        for one, verdict in zip(met, verdicts, strict=True)
-        for row in _rows(one, verdict, judge)
-    ]
-    table = pl.DataFrame([*rows, *_absent(unanswered, judge)], schema=VERDICT)
+        cached.close()
+        note_cost(out, **cached.budget.get_cost())
+    rows: list[dict[str, Any]] = []
+    for match, verdict in zip(matches, verdicts, strict=True):
+        rows += _verdict_rows(match, verdict, judge)
+    table = pl.DataFrame([*rows, *_unanswered_rows(unanswered, judge)], schema=VERDICT)
     check_failures(cfg, out, table)
     write_table(out / "verdicts.parquet", table)
     return Verdicts(out)
 
 
-def contests(
+def match_answers(
     prompts: Prompts, a: Samples, b: Samples
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Each prompt's answers two by two in the order of their ids, and the prompts that a model did not answer.
+    """Each prompt's answers in pairs, in the order of their ids; and the prompts without one.
 
-    Of several turns the whole conversation is one answer, which a model that ended it sooner did not give.
+    A conversation of several turns is one answer. A model that ended it sooner gave none.
     """
-    of_a, of_b = _answers(a), _answers(b)
-    met, unanswered = [], []
-    for prompt_id, prompt, columns in (
-        prompts.read().select("prompt_id", "prompt", "columns").iter_rows()
-    ):
-        given = [of.get(prompt_id, []) for of in (of_a, of_b)]
-        turns = max((len(texts) for answers in given for _, texts in answers), default=1)
-        ours, theirs = (
-            [answer for answer in answers if len(answer[1]) == turns] for answers in given
-        )
+    (answers_a, answers_b) = (_read_answers(a), _read_answers(b))
+    (matches, unanswered) = ([], [])
+    table = prompts.read().select("prompt_id", "prompt", "columns")
+    for prompt_id, prompt, columns in table.iter_rows():
+        (given_a, given_b) = (answers_a.get(prompt_id, []), answers_b.get(prompt_id, []))
+        turns = max((len(texts) for _, texts in (*given_a, *given_b)), default=1)
+        whole_a = [answer for answer in given_a if len(answer[1]) == turns]
+        whole_b = [answer for answer in given_b if len(answer[1]) == turns]
         later = json.loads(columns).get("turns", [])[1:turns] if turns > 1 else []
-        asked = [*prompt, *({"role": "user", "content": question} for question in later)]
-        for (a_id, texts_a), (b_id, texts_b) in zip(ours, theirs, strict=False):
+        conversation_prompt = [
+            *prompt,
+            *({"role": "user", "content": question} for question in later),
+        ]
+        for (a_id, texts_a), (b_id, texts_b) in zip(whole_a, whole_b, strict=False):
             ids = {"prompt_id": prompt_id, "a_id": a_id, "b_id": b_id}
-            met.append({**ids, "prompt": asked, "a": texts_a, "b": texts_b})
-        if not ours or not theirs:
-            unanswered.append(
-                {
-                    "prompt_id": prompt_id,
-                    "by": [n for n, given in (("a", ours), ("b", theirs)) if not given],
-                }
-            )
-    return met, unanswered
+            matches.append({**ids, "prompt": conversation_prompt, "a": texts_a, "b": texts_b})
+        if not whole_a or not whole_b:
+            by = [name for name, whole in (("a", whole_a), ("b", whole_b)) if not whole]
+            unanswered.append({"prompt_id": prompt_id, "by": by})
+    return (matches, unanswered)
 
 
-def _answers(samples: Samples) -> dict[str, list[tuple[str, list[str]]]]:
-    """By prompt each answer's id and what it says in each turn; later turns follow a prompt's one answer."""
+def _read_answers(samples: Samples) -> dict[str, list[tuple[str, list[str]]]]:
+    """By prompt the id of each answer and its text in each turn.
+
+    Only a prompt's first answer is continued in later turns.
+    """
     rows = samples.read().filter(pl.col("setting") != KL)
     rows = rows.sort("prompt_id", pl.col("setting") != ANSWER, "setting", "sample_id")
     found: dict[str, list[tuple[str, list[str]]]] = {}
-    for prompt_id, setting, name, text in rows.select(
-        "prompt_id", "setting", "sample_id", "completion"
-    ).iter_rows():
+    columns = ("prompt_id", "setting", "sample_id", "completion")
+    for prompt_id, setting, name, text in rows.select(columns).iter_rows():
         if setting == ANSWER:
             found.setdefault(prompt_id, []).append((name, [text]))
         elif prompt_id in found:
@@ -112,17 +108,19 @@ def _answers(samples: Samples) -> dict[str, list[tuple[str, list[str]]]]:
     return found
 
 
-def joined(texts: list[str]) -> str:
-    """What a judge reads of one side."""
+def join_turns(texts: list[str]) -> str:
+    """The text of one side, as a judge reads it."""
     if len(texts) == 1:
         return texts[0]
     return "\n\n".join(f"Answer {turn}:\n{text}" for turn, text in enumerate(texts, 1))
 
 
-def _rows(one: dict[str, Any], verdict: PairVerdict, judge: str) -> Iterator[dict[str, Any]]:
+def _verdict_rows(
+    match: dict[str, Any], verdict: PairVerdict, judge: str
+) -> Iterator[dict[str, Any]]:
     for order, side in (("ab", verdict.ab), ("ba", verdict.ba)):
         yield {
-            **{name: one[name] for name in ("prompt_id", "a_id", "b_id")},
+            **{name: match[name] for name in ("prompt_id", "a_id", "b_id")},
             "order": order,
             "winner": side.winner,
             "probability": side.probability,
@@ -133,7 +131,7 @@ def _rows(one: dict[str, Any], verdict: PairVerdict, judge: str) -> Iterator[dic
         }
 
 
-def _absent(unanswered: list[dict[str, Any]], judge: str) -> Iterator[dict[str, Any]]:
+def _unanswered_rows(unanswered: list[dict[str, Any]], judge: str) -> Iterator[dict[str, Any]]:
     for one in unanswered:
         why = f"no answer by {' and '.join(one['by'])}"
         yield {
@@ -146,18 +144,17 @@ def _absent(unanswered: list[dict[str, Any]], judge: str) -> Iterator[dict[str, 
 
 
 def check_failures(cfg: DuelConfig, out: Path, table: pl.DataFrame) -> None:
-    failed, asked = (
-        table.filter(pl.col("status") == "failed"),
-        table.filter(pl.col("status") != "unanswered"),
-    )
-    note_cost(out, verdicts=asked.height, failed=failed.height)
-    if failed.height <= cfg.max_failed * asked.height:
+    failed = table.filter(pl.col("status") == "failed")
+    judged = table.filter(pl.col("status") != "unanswered")
+    note_cost(out, verdicts=judged.height, failed=failed.height)
+    if failed.height <= cfg.max_failed * judged.height:
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return
     write_table(out / "failed.parquet", failed)
-    knob, reason = find_knob(out, KNOB), failed["detail"].value_counts(sort=True)["detail"][0]
+    (knob, reason) = (find_knob(out, KNOB), failed["detail"].value_counts(sort=True)["detail"][0])
     raise StageError(
-        f"{failed.height} of {pluralize(asked.height, 'verdict')} failed (most often: {reason})."
-        f" The limit is {knob}.max_failed={cfg.max_failed}.\n  They are listed in {out / 'failed.parquet'}."
-        " Raise the limit, or mend the judge and run the same command again."
+        f"{failed.height} of {pluralize(judged.height, 'verdict')} failed (most often: {reason})."
+        f" The limit is {knob}.max_failed={cfg.max_failed}.\n"
+        f"  They are listed in {out / 'failed.parquet'}."
+        " Raise the limit, or fix the judge and run the same command again."
     )

@@ -1,6 +1,7 @@
-"""`evaluate`: reads every model's exam, does the statistics and writes the report. It loads no model.
+"""evaluate: reads every model's evaluation, does the statistics and writes the report.
 
-A model without scores, answers or log-probabilities is named under `missing`; the rest of the report is still written.
+It loads no model. A model without scores, answers or log-probabilities is named under `missing`;
+the rest of the report is still written.
 """
 
 from dataclasses import asdict, dataclass
@@ -67,18 +68,18 @@ def run(
     ]
     check_scorer(cfg.scorer, examined)
     sets = [read_question_set(name, chat) for name, chat in (chats or {}).items()]
-    found = findings(
+    found = collect_findings(
         cfg,
         examined,
         describe_benchmarks(exams, aggregate.bootstrap_config(cfg)),
         duels or {},
         sets,
     )
-    report = assemble(cfg, out, prompts, name_of(chosen, examined), found, pairs)
+    report = assemble_report(cfg, out, prompts, find_name(chosen, examined), found, pairs)
     answers = tabulate_answers(examined, asked)
 
     write_table(out / "answers.parquet", answers)
-    verdicts = aggregate.tabulate_verdicts(found.fought)
+    verdicts = aggregate.tabulate_verdicts(found.duels)
     write_table(out / "verdicts.parquet", verdicts)
     write_json(out / "report.json", report)
     for of in sets:
@@ -93,45 +94,47 @@ def run(
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was read, in the order of the plan."""
+    """What was read, in the order of the plan."""
 
     examined: list[EvalResult]
-    fought: list[aggregate.ModelDuel]
+    duels: list[aggregate.ModelDuel]
     published: list[dict[str, Any]]
-    people: HumanResults
+    annotators: HumanResults
     chats: dict[str, tuple[dict[str, Any], HumanResults]]
 
-    def missing(self) -> list[dict[str, str]]:
+    def list_missing(self) -> list[dict[str, str]]:
         own = [
             *aggregate.list_missing(self.examined),
             *list_unavailable(self.published),
-            *self.people.missing,
+            *self.annotators.missing,
         ]
         return [*own, *(row for _, said in self.chats.values() for row in said.missing)]
 
 
-def findings(
+def collect_findings(
     cfg: Evaluation,
     examined: list[EvalResult],
     published: list[dict[str, Any]],
     duels: dict[str, dict[str, dict[str, Verdicts]]],
     sets: list[QuestionSet],
 ) -> Findings:
-    """People's verdicts go to the set of questions that they are on, the others to the exam."""
-    draw, names = aggregate.bootstrap_config(cfg), aggregate.list_scorers(examined, cfg.scorer)
-    votes = {name: votes_in(name, path) for name, path in sorted(cfg.labels.items())}
+    """Annotators' verdicts go to the set of questions that they are about.
+
+    The others go to the evaluation's prompts.
+    """
+    (draw, names) = (aggregate.bootstrap_config(cfg), aggregate.list_scorers(examined, cfg.scorer))
+    votes = {name: read_label_votes(name, path) for name, path in sorted(cfg.labels.items())}
     judges = [*aggregate.score_duels(examined, names, draw), *judge_duels(duels, examined, draw)]
-    people = collect_human_results(
-        examined, {name: apart(given, sets) for name, given in votes.items()}, judges, draw
-    )
-    told = {
-        of.name: describe_chat(of, {name: on(of, given) for name, given in votes.items()}, draw)
-        for of in sets
-    }
-    return Findings(examined, [*judges, *people.duels], published, people, told)
+    others = {name: exclude_votes(given, sets) for name, given in votes.items()}
+    annotators = said_of(examined, others, judges, draw)
+    reports = {}
+    for of in sets:
+        own = {name: select_votes(of, given) for name, given in votes.items()}
+        reports[of.name] = chat_report(of, own, draw)
+    return Findings(examined, [*judges, *annotators.duels], published, annotators, reports)
 
 
-def assemble(
+def assemble_report(
     cfg: Evaluation,
     out: Path,
     prompts: Prompts,
@@ -139,23 +142,27 @@ def assemble(
     found: Findings,
     pairs: list[Pairs],
 ) -> dict[str, Any]:
-    draw, told, asked = aggregate.bootstrap_config(cfg), prompts.read_columns(), last_words(prompts)
-    examined, published = found.examined, found.published
+    (draw, columns, asked) = (
+        aggregate.bootstrap_config(cfg),
+        prompts.read_columns(),
+        last_turns(prompts),
+    )
+    (examined, published) = (found.examined, found.published)
     names = (
         [model.name for model in aggregate.select_rounds(examined)][-1:]
         if chosen == SFT
         else [chosen]
     )
     unchanged = any(model.unchanged for model in examined if model.name in names)
-    scorers = cfg.training, tuple(cfg.gold)
+    scorers = (cfg.training, tuple(cfg.gold))
     question = VerdictBasis(
         prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged
     )
     names = aggregate.list_scorers(examined, cfg.scorer)
     models = aggregate.describe_models(examined, names, asked, draw)
-    differences, contests = correct_families(
+    (differences, contests) = correct_families(
         aggregate.describe_differences(examined, names, draw),
-        [aggregate.describe_duel(duel) for duel in found.fought],
+        [aggregate.describe_duel(duel) for duel in found.duels],
     )
     retained = check_retention(cfg.retention, question, published, differences)
     return {
@@ -166,7 +173,7 @@ def assemble(
         "duels": contests,
         "changes": describe_changes(examined, chosen, asked, draw),
         "distributions": describe_distributions(examined, chosen, cfg.scorer),
-        "slices": describe_slices(cfg.slices, told, examined, cfg.scorer, draw),
+        "slices": describe_slices(cfg.slices, columns, examined, cfg.scorer, draw),
         "control": sanity_checks.check_control(question, differences, contests),
         "proxy": sanity_checks.check_proxy(question, models, differences),
         "ceiling": sanity_checks.check_ceiling(question, differences),
@@ -174,46 +181,47 @@ def assemble(
         "retention": retained,
         "gates": read_gates(out),
         "people": [
-            *found.people.agreement,
+            *found.annotators.agreement,
             *(row for _, said in found.chats.values() for row in said.agreement),
         ],
         "chats": {name: chat for name, (chat, _) in found.chats.items()},
         "funnel": read_funnel(out, pairs),
         "training": aggregate.describe_training(examined),
         "cost": describe_cost(out),
-        "missing": found.missing(),
+        "missing": found.list_missing(),
     }
 
 
-def on(of: QuestionSet, votes: list[Vote]) -> list[Vote]:
+def select_votes(of: QuestionSet, votes: list[Vote]) -> list[Vote]:
     return [vote for vote in votes if of.contains(vote)]
 
 
-def apart(votes: list[Vote], sets: list[QuestionSet]) -> list[Vote]:
-    """Those on no set of questions: on the exam's prompts, or on nothing."""
+def exclude_votes(votes: list[Vote], sets: list[QuestionSet]) -> list[Vote]:
+    """Votes about no set of questions: about the evaluation's prompts, or about nothing."""
     return [vote for vote in votes if not any(of.contains(vote) for of in sets)]
 
 
-def votes_in(name: str, path: str) -> list[Vote]:
-    told = read_votes(path, f"evaluate.labels.{name}")
-    return [Vote(one.a_id, one.b_id, one.a_wins, one.annotator) for one in told]
+def read_label_votes(name: str, path: str) -> list[Vote]:
+    labels = read_votes(path, f"evaluate.labels.{name}")
+    return [Vote(one.a_id, one.b_id, one.a_wins, one.annotator) for one in labels]
 
 
 def check_scorer(scorer: str, examined: list[EvalResult]) -> None:
     known = sorted({name for model in examined for name in model.scores})
     if known and scorer not in known:
         raise UserError(
-            f"evaluate.scorer={scorer} marked no answer of this exam. {suggest(scorer, known)}"
+            f"evaluate.scorer={scorer} has scored no answer of this evaluation."
+            f" {suggest(scorer, known)}"
         )
 
 
-def last_words(prompts: Prompts) -> dict[str, str]:
-    """What each prompt ends with, which is what its answer answers."""
+def last_turns(prompts: Prompts) -> dict[str, str]:
+    """The last turn of each prompt, which the answer is to."""
     return {
         key: messages[-1]["content"]
         for key, messages in prompts.read().select("prompt_id", "prompt").iter_rows()
     }
 
 
-def name_of(chosen: Model, examined: list[EvalResult]) -> str | None:
+def find_name(chosen: Model, examined: list[EvalResult]) -> str | None:
     return next((model.name for model in examined if model.path == chosen.path), None)

@@ -1,7 +1,8 @@
-"""Points to the best model so far, by the answers of SFT and every round to the dev prompts: what goes on from here.
+"""Points to the best model so far, by the answers of SFT and every round to the dev prompts.
 
-A later model replaces the best so far when it stays within the KL budget and gains more than `min_gain` over it, prompt
-by prompt. The pointer holds its target's content, so that a rebuilt target makes the pointer's users stale.
+The next round starts from it. A later model replaces the best so far when it stays within the KL
+budget and gains more than `min_gain` over it, prompt by prompt. The pointer holds its target's
+content hash, so a rebuilt target makes the pointer's users stale.
 """
 
 import json
@@ -24,8 +25,8 @@ class Candidate:
 
 
 def run(cfg: GateConfig, out: Path, *, exams: dict[str, EvalArtifacts]) -> Model:
-    candidates = [candidate(cfg, name, exam) for name, exam in exams.items()]
-    best, rows = chosen(cfg, candidates)
+    candidates = [read_candidate(cfg, name, exam) for name, exam in exams.items()]
+    best, rows = choose_best(cfg, candidates)
     target = exams[best.name]["model"]
     manifest = json.loads((target.path / MANIFEST_FILE).read_text())
     record = {
@@ -37,57 +38,66 @@ def run(cfg: GateConfig, out: Path, *, exams: dict[str, EvalArtifacts]) -> Model
     return target
 
 
-def candidate(cfg: GateConfig, name: str, exam: EvalArtifacts) -> Candidate:
+def read_candidate(cfg: GateConfig, name: str, exam: EvalArtifacts) -> Candidate:
     asked = frozenset(exam["samples"].read(ANSWER)["prompt_id"])
     examined: EvalResult = read_eval(name, exam, asked, cfg.scorer)
     if not (marks := examined.scores.get(cfg.scorer)) or not marks.means:
         raise StageError(
-            f"gate: no answer of {name} to a dev prompt has a score of {cfg.scorer}, so it cannot be compared."
+            f"gate: no answer of {name} to a dev prompt has a score of {cfg.scorer},"
+            " so it cannot be compared."
         )
     drift = [*examined.kl.values()]
-    kl = 0.0 if name == SFT else sum(drift) / len(drift) if drift else None
+    kl = sum(drift) / len(drift) if drift else None
+    if name == SFT:
+        kl = 0.0
     if kl is None and cfg.kl_budget is not None:
         raise UserError(
-            f"gate.kl_budget={cfg.kl_budget:g}: it is not known how far {name} moved from sft: its exam draws nothing"
-            " for the KL.\n  Leave exam.sample its setting kl (no ~setting@exam.sample.settings.kl), or give"
+            f"gate.kl_budget={cfg.kl_budget:g}: it is not known how far {name} moved from sft:"
+            " its evaluation draws nothing for the KL.\n"
+            "  Leave exam.sample its setting kl (no ~setting@exam.sample.settings.kl), or give"
             " gate.kl_budget=null."
         )
     return Candidate(name, marks.means, kl)
 
 
-def chosen(cfg: GateConfig, candidates: list[Candidate]) -> tuple[Candidate, list[dict[str, Any]]]:
-    """The best of all in their order, and what each was held against and why it came out so."""
-    best, rows = candidates[0], [row(candidates[0], None, None, "begins")]
+def choose_best(
+    cfg: GateConfig, candidates: list[Candidate]
+) -> tuple[Candidate, list[dict[str, Any]]]:
+    """The best of all in their order; for each what it was compared with, and the outcome."""
+    best, rows = candidates[0], [format_row(candidates[0], None, None, "begins")]
     for later in candidates[1:]:
-        gain = paired_gain(later, best)
-        outcome = judged(cfg, later, gain)
-        rows.append(row(later, best, gain, outcome))
+        gain = compute_gain(later, best)
+        outcome = decide(cfg, later, gain)
+        rows.append(format_row(later, best, gain, outcome))
         best = later if outcome == "better" else best
     return best, rows
 
 
-def judged(cfg: GateConfig, later: Candidate, gain: float) -> str:
+def decide(cfg: GateConfig, later: Candidate, gain: float) -> str:
     if cfg.kl_budget is not None and later.kl is not None and later.kl > cfg.kl_budget:
         return "too far"
     return "better" if gain > cfg.min_gain else "not better"
 
 
-def paired_gain(later: Candidate, best: Candidate) -> float:
+def compute_gain(later: Candidate, best: Candidate) -> float:
     common = sorted(later.means.keys() & best.means.keys())
     if not common:
         raise StageError(
-            f"gate: {later.name} and {best.name} have no dev prompt in common that both have a score for."
+            f"gate: {later.name} and {best.name} have no dev prompt in common"
+            " that both have a score for."
         )
     return sum(later.means[key] - best.means[key] for key in common) / len(common)
 
 
-def row(
-    of: Candidate, against: Candidate | None, gain: float | None, outcome: str
+def format_row(
+    candidate: Candidate, against: Candidate | None, gain: float | None, outcome: str
 ) -> dict[str, Any]:
-    told = {
-        "model": of.name,
-        "mean": sum(of.means.values()) / len(of.means),
-        "n": len(of.means),
-        "kl": of.kl,
+    return {
+        "model": candidate.name,
+        "mean": sum(candidate.means.values()) / len(candidate.means),
+        "n": len(candidate.means),
+        "kl": candidate.kl,
+        "against": against.name if against else None,
+        "gain": gain,
+        "outcome": outcome,
     }
-    return {**told, "against": against.name if against else None, "gain": gain, "outcome": outcome}

@@ -1,6 +1,7 @@
-"""Offline preferences in the policy's own tokens, clear of the fence: pairs, and thumbs in `unpaired.parquet`.
+"""Offline preferences in the policy's tokens, without overlap with evaluation prompts.
 
-`dev.parquet` is empty: `pair` splits by prompt. Every row that came in is in a pair, a thumb, or `dropped.parquet`.
+Publishes pairs, and unpaired answers in `unpaired.parquet`. `dev.parquet` is empty: `pair` splits
+by prompt. Every row of the input is in a pair, an unpaired answer, or `dropped.parquet`.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pipeline.artifacts import Decontamination, Model, Pairs, write_json, write_
 from pipeline.config import OfflineConfig
 from pipeline.data.decontamination import OverlapCheck
 from pipeline.data.preferences import read_preferences
-from pipeline.data.prompts import prompt_row, text_of
+from pipeline.data.prompts import build_prompt_row, join_user_turns
 from pipeline.errors import UnrenderableTemplate, UserError, pluralize
 from pipeline.hashing import hash_json
 from pipeline.models.bos import contains_bos
@@ -25,14 +26,29 @@ if TYPE_CHECKING:
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 IDS = pl.List(pl.Int64)
 PAIR: dict[str, Any] = {
-    "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES, "prompt_id": pl.String, "chosen_id": pl.String,
-    "rejected_id": pl.String, "chosen_score": pl.Float64, "rejected_score": pl.Float64, "margin": pl.Float64,
-    "prompt_token_ids": IDS, "chosen_token_ids": IDS, "rejected_token_ids": IDS, "origin": pl.String,
-}  # fmt: skip
-THUMB: dict[str, Any] = {
-    "prompt": MESSAGES, "completion": MESSAGES, "label": pl.Boolean, "prompt_id": pl.String, "sample_id": pl.String,
-    "prompt_token_ids": IDS, "token_ids": IDS,
-}  # fmt: skip
+    "prompt": MESSAGES,
+    "chosen": MESSAGES,
+    "rejected": MESSAGES,
+    "prompt_id": pl.String,
+    "chosen_id": pl.String,
+    "rejected_id": pl.String,
+    "chosen_score": pl.Float64,
+    "rejected_score": pl.Float64,
+    "margin": pl.Float64,
+    "prompt_token_ids": IDS,
+    "chosen_token_ids": IDS,
+    "rejected_token_ids": IDS,
+    "origin": pl.String,
+}
+UNPAIRED: dict[str, Any] = {
+    "prompt": MESSAGES,
+    "completion": MESSAGES,
+    "label": pl.Boolean,
+    "prompt_id": pl.String,
+    "sample_id": pl.String,
+    "prompt_token_ids": IDS,
+    "token_ids": IDS,
+}
 DROPPED = {"row": pl.Int64, "prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
 Row = dict[str, Any]
 
@@ -41,140 +57,145 @@ def run(cfg: OfflineConfig, out: Path, *, policy: Model, fence: Decontamination)
     from pipeline.backends.chat import ModelTokenizer
 
     lines = read_preferences(cfg)
-    dropped: list[Row] = [_gone(number, "", "bad row", fault) for number, fault in lines.bad]
-    words = Words(cfg, ModelTokenizer(policy))
+    dropped: list[Row] = [_drop_row(number, "", "bad row", fault) for number, fault in lines.bad]
+    encoder = PolicyEncoder(cfg, ModelTokenizer(policy))
     check = OverlapCheck(fence, cfg.fence.ngram)
     pairs: dict[tuple[str, str], Row] = {}
-    thumbs: dict[tuple[str, bool], Row] = {}
+    unpaired: dict[tuple[str, bool], Row] = {}
     progress = Progress("offline", len(lines.rows), "rows")
     for row in lines.rows:
         progress.advance()
-        if any(check.overlaps(text) for text in _texts(row)):
-            dropped.append(
-                _gone(row["row"], _prompt_id(row), "overlap with evaluation", check.fault)
-            )
+        number, texts = row["row"], set(_row_texts(row))
+        if any(check.overlaps(text) for text in texts):
+            reason = "overlap with evaluation"
+            dropped.append(_drop_row(number, _prompt_id(row), reason, check.fault))
             continue
-        if any(words.spells_bos(text) for text in set(_texts(row))):
-            detail = f"a text spells out {words.chat.tokenizer.bos_token}, which the chat template alone may write"
-            dropped.append(_gone(row["row"], _prompt_id(row), "second BOS", detail))
+        if any(encoder.contains_bos(text) for text in texts):
+            bos = encoder.chat.tokenizer.bos_token
+            detail = f"a text spells out {bos}, which the chat template alone may write"
+            dropped.append(_drop_row(number, _prompt_id(row), "second BOS", detail))
             continue
         try:
-            made = {(p["chosen_id"], p["rejected_id"]): p for p in map(words.pair, row["pairs"])}
-            told = {(t["sample_id"], t["label"]): t for t in map(words.thumb, row["thumbs"])}
-        except UnrenderableTemplate as refusal:
-            dropped.append(_unrendered(cfg, row, refusal))
+            new_pairs = [encoder.encode_pair(pair) for pair in row["pairs"]]
+            new_unpaired = [encoder.encode_unpaired(answer) for answer in row["unpaired"]]
+        except UnrenderableTemplate as error:
+            dropped.append(_template_fault(cfg, row, error))
             continue
-        if made.keys() <= pairs.keys() and told.keys() <= thumbs.keys():
-            dropped.append(_gone(row["row"], _prompt_id(row), "repeats an earlier row", ""))
-        pairs |= made
-        thumbs |= told
-    _write(
-        out, list(pairs.values()), list(thumbs.values()), dropped, len(lines.rows) + len(lines.bad)
-    )
+        pairs_by_ids = {(pair["chosen_id"], pair["rejected_id"]): pair for pair in new_pairs}
+        unpaired_by_id = {(row["sample_id"], row["label"]): row for row in new_unpaired}
+        if pairs_by_ids.keys() <= pairs.keys() and unpaired_by_id.keys() <= unpaired.keys():
+            dropped.append(_drop_row(number, _prompt_id(row), "repeats an earlier row", ""))
+        pairs |= pairs_by_ids
+        unpaired |= unpaired_by_id
+    rows_in = len(lines.rows) + len(lines.bad)
+    _publish(out, list(pairs.values()), list(unpaired.values()), dropped, rows_in)
     return Pairs(out)
 
 
-class Words:
-    """Texts into ids and the policy's tokens; a text that comes again is the same answer."""
+class PolicyEncoder:
+    """Texts as ids and the policy's tokens. Equal texts are the same answer."""
 
     def __init__(self, cfg: OfflineConfig, chat: "ModelTokenizer"):
         self.kwargs, self.chat = cfg.template_kwargs, chat
 
-    def pair(self, pair: Row) -> Row:
-        row = self._prompt(pair["prompt"])
+    def encode_pair(self, pair: Row) -> Row:
+        row = self._encode_prompt(pair["prompt"])
         for side in ("chosen", "rejected"):
-            name, tokens = self._answer(row["prompt_id"], pair["prompt"], pair[side])
-            row |= {side: _message(pair[side]), f"{side}_id": name, f"{side}_token_ids": tokens}
-        scores = pair["chosen_score"], pair["rejected_score"]
-        margin = None if None in scores else scores[0] - scores[1]
+            name, tokens = self._encode_answer(row["prompt_id"], pair["prompt"], pair[side])
+            row |= {side: _to_message(pair[side]), f"{side}_id": name, f"{side}_token_ids": tokens}
+        chosen, rejected = pair["chosen_score"], pair["rejected_score"]
+        is_scored = chosen is not None and rejected is not None
         return {
             **row,
-            "chosen_score": scores[0],
-            "rejected_score": scores[1],
-            "margin": margin,
+            "chosen_score": chosen,
+            "rejected_score": rejected,
+            "margin": chosen - rejected if is_scored else None,
             "origin": "offline",
         }
 
-    def thumb(self, thumb: Row) -> Row:
-        row = self._prompt(thumb["prompt"])
-        name, tokens = self._answer(row["prompt_id"], thumb["prompt"], thumb["completion"])
-        answer = {
-            "completion": _message(thumb["completion"]),
+    def encode_unpaired(self, answer: Row) -> Row:
+        row = self._encode_prompt(answer["prompt"])
+        name, tokens = self._encode_answer(row["prompt_id"], answer["prompt"], answer["completion"])
+        return {
+            **row,
+            "completion": _to_message(answer["completion"]),
             "sample_id": name,
             "token_ids": tokens,
+            "label": answer["label"],
         }
-        return {**row, **answer, "label": thumb["label"]}
 
-    def spells_bos(self, text: str) -> bool:
+    def contains_bos(self, text: str) -> bool:
         return self.chat.leading_bos is not None and contains_bos(self.chat.tokenizer, text)
 
-    def _prompt(self, messages: list[dict[str, str]]) -> Row:
+    def _encode_prompt(self, messages: list[dict[str, str]]) -> Row:
         ids = self.chat.encode(messages, self.kwargs)
         return {
             "prompt": messages,
-            "prompt_id": prompt_row(messages, {})["prompt_id"],
+            "prompt_id": build_prompt_row(messages, {})["prompt_id"],
             "prompt_token_ids": ids,
         }
 
-    def _answer(
+    def _encode_answer(
         self, prompt_id: str, messages: list[dict[str, str]], text: str
     ) -> tuple[str, list[int]]:
-        return hash_json(["offline", prompt_id, text])[:16], self.chat.encode_answer(
-            messages, text, self.kwargs
-        )
+        name = hash_json(["offline", prompt_id, text])[:16]
+        return name, self.chat.encode_answer(messages, text, self.kwargs)
 
 
-def _message(text: str) -> list[dict[str, str]]:
+def _to_message(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def _texts(row: Row) -> Iterator[str]:
-    """Everything that would be trained on: the user's words as a whole, each turn, each answer."""
-    for made in [*row["pairs"], *row["thumbs"]]:
-        yield text_of(made["prompt"])
-        yield from (message["content"] for message in made["prompt"])
-        yield from (made[name] for name in ("chosen", "rejected", "completion") if name in made)
+def _row_texts(row: Row) -> Iterator[str]:
+    """All texts that would be trained on: the user's turns together, each turn, each answer."""
+    for part in [*row["pairs"], *row["unpaired"]]:
+        yield join_user_turns(part["prompt"])
+        yield from (message["content"] for message in part["prompt"])
+        yield from (part[name] for name in ("chosen", "rejected", "completion") if name in part)
 
 
 def _prompt_id(row: Row) -> str:
-    return prompt_row([*row["pairs"], *row["thumbs"]][0]["prompt"], {})["prompt_id"]
+    first = [*row["pairs"], *row["unpaired"]][0]
+    return build_prompt_row(first["prompt"], {})["prompt_id"]
 
 
-def _unrendered(cfg: OfflineConfig, row: Row, refusal: UserError) -> Row:
-    """A row in roles that this policy's template does not take is a bad row for this policy."""
+def _template_fault(cfg: OfflineConfig, row: Row, error: UserError) -> Row:
+    """Roles that this policy's template does not take make a bad row for this policy."""
     if cfg.on_bad_row == "fail":
         raise UserError(
-            f"offline: row {row['row']}: {refusal}\n  Or skip and count such rows with offline.on_bad_row=skip."
+            f"offline: row {row['row']}: {error}\n"
+            "  Or skip and count such rows with offline.on_bad_row=skip."
         )
-    return _gone(row["row"], _prompt_id(row), "bad row", str(refusal).splitlines()[0])
+    return _drop_row(row["row"], _prompt_id(row), "bad row", str(error).splitlines()[0])
 
 
-def _gone(row: int, prompt_id: str, reason: str, detail: str) -> Row:
+def _drop_row(row: int, prompt_id: str, reason: str, detail: str) -> Row:
     return {"row": row, "prompt_id": prompt_id, "reason": reason, "detail": detail}
 
 
-def _write(
-    out: Path, pairs: list[Row], thumbs: list[Row], dropped: list[Row], rows_in: int
+def _publish(
+    out: Path, pairs: list[Row], unpaired: list[Row], dropped: list[Row], rows_in: int
 ) -> None:
-    order = "prompt_id", "chosen_id", "rejected_id"
     gone = pl.DataFrame(dropped, schema=DROPPED).sort("row")
-    table = pl.DataFrame(pairs, schema=PAIR).sort(*order)
-    unpaired = pl.DataFrame(thumbs, schema=THUMB).sort("prompt_id", "sample_id", "label")
+    pair_table = pl.DataFrame(pairs, schema=PAIR).sort("prompt_id", "chosen_id", "rejected_id")
+    unpaired_table = pl.DataFrame(unpaired, schema=UNPAIRED)
+    unpaired_table = unpaired_table.sort("prompt_id", "sample_id", "label")
     counts = dict(sorted(gone["reason"].value_counts().rows()))
-    up = int(unpaired["label"].sum())
+    up = int(unpaired_table["label"].sum())
     write_table(out / "dropped.parquet", gone)
-    story = {
+    funnel = {
         "rows_in": rows_in,
         "dropped_rows": counts,
         "rows": rows_in - gone.height,
-        "pairs": table.height,
+        "pairs": pair_table.height,
+        "thumbs": {"up": up, "down": unpaired_table.height - up},
     }
-    write_json(out / "funnel.json", {**story, "thumbs": {"up": up, "down": unpaired.height - up}})
-    if not table.height and not unpaired.height:
+    write_json(out / "funnel.json", funnel)
+    if not pair_table.height and not unpaired_table.height:
         raise UserError(
             f"offline: of {pluralize(rows_in, 'row')} none is left ({counts}).\n"
             f"  Each one's reason is in {out / 'dropped.parquet'}."
         )
-    write_table(out / "train.parquet", table)
-    write_table(out / "dev.parquet", table.clear())
-    write_table(out / "unpaired.parquet", unpaired)
+    write_table(out / "train.parquet", pair_table)
+    write_table(out / "dev.parquet", pair_table.clear())
+    write_table(out / "unpaired.parquet", unpaired_table)

@@ -1,6 +1,7 @@
-"""The best pairs that the samples (and offline rows) hold, with every sample, prompt and pair accounted for.
+"""The best pairs of the samples and offline rows. Every sample, prompt and pair is accounted for.
 
-Joins are by id. Nothing here depends on the order of rows; ties between equal scores go by sample id.
+Joins are by id. Nothing here depends on the order of rows; ties between equal scores go by sample
+id.
 """
 
 import sys
@@ -22,7 +23,7 @@ from pipeline.artifacts import (
     write_text,
 )
 from pipeline.config import Demonstration, PairRound
-from pipeline.data.jsonl import read_jsonl, unwritable
+from pipeline.data.jsonl import find_unwritable, read_jsonl
 from pipeline.errors import StageError, UserError
 from pipeline.pairing import (
     demonstrations,
@@ -34,7 +35,7 @@ from pipeline.pairing import (
     split,
     token_checks,
 )
-from pipeline.pairing.candidates import candidates, lean, whole
+from pipeline.pairing.candidates import join_candidates, read_samples, scan_metadata
 
 if TYPE_CHECKING:
     from pipeline.backends.chat import ModelTokenizer
@@ -59,19 +60,19 @@ def run(
 ) -> Pairs:
     from pipeline.backends.chat import ModelTokenizer
 
-    work = Work(cfg, out, ModelTokenizer(policy))
+    builder = PairBuilder(cfg, out, ModelTokenizer(policy))
     if samples:
-        work.take_samples(samples, scores or [], prompts)
+        builder.add_samples(samples, scores or [], prompts)
     if offline:
-        work.take_offline(offline, prior)
-    work.judge()
-    work.edit()
-    work.publish()
+        builder.add_offline(offline, prior)
+    builder.filter()
+    builder.apply_edits()
+    builder.publish()
     return Pairs(out)
 
 
-class Work:
-    """The rows on their way: proposals, what was dropped, and the prompts' and answers' own tokens, by id."""
+class PairBuilder:
+    """Proposals on their way, what was dropped, and the tokens of prompts and answers by id."""
 
     def __init__(self, cfg: PairRound, out: Path, chat: "ModelTokenizer"):
         self.cfg, self.out, self.chat = cfg, out, chat
@@ -79,8 +80,8 @@ class Work:
         self.dropped: list[pl.DataFrame] = []
         self.prompts = pl.DataFrame(schema=PROMPTS)
         self.answers = pl.DataFrame(schema=ANSWERS)
-        self.thumbs: list[pl.DataFrame] = []
-        self.story: dict[str, Any] = {
+        self.unpaired: list[pl.DataFrame] = []
+        self.summary: dict[str, Any] = {
             "strategy": cfg.strategy.kind,
             "scorer": cfg.scorer,
             "samples_in": 0,
@@ -93,205 +94,194 @@ class Work:
             "length_score_correlation": None,
         }
 
-    # ── what comes in ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── input ────────────────────────────────────────────────────────────────────────────────────
 
-    def take_samples(
+    def add_samples(
         self, samples: list[Samples], scores: list[Scores], prompts: Prompts | None
     ) -> None:
-        cfg, marked = self.cfg, pl.concat([each.read() for each in scores])
-        waves = [lean(each, self.chat.leading_bos) for each in samples]
-        self.story["waves"] = [wave.height for wave in waves]
-        drawn = pl.concat(waves)
-        rows = candidates(drawn, marked, cfg.scorer)
-        found = selection.proposed(cfg, rows)
-        self.story |= self._about_samples(rows, found)
-        self.dropped += [found.dropped_samples, found.dropped_prompts]
-        self._remember(samples, rows, found.pairs)
-        pairs = found.pairs
+        cfg, table = self.cfg, pl.concat([each.read() for each in scores])
+        waves = [scan_metadata(each, self.chat.leading_bos) for each in samples]
+        self.summary["waves"] = [wave.height for wave in waves]
+        rows = join_candidates(pl.concat(waves), table, cfg.scorer)
+        proposal = selection.propose_pairs(cfg, rows)
+        self.summary |= self._summarize_samples(rows, proposal)
+        self.dropped += [proposal.dropped_samples, proposal.dropped_prompts]
+        self._read_tokens(samples, rows, proposal.pairs)
+        pairs = proposal.pairs
         if isinstance(cfg.strategy, Demonstration):
             assert prompts is not None, "the plan gives a demonstration its prompts"
-            pairs = self._demonstrated(cfg.strategy, pairs, prompts)
-        signed = label_noise.with_signs(pairs, marked, cfg.scorer)
+            pairs = self._add_demonstrations(cfg.strategy, pairs, prompts)
+        signed = label_noise.add_signs(pairs, table, cfg.scorer)
         self.pairs.append(signed.with_columns(reference=pl.lit(None, pl.Float64)))
 
-    def _about_samples(self, rows: pl.DataFrame, found: selection.Proposed) -> dict[str, Any]:
-        story = {
+    def _summarize_samples(
+        self, rows: pl.DataFrame, proposal: selection.Proposal
+    ) -> dict[str, Any]:
+        summary = {
             "samples_in": rows.height,
-            "dropped_samples": funnel.counts(found.dropped_samples),
-            "candidates": found.usable,
-            "prompts_in": found.prompts.height,
-            "dropped_prompts": funnel.counts(found.dropped_prompts),
-            "ties": selection.ties(self.cfg, found.prompts),
-            "length_score_correlation": funnel.correlation(rows),
+            "dropped_samples": funnel.count_reasons(proposal.dropped_samples),
+            "candidates": proposal.usable,
+            "prompts_in": proposal.prompts.height,
+            "dropped_prompts": funnel.count_reasons(proposal.dropped_prompts),
+            "ties": selection.count_ties(self.cfg, proposal.prompts),
+            "length_score_correlation": funnel.correlate_length(rows),
         }
-        paired = found.pairs["prompt_id"].n_unique()
-        lost = rows.height - found.usable - found.dropped_samples.height
-        without = found.prompts.height - paired - found.dropped_prompts.height
-        if lost or without:
+        paired = proposal.pairs["prompt_id"].n_unique()
+        lost_samples = rows.height - proposal.usable - proposal.dropped_samples.height
+        lost_prompts = proposal.prompts.height - paired - proposal.dropped_prompts.height
+        if lost_samples or lost_prompts:
             raise StageError(
-                f"pair: {lost} samples and {without} prompts are unaccounted for: {story}"
+                f"pair: {lost_samples} samples and {lost_prompts} prompts are unaccounted for:"
+                f" {summary}"
             )
-        return story
+        return summary
 
-    def _remember(self, samples: list[Samples], rows: pl.DataFrame, pairs: pl.DataFrame) -> None:
-        """The prompts and tokens of the proposals, and of every sample where thumbs are asked for; by id."""
-        at = self.cfg.thumbs_at
-        usable = rows.filter(pl.col("score").is_finite()) if at is not None else None
-        ids = pl.concat(
-            [
-                pairs[f"{side}_id"]
-                for side in ("chosen", "rejected")
-                if f"{side}_id" in pairs.columns
-            ]
-        )
-        wanted = usable["sample_id"] if usable is not None else ids.unique()
-        full = pl.concat([whole(each, wanted) for each in samples])
+    def _read_tokens(self, samples: list[Samples], rows: pl.DataFrame, pairs: pl.DataFrame) -> None:
+        """Reads the prompts and tokens of the proposals by id.
+
+        With a threshold for unpaired answers those of every scored sample.
+        """
+        threshold = self.cfg.thumbs_at
+        usable = rows.filter(pl.col("score").is_finite()) if threshold is not None else None
+        if usable is not None:
+            wanted = usable["sample_id"]
+        else:
+            columns = [name for name in ("chosen_id", "rejected_id") if name in pairs.columns]
+            wanted = pl.concat([pairs[name] for name in columns]).unique()
+        full = pl.concat([read_samples(each, wanted) for each in samples])
         self.prompts = full.select(*PROMPTS).unique("prompt_id", keep="any").cast(PROMPTS)
         self.answers = full.select(*ANSWERS).cast(ANSWERS)
         if usable is not None:
-            marked = full.join(
-                usable.select("sample_id", label=pl.col("score") >= at), on="sample_id"
-            )
-            told = marked.with_columns(completion=split.message("completion")).sort(
-                "prompt_id", "sample_id"
-            )
-            self.thumbs.append(told.select(*split.THUMBS))
+            labels = usable.select("sample_id", label=pl.col("score") >= threshold)
+            labelled = full.join(labels, on="sample_id")
+            answers = labelled.with_columns(completion=split.to_message("completion"))
+            answers = answers.sort("prompt_id", "sample_id")
+            self.unpaired.append(answers.select(*split.UNPAIRED_COLUMNS))
 
-    def _demonstrated(
+    def _add_demonstrations(
         self, strategy: Demonstration, pairs: pl.DataFrame, prompts: Prompts
     ) -> pl.DataFrame:
-        """The prompt's own answer as chosen, in the policy's tokens; a prompt without one makes no pair."""
+        """Each prompt's own answer as chosen, in the policy's tokens.
+
+        A prompt without one makes no pair.
+        """
         asked = pairs.select("prompt_id").join(
             self.prompts, on="prompt_id", how="left", maintain_order="left"
         )
-        gold = demonstrations.gold(strategy.column, asked, prompts)
-        told = demonstrations.in_tokens(
-            gold, partial(self.chat.encode_answer, kwargs=self.cfg.template_kwargs)
-        )
-        bare = gold.filter(pl.col("text").is_null()).select(
-            "prompt_id", reason=pl.lit(demonstrations.NONE)
-        )
-        self.dropped.append(selection.as_dropped("prompt", bare))
-        self.story["dropped_prompts"] |= funnel.counts(bare)
-        self._answer(told.select(sample_id="chosen_id", token_ids="token_ids"))
-        return demonstrations.over(pairs, told)
+        gold = demonstrations.read_gold(strategy.column, asked, prompts)
+        encode = partial(self.chat.encode_answer, kwargs=self.cfg.template_kwargs)
+        encoded = demonstrations.encode_gold(gold, encode)
+        reason = pl.lit(demonstrations.NO_DEMONSTRATION)
+        without = gold.filter(pl.col("text").is_null()).select("prompt_id", reason=reason)
+        self.dropped.append(selection.to_dropped("prompt", without))
+        self.summary["dropped_prompts"] |= funnel.count_reasons(without)
+        self._add_answers(encoded.select(sample_id="chosen_id", token_ids="token_ids"))
+        return demonstrations.pair_with_gold(pairs, encoded)
 
-    def take_offline(self, offline: Pairs, prior: Logps | None) -> None:
-        rows = mix.block(self.cfg, offline)
-        self.pairs.append(
-            label_noise.without_signs(mix.judged(rows, prior)).select(*JUDGED_WITH_SIGNS)
-        )
+    def add_offline(self, offline: Pairs, prior: Logps | None) -> None:
+        rows = mix.select_block(self.cfg, offline)
+        table = label_noise.add_empty_signs(mix.to_filter_columns(rows, prior))
+        self.pairs.append(table.select(*COLUMNS_WITH_SIGNS))
         known = self.prompts.select("prompt_id")
-        fresh = (
-            rows.select(*PROMPTS)
-            .unique("prompt_id", keep="any")
-            .join(known, on="prompt_id", how="anti")
-        )
-        self.prompts = pl.concat([self.prompts, fresh.cast(PROMPTS)])
+        offline_prompts = rows.select(*PROMPTS).unique("prompt_id", keep="any")
+        new = offline_prompts.join(known, on="prompt_id", how="anti")
+        self.prompts = pl.concat([self.prompts, new.cast(PROMPTS)])
         for side in ("chosen", "rejected"):
-            self._answer(
-                rows.select(
-                    pl.col(f"{side}_id").alias("sample_id"),
-                    pl.col(f"{side}_token_ids").alias("token_ids"),
-                )
-            )
-        self.thumbs.append(mix.thumbs(self.cfg, offline).select(*split.THUMBS))
+            name, ids = pl.col(f"{side}_id"), pl.col(f"{side}_token_ids")
+            self._add_answers(rows.select(name.alias("sample_id"), ids.alias("token_ids")))
+        unpaired = mix.select_unpaired(self.cfg, offline)
+        self.unpaired.append(unpaired.select(*split.UNPAIRED_COLUMNS))
 
-    def _answer(self, more: pl.DataFrame) -> None:
-        self.answers = pl.concat([self.answers, more.cast(ANSWERS)]).unique(
-            "sample_id", keep="first", maintain_order=True
-        )
+    def _add_answers(self, more: pl.DataFrame) -> None:
+        answers = pl.concat([self.answers, more.cast(ANSWERS)])
+        self.answers = answers.unique("sample_id", keep="first", maintain_order=True)
 
-    # ── what is left of it ────────────────────────────────────────────────────────────────────────────────────────
+    # ── filters and edits ────────────────────────────────────────────────────────────────────────
 
-    def judge(self) -> None:
-        """The filters of pairs, the same for all origins; then the mix."""
+    def filter(self) -> None:
+        """Applies the filters of pairs, the same for all origins, and then the mix."""
         cfg = self.cfg
-        pairs = selection.in_order(
-            pl.concat(
-                [each.select(*JUDGED_WITH_SIGNS) for each in self.pairs], how="vertical_relaxed"
-            )
-        )
-        self.story["pairs_in"] = pairs.height
+        tables = [each.select(*COLUMNS_WITH_SIGNS) for each in self.pairs]
+        pairs = selection.sort_pairs(pl.concat(tables, how="vertical_relaxed"))
+        self.summary["pairs_in"] = pairs.height
         if cfg.filters.repeats or cfg.filters.near:
             words = pl.col("prompt").list.eval(pl.element().struct.field("content")).list.join("\n")
             texts = self.prompts.select("prompt_id", prompt_text=words)
             pairs = pairs.join(texts, on="prompt_id", how="left", maintain_order="left")
-        kept, dropped = selection.filtered(cfg, pairs)
+        kept, dropped = selection.filter_pairs(cfg, pairs)
         self.dropped.append(dropped)
-        kept, surplus = mix.mixed(cfg, kept)
+        self.kept, surplus = mix.mix_pairs(cfg, kept)
         self.dropped.append(surplus)
-        self.kept = kept
 
-    def edit(self) -> None:
+    def apply_edits(self) -> None:
         if self.cfg.edits is None:
             return
-        path = Path(self.cfg.edits)
-        lines = read_jsonl(
-            path, lambda row: edits.fault(row) or unwritable(edits.typed(row)), "skip", "pair.edits"
-        )
+
+        def find_fault(row: dict[str, Any]) -> str | None:
+            return edits.find_fault(row) or find_unwritable(edits.keep_typed(row))
+
+        lines = read_jsonl(Path(self.cfg.edits), find_fault, "skip", "pair.edits")
         edits.check_lines(self.cfg.edits, lines.bad)
         asked = dict(self.prompts.select("prompt_id", "prompt").iter_rows())
 
         def tokenise(prompt_id: str, text: str) -> list[int]:
             return self.chat.encode_answer(asked[prompt_id], text, self.cfg.template_kwargs)
 
-        self.kept, dropped, made = edits.applied(self.kept, lines.rows, tokenise)
+        self.kept, dropped, tokens = edits.apply_edits(self.kept, lines.rows, tokenise)
         self.dropped.append(dropped)
-        new = {"sample_id": list(made), "token_ids": list(made.values())}
-        self._answer(pl.DataFrame(new, schema=ANSWERS))
+        new = {"sample_id": list(tokens), "token_ids": list(tokens.values())}
+        self._add_answers(pl.DataFrame(new, schema=ANSWERS))
 
-    # ── what goes out ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── output ───────────────────────────────────────────────────────────────────────────────────
 
     def publish(self) -> None:
         dropped = pl.concat(self.dropped).sort(
             "prompt_id", "sample_id", "chosen_id", "rejected_id", nulls_last=True
         )
-        pairs = split.as_pairs(self.kept, self.prompts, self.answers)
-        train, dev = split.split(self.cfg, pairs)
-        thumbs = self._thumbs(pairs)
-        self._account(dropped, train, dev, thumbs)
+        pairs = split.build_pairs(self.kept, self.prompts, self.answers)
+        train, dev = split.split_pairs(self.cfg, pairs)
+        unpaired = self._collect_unpaired(pairs)
+        self._summarize_pairs(dropped, train, dev, unpaired)
         write_table(self.out / "dropped.parquet", dropped)
-        write_json(self.out / "funnel.json", self.story)
-        if not pairs.height and not any(each.height for each in self.thumbs):
-            raise UserError(funnel.nothing_left(self.story, self.out / "dropped.parquet"))
-        token_checks.check(self.cfg, pairs, self.chat)
+        write_json(self.out / "funnel.json", self.summary)
+        if not pairs.height and not any(each.height for each in self.unpaired):
+            raise UserError(funnel.no_pairs_error(self.summary, self.out / "dropped.parquet"))
+        token_checks.check_pairs(self.cfg, pairs, self.chat)
         write_table(self.out / "train.parquet", train)
         write_table(self.out / "dev.parquet", dev)
-        write_table(self.out / "unpaired.parquet", thumbs)
-        write_text(self.out / "README.md", funnel.card(self.story))
-        for line in funnel.lines(self.story):
+        write_table(self.out / "unpaired.parquet", unpaired)
+        write_text(self.out / "README.md", funnel.render_card(self.summary))
+        for line in funnel.format_lines(self.summary):
             print("│", line, file=sys.stderr, flush=True)
 
-    def _thumbs(self, pairs: pl.DataFrame) -> pl.DataFrame:
-        scored = self.cfg.thumbs_at is not None
-        parts = [*([] if scored else [split.sides(pairs)]), *self.thumbs]
-        return (
-            pl.concat(parts).unique(["sample_id", "label"]).sort("prompt_id", "sample_id", "label")
-        )
+    def _collect_unpaired(self, pairs: pl.DataFrame) -> pl.DataFrame:
+        """The scored samples where a threshold labels them, else the sides of the pairs."""
+        from_pairs = [] if self.cfg.thumbs_at is not None else [split.to_unpaired(pairs)]
+        table = pl.concat([*from_pairs, *self.unpaired]).unique(["sample_id", "label"])
+        return table.sort("prompt_id", "sample_id", "label")
 
-    def _account(
-        self, dropped: pl.DataFrame, train: pl.DataFrame, dev: pl.DataFrame, thumbs: pl.DataFrame
+    def _summarize_pairs(
+        self, dropped: pl.DataFrame, train: pl.DataFrame, dev: pl.DataFrame, unpaired: pl.DataFrame
     ) -> None:
         """Rows in = rows out + rows dropped with a reason."""
         gone = dropped.filter(pl.col("kind") == "pair")
         out = train.height + dev.height
-        up = int(thumbs["label"].sum())
-        self.story |= {
-            "dropped_pairs": funnel.counts(gone),
+        up = int(unpaired["label"].sum())
+        self.summary |= {
+            "dropped_pairs": funnel.count_reasons(gone),
             "pairs": out,
             "train": train.height,
             "dev": dev.height,
-            "filters": funnel.by_filter(self.cfg, dropped),
-            **funnel.about_pairs(self.kept),
-            "noise": label_noise.estimate(self.kept),
-            "unpaired": {"up": up, "down": thumbs.height - up},
-            "examples": funnel.examples(self.kept, self.prompts),
+            "filters": funnel.count_by_filter(self.cfg, dropped),
+            **funnel.describe_pairs(self.kept),
+            "noise": label_noise.estimate_noise(self.kept),
+            "unpaired": {"up": up, "down": unpaired.height - up},
+            "examples": funnel.pick_examples(self.kept, self.prompts),
         }
-        if lost := self.story["pairs_in"] - out - gone.height:
-            raise StageError(
-                f"pair: {lost} of {self.story['pairs_in']} proposed pairs are unaccounted for."
-            )
+        pairs_in = self.summary["pairs_in"]
+        if lost := pairs_in - out - gone.height:
+            raise StageError(f"pair: {lost} of {pairs_in} proposed pairs are unaccounted for.")
 
 
-JUDGED_WITH_SIGNS = [*selection.JUDGED, "disagreement", "flip_rate", "annotators", "reference"]
+SIGNS = "disagreement", "flip_rate", "annotators", "reference"
+COLUMNS_WITH_SIGNS = [*selection.FILTER_COLUMNS, *SIGNS]

@@ -1,6 +1,7 @@
-"""Prompts in, four parts out: `train`, `dev`, `test` in hash order, and `fence`, the n-grams of all evaluation prompts.
+"""Prompts in, four parts out: `train`, `dev`, `test` in hash order, and `fence`.
 
-Every row that came in is in a part or in `dropped.parquet`; `funnel.json` has the counts.
+`fence` holds the n-grams of all evaluation prompts. Every row of the input is in a part or in
+`dropped.parquet`; `funnel.json` has the counts.
 """
 
 import hashlib
@@ -17,62 +18,67 @@ import polars as pl
 from pipeline.artifacts import Prompts, note_cost, write_json, write_table
 from pipeline.config import EvaluationQuestions, PlaygroundPrompts, PromptCaps, PromptsConfig
 from pipeline.data import synthetic
-from pipeline.data.decontamination import Index, table
-from pipeline.data.duplicates import repeats
+from pipeline.data.decontamination import OverlapIndex, ngram_table
+from pipeline.data.duplicates import find_duplicates
 from pipeline.data.prompt_checks import check_caps, check_split
-from pipeline.data.prompts import ROW, LeftOut, Read, prompt_row, read_prompts
+from pipeline.data.prompts import (
+    PROMPT_ROW,
+    LeftOutColumn,
+    PromptSet,
+    build_prompt_row,
+    read_prompts,
+)
 from pipeline.errors import StageError, UserError, pluralize, run_all
 from pipeline.progress import Progress
 
 DROPPED = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
 BATCH = 4096
-LeftOutOf = dict[str, dict[str, LeftOut]]  # by the knob of each set of prompts
-Sorted = tuple[pl.DataFrame, pl.DataFrame]  # the rows that stay, and DROPPED of the others
+LeftOutColumns = dict[str, dict[str, LeftOutColumn]]  # by the knob of each set, by column
+KeptAndDropped = tuple[pl.DataFrame, pl.DataFrame]  # the second in the columns DROPPED
 
 
 def run(cfg: PromptsConfig | EvaluationQuestions, out: Path) -> Prompts:
     if isinstance(cfg, EvaluationQuestions):
-        return questions(cfg, out)
-    read = given(cfg)
+        return publish_questions(cfg, out)
+    read = read_sets(cfg)
     left_out = {
-        f"prompts.{name}".removesuffix(".source"): one.left_out
-        for name, one in read.items()
-        if one.left_out
+        f"prompts.{name}".removesuffix(".source"): found.left_out
+        for name, found in read.items()
+        if found.left_out
     }
     warn_left_out(left_out)
     sets = {name: read[f"evaluation.{name}"].rows for name in cfg.evaluation}
-    account = Account()
-    rows = in_hash_order(account.take(read.pop("source")), cfg.seed)
+    log = DropLog()
+    rows = sort_by_hash(log.add_source(read.pop("source")), cfg.seed)
     check_split(cfg.split, rows.height)
-    rows = account.keep(without_repeats(rows, cfg.near))
-    rows = account.keep(capped(rows, cfg.caps))
+    rows = log.record(drop_duplicates(rows, cfg.near))
+    rows = log.record(cap_categories(rows, cfg.caps))
 
-    fences = [indexed(cfg, sets)]
-    rows = account.keep(clear_of(rows, fences[0]))
-    test, rows = held(cfg, "test", read, rows, account)
-    fences.append(indexed(cfg, {"test": test}))
-    rows = account.keep(clear_of(rows, fences[1]))
-    dev, rows = held(cfg, "dev", read, rows, account)
-    for fence in fences:  # a dev set of its own has not been compared yet
-        dev = account.keep(clear_of(dev, fence))
-    fences.append(indexed(cfg, {"dev": dev}))
-    train = account.keep(clear_of(rows, fences[2]))
+    indexes = [build_index(cfg, sets)]
+    rows = log.record(drop_overlaps(rows, indexes[0]))
+    test, rows = hold_out_part(cfg, "test", read, rows, log)
+    indexes.append(build_index(cfg, {"test": test}))
+    rows = log.record(drop_overlaps(rows, indexes[1]))
+    dev, rows = hold_out_part(cfg, "dev", read, rows, log)
+    for index in indexes:  # a dev set from another file has not been compared yet
+        dev = log.record(drop_overlaps(dev, index))
+    indexes.append(build_index(cfg, {"dev": dev}))
+    train = log.record(drop_overlaps(rows, indexes[2]))
 
     parts = {"train": train, "dev": dev, "test": test}
-    write_table(out / "dropped.parquet", account.dropped())
-    check_parts(cfg, parts, account, out / "dropped.parquet")
-    publish(out, parts, account)
-    write_table(
-        out / "fence" / "ngrams.parquet", table(set().union(*(fence.grams for fence in fences)))
-    )
-    write_json(out / "funnel.json", story := funnel(parts, account, sets, left_out))
-    for line in lines(story):
+    write_table(out / "dropped.parquet", log.table())
+    check_parts(cfg, parts, log, out / "dropped.parquet")
+    publish_parts(out, parts, log)
+    ngrams = {ngram for index in indexes for ngram in index.ngrams}
+    write_table(out / "fence" / "ngrams.parquet", ngram_table(ngrams))
+    write_json(out / "funnel.json", funnel := build_funnel(parts, log, sets, left_out))
+    for line in format_lines(funnel):
         print("│", line, file=sys.stderr, flush=True)
     return Prompts(out)
 
 
-def questions(cfg: EvaluationQuestions, out: Path) -> Prompts:
-    """A set as it was given, in its own order; a question that stands there twice is one."""
+def publish_questions(cfg: EvaluationQuestions, out: Path) -> Prompts:
+    """A set in its own order; a question that is there twice counts once."""
     read = read_prompts(cfg.rows, "prompts.evaluation")
     warn_left_out({"prompts.evaluation": read.left_out})
     rows = read.rows
@@ -82,30 +88,28 @@ def questions(cfg: EvaluationQuestions, out: Path) -> Prompts:
     return Prompts(out)
 
 
-def warn_left_out(left_out: LeftOutOf) -> None:
-    """Nothing goes silently: scorers and functions will not see these columns."""
+def warn_left_out(left_out: LeftOutColumns) -> None:
+    """Names every column that scorers and functions will not see."""
     for knob, columns in left_out.items():
-        for name, one in columns.items():
-            rows = pluralize(one.rows, "row")
-            fault = (
-                f"! {knob}: the column {name} is left out of {rows}: at {one.place} it {one.why}."
-            )
+        for name, column in columns.items():
+            rows = pluralize(column.rows, "row")
             print(
-                fault,
-                "No scorer sees it there; write it as text or numbers.",
+                f"! {knob}: the column {name} is left out of {rows}:"
+                f" at {column.place} it {column.why}."
+                " No scorer sees it there; write it as text or numbers.",
                 file=sys.stderr,
                 flush=True,
             )
 
 
-class Account:
-    """What came in and what was left out, with its reason."""
+class DropLog:
+    """What came in, and what was dropped with its reason."""
 
     def __init__(self) -> None:
         self.rows_in = 0
         self._dropped = [pl.DataFrame(schema=DROPPED)]
 
-    def take(self, read: Read) -> pl.DataFrame:
+    def add_source(self, read: PromptSet) -> pl.DataFrame:
         self.rows_in += read.rows.height + len(read.bad)
         bad = [
             {"prompt_id": place, "reason": "bad row", "detail": fault} for place, fault in read.bad
@@ -113,47 +117,45 @@ class Account:
         self._dropped.append(pl.DataFrame(bad, schema=DROPPED))
         return read.rows
 
-    def keep(self, rows: Sorted) -> pl.DataFrame:
-        kept, gone = rows
-        self._dropped.append(gone.select(*DROPPED))
+    def record(self, rows: KeptAndDropped) -> pl.DataFrame:
+        kept, dropped = rows
+        self._dropped.append(dropped.select(*DROPPED))
         return kept
 
-    def dropped(self) -> pl.DataFrame:
+    def table(self) -> pl.DataFrame:
         return pl.concat(self._dropped)
 
-    def reasons(self) -> dict[str, int]:
-        return dict(sorted(self.dropped()["reason"].value_counts().rows()))
+    def count_reasons(self) -> dict[str, int]:
+        return dict(sorted(self.table()["reason"].value_counts().rows()))
 
-    def told(self) -> str:
-        return (
-            ", ".join(f"{reason} {count}" for reason, count in self.reasons().items())
-            or "nothing was dropped"
-        )
+    def describe(self) -> str:
+        counts = [f"{reason} {count}" for reason, count in self.count_reasons().items()]
+        return ", ".join(counts) or "nothing was dropped"
 
 
-def given(cfg: PromptsConfig) -> dict[str, Read]:
-    """The source and every set beside it, by their knobs; what is wrong with several of them is said at once."""
-    sets = {f"evaluation.{name}": asked for name, asked in cfg.evaluation.items()}
-    sets |= {f"split.{name}": asked for name, asked in cfg.split if not isinstance(asked, int)}
-    beside = {name: partial(read_prompts, asked, f"prompts.{name}") for name, asked in sets.items()}
-    reads = {"source": partial(source, cfg), **beside}
+def read_sets(cfg: PromptsConfig) -> dict[str, PromptSet]:
+    """The source and every other set, by their knobs. All faults are raised together."""
+    others = {f"evaluation.{name}": rows for name, rows in cfg.evaluation.items()}
+    others |= {f"split.{name}": rows for name, rows in cfg.split if not isinstance(rows, int)}
+    reads = {"source": partial(read_source, cfg)}
+    for name, rows in others.items():
+        reads[name] = partial(read_prompts, rows, f"prompts.{name}")
     return dict(zip(reads, run_all(reads.values()), strict=True))
 
 
-def source(cfg: PromptsConfig) -> Read:
+def read_source(cfg: PromptsConfig) -> PromptSet:
     if isinstance(cfg, PlaygroundPrompts):
-        made = synthetic.prompts(cfg.rows, cfg.constraints, cfg.seed)
-        return Read(
-            pl.DataFrame([prompt_row(row["prompt"], row["columns"]) for row in made], schema=ROW)
-        )
+        generated = synthetic.generate_prompts(cfg.rows, cfg.constraints, cfg.seed)
+        rows = [build_prompt_row(row["prompt"], row["columns"]) for row in generated]
+        return PromptSet(pl.DataFrame(rows, schema=PROMPT_ROW))
     return read_prompts(cfg.prompt_rows, "prompts", cfg.on_bad_row)
 
 
-# ── sorting ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── filters and splits ───────────────────────────────────────────────────────────────────────────
 
 
-def in_hash_order(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """By a hash of seed and text: the order that splits and rounds draw from, whatever the file's own order was."""
+def sort_by_hash(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """By a hash of seed and text: the order for splits and rounds, whatever the file's order."""
     order = [hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in rows["hash"]]
     return (
         rows.with_columns(pl.Series("order", order, dtype=pl.String))
@@ -162,134 +164,129 @@ def in_hash_order(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
     )
 
 
-def without_repeats(rows: pl.DataFrame, near: float | None) -> Sorted:
-    again = repeats(rows, near)
-    return _without(rows, again["at"]), again
+def drop_duplicates(rows: pl.DataFrame, near_duplicate: float | None) -> KeptAndDropped:
+    duplicates = find_duplicates(rows, near_duplicate)
+    return _remove_rows(rows, duplicates["at"]), duplicates
 
 
-def capped(rows: pl.DataFrame, caps: PromptCaps | None) -> Sorted:
-    """So many of each category, the first in hash order; rows without one are a category of their own."""
+def cap_categories(rows: pl.DataFrame, caps: PromptCaps | None) -> KeptAndDropped:
+    """The first rows of each category in hash order. Rows without a category are one category."""
     if caps is None:
         return rows, pl.DataFrame(schema=DROPPED)
     columns = [json.loads(text) for text in rows["columns"]]
     check_caps(caps, set().union(*columns))
-    named = rows.select(
-        "prompt_id", category=pl.Series([json.dumps(each.get(caps.column)) for each in columns])
-    )
+    categories = pl.Series([json.dumps(each.get(caps.column)) for each in columns])
+    named = rows.select("prompt_id", category=categories)
     place = pl.int_range(pl.len()).over("category")
     over = named.with_row_index("at").filter(place >= caps.most)
     detail = pl.format("{} has {} prompts before it in hash order", "category", pl.lit(caps.most))
-    return _without(rows, over["at"]), over.with_columns(
-        reason=pl.lit("over the cap"), detail=detail
-    )
+    dropped = over.with_columns(reason=pl.lit("over the cap"), detail=detail)
+    return _remove_rows(rows, over["at"]), dropped
 
 
-def held(
-    cfg: PromptsConfig, name: str, read: dict[str, Read], rows: pl.DataFrame, account: Account
-) -> Sorted:
-    """An evaluation part, and what is left: so many of the rows, or a set of its own."""
+def hold_out_part(
+    cfg: PromptsConfig, name: str, read: dict[str, PromptSet], rows: pl.DataFrame, log: DropLog
+) -> KeptAndDropped:
+    """An evaluation part, and the remaining rows: some of the rows, or a set of another file."""
     wanted = getattr(cfg.split, name)
     if isinstance(wanted, int):
         return rows.head(wanted), rows.slice(wanted)
-    own = account.take(read[f"split.{name}"])
-    return account.keep(without_repeats(in_hash_order(own, cfg.seed), near=None)), rows
+    own = sort_by_hash(log.add_source(read[f"split.{name}"]), cfg.seed)
+    return log.record(drop_duplicates(own, near_duplicate=None)), rows
 
 
-def indexed(cfg: PromptsConfig, sets: dict[str, pl.DataFrame]) -> Index:
-    index = Index(cfg.fence.ngram)
+def build_index(cfg: PromptsConfig, sets: dict[str, pl.DataFrame]) -> OverlapIndex:
+    index = OverlapIndex(cfg.fence.ngram)
     for name, rows in sets.items():
-        for prompt_id, asked in rows.select("prompt_id", "asked").iter_rows():
-            index.add(name, prompt_id, asked)
+        for prompt_id, turns in rows.select("prompt_id", "asked").iter_rows():
+            index.add(name, prompt_id, turns)
     return index
 
 
-def clear_of(rows: pl.DataFrame, index: Index) -> Sorted:
-    """The rows that share no n-gram with an evaluation prompt; and those that do, with which words of which prompt."""
-    if not index.grams:
+def drop_overlaps(rows: pl.DataFrame, index: OverlapIndex) -> KeptAndDropped:
+    """Drops the rows that share an n-gram with an evaluation prompt, and records which words."""
+    if not index.ngrams:
         return rows, pl.DataFrame(schema=DROPPED)
     found, progress = [], Progress("prompts", rows.height, "prompts compared")
-    for at, (prompt_id, texts) in enumerate(_texts(rows)):
-        if match := index.match(texts):
-            detail = f"{match.of} {match.prompt_id}: {match.words}"
+    for at, (prompt_id, texts) in enumerate(_prompt_texts(rows)):
+        if match := index.find(texts):
             found.append(
                 {
                     "at": at,
                     "prompt_id": prompt_id,
-                    "reason": f"overlap with {match.of}",
-                    "detail": detail,
+                    "reason": f"overlap with {match.part}",
+                    "detail": f"{match.part} {match.prompt_id}: {match.words}",
                 }
             )
         progress.advance()
-    near = pl.DataFrame(found, schema={"at": pl.UInt32, **DROPPED})
-    return _without(rows, near["at"]), near
+    overlaps = pl.DataFrame(found, schema={"at": pl.UInt32, **DROPPED})
+    return _remove_rows(rows, overlaps["at"]), overlaps
 
 
-def _texts(rows: pl.DataFrame) -> Iterator[tuple[str, list[str]]]:
-    """What a prompt could have taken from elsewhere: the user's words as a whole, and each message."""
+def _prompt_texts(rows: pl.DataFrame) -> Iterator[tuple[str, list[str]]]:
+    """Texts that may come from elsewhere: the user's turns together, and each message."""
     for part in rows.select("prompt_id", "asked", "prompt").iter_slices(BATCH):
-        for prompt_id, asked, messages in part.iter_rows():
-            yield (
-                prompt_id,
-                list(
-                    dict.fromkeys(["\n".join(asked), *(message["content"] for message in messages)])
-                ),
-            )
+        for prompt_id, turns, messages in part.iter_rows():
+            texts = ["\n".join(turns), *(message["content"] for message in messages)]
+            yield prompt_id, list(dict.fromkeys(texts))
 
 
-def _without(rows: pl.DataFrame, at: pl.Series) -> pl.DataFrame:
+def _remove_rows(rows: pl.DataFrame, at: pl.Series) -> pl.DataFrame:
     return rows.with_row_index("at").filter(~pl.col("at").is_in(at.implode())).drop("at")
 
 
-# ── the account ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── output ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def check_parts(
-    cfg: PromptsConfig, parts: dict[str, pl.DataFrame], account: Account, listed: Path
+    cfg: PromptsConfig, parts: dict[str, pl.DataFrame], log: DropLog, listed: Path
 ) -> None:
     wanted = {"train": 1, **{name: n if isinstance(n, int) else 1 for name, n in cfg.split}}
     short = [name for name, part in parts.items() if part.height < wanted[name]]
     if short:
-        has = ", ".join(
-            f"{name} {part.height} (wanted {wanted[name]})" for name, part in parts.items()
-        )
+        sizes = [f"{name} {part.height} (wanted {wanted[name]})" for name, part in parts.items()]
         raise UserError(
-            f"prompts: after what was dropped ({account.told()}) too few are left for {' and '.join(short)}: {has}.\n"
-            f"  Each one's reason is in {listed}. Give more prompts, or lower prompts.split.test and prompts.split.dev."
+            f"prompts: after what was dropped ({log.describe()}) too few are left for"
+            f" {' and '.join(short)}: {', '.join(sizes)}.\n"
+            f"  Each one's reason is in {listed}. Give more prompts,"
+            " or lower prompts.split.test and prompts.split.dev."
         )
 
 
-def publish(out: Path, parts: dict[str, pl.DataFrame], account: Account) -> None:
+def publish_parts(out: Path, parts: dict[str, pl.DataFrame], log: DropLog) -> None:
     for name, part in parts.items():
         write_table(out / name / "prompts.parquet", part.select("prompt_id", "prompt", "columns"))
-    note_cost(
-        out, prompts=sum(part.height for part in parts.values()), dropped=account.dropped().height
-    )
+    prompts = sum(part.height for part in parts.values())
+    note_cost(out, prompts=prompts, dropped=log.table().height)
 
 
-def funnel(
+def build_funnel(
     parts: dict[str, pl.DataFrame],
-    account: Account,
+    log: DropLog,
     sets: dict[str, pl.DataFrame],
-    left_out: LeftOutOf,
+    left_out: LeftOutColumns,
 ) -> dict[str, Any]:
-    """Rows in = rows out + rows dropped with a reason; and how many prompts each evaluation set put up the fence."""
-    reasons, rows_in = account.reasons(), account.rows_in
+    """Rows in = rows out + rows dropped with a reason; and the size of each evaluation set."""
+    reasons, rows_in = log.count_reasons(), log.rows_in
     rows_out = {name: part.height for name, part in parts.items()}
     if rows_in != sum(rows_out.values()) + sum(reasons.values()):
         raise StageError(
-            f"prompts: {rows_in} rows came in, {rows_out} went out and {reasons} were dropped: some are unaccounted for"
+            f"prompts: {rows_in} rows came in, {rows_out} went out and {reasons} were dropped:"
+            " some are unaccounted for"
         )
     evaluation = {name: rows.height for name, rows in sets.items()}
-    told = {
-        knob: {name: asdict(one) for name, one in columns.items()}
-        for knob, columns in left_out.items()
-    }
-    counts = {"in": rows_in, "out": rows_out, "dropped": reasons, "evaluation": evaluation}
-    return {**counts, "columns_left_out": told} if told else counts
+    funnel: dict[str, Any] = {"in": rows_in, "out": rows_out, "dropped": reasons}
+    funnel["evaluation"] = evaluation
+    if left_out:
+        funnel["columns_left_out"] = {
+            knob: {name: asdict(column) for name, column in columns.items()}
+            for knob, columns in left_out.items()
+        }
+    return funnel
 
 
-def lines(story: dict[str, Any]) -> list[str]:
-    dropped = [(f"  − {reason}", count) for reason, count in story["dropped"].items()]
-    rows = [("prompts in", story["in"]), *dropped, *story["out"].items()]
+def format_lines(funnel: dict[str, Any]) -> list[str]:
+    dropped = [(f"  − {reason}", count) for reason, count in funnel["dropped"].items()]
+    rows = [("prompts in", funnel["in"]), *dropped, *funnel["out"].items()]
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {count:>8}" for name, count in rows]

@@ -1,6 +1,7 @@
-"""refer: log-probabilities of given token ids under a model, computed once: the reference of training, KL of an exam.
+"""refer: log-probabilities of given token ids under a model, computed once.
 
-Rows are sorted by length and done in chunks of a fixed number of rows, each a file: a killed run repeats one chunk.
+They are the reference of a training, or give the KL of an evaluation. Rows are sorted by length and
+processed in chunks of a fixed number of rows, each a file: a killed run repeats one chunk.
 """
 
 import math
@@ -14,88 +15,86 @@ from pipeline.artifacts import KL, Logps, Model, Pairs, Samples, note_cost, read
 from pipeline.config import ReferenceConfig
 from pipeline.errors import StageError, UserError, pluralize
 from pipeline.progress import Progress, print_phase
-from pipeline.resources.gpu_sets import environments
-from pipeline.resources.model_shape import parameters_of
-from pipeline.resources.worker_pool import Figures, Hand, work_off
+from pipeline.resources.gpu_sets import worker_environments
+from pipeline.resources.model_shape import parameter_cost
+from pipeline.resources.worker_pool import Figures, Worker, run_shards
 
 if TYPE_CHECKING:
     import polars as pl
 
     from pipeline.models.logprobs import OnBatch
 
-CHUNK = 512  # rows; never from `runtime`, so that a resumed run finds the same chunks
-ROWS = "rows.parquet"  # where every hand reads them
+CHUNK = 512  # rows; not a knob of `runtime`, so a resumed run finds the same chunks
+ROWS = "rows.parquet"  # where every worker reads them
 WORKERS = "refer.runtime.workers"
 
 
 def run(cfg: ReferenceConfig, out: Path, *, model: Model, rows: Pairs | Samples) -> Logps:
-    table, scratch = wanted(rows), out / "scratch"
+    table, scratch = collect_completions(rows), out / "scratch"
     chunks = [f"chunk-{at:06d}.parquet" for at in range(-(-table.height // CHUNK))]
     if missing := [chunk for chunk in chunks if not (scratch / chunk).exists()]:
         write_table(scratch / ROWS, table)
-        work, hands = (
-            partial(measure, cfg, model, scratch, CHUNK),
-            environments(cfg.runtime.workers, WORKERS),
-        )
-        note_cost(out, **parameters_of(model.weights, model.revision))
+        work = partial(measure_chunks, cfg, model, scratch, CHUNK)
+        environments = worker_environments(cfg.runtime.workers, WORKERS)
+        progress = ChunkProgress(table, missing)
+        note_cost(out, **parameter_cost(model.weights, model.revision))
         print_phase("loading the model")
-        work_off(missing, work, hands, scratch / "workers", tell=Watch(table, missing).hear)
-    write_table(out / "logps.parquet", _joined([scratch / chunk for chunk in chunks]))
+        run_shards(missing, work, environments, scratch / "workers", on_report=progress.update)
+    write_table(out / "logps.parquet", _join_chunks([scratch / chunk for chunk in chunks]))
     note_cost(out, rows=table.height, tokens=int(table["length"].sum()))
     return Logps(out)
 
 
-class Watch:
-    """What a person sees: the longest rows come first, so that time is told by tokens."""
+class ChunkProgress:
+    """The progress bar. The longest rows come first, so the time left is estimated by tokens."""
 
     def __init__(self, table: "pl.DataFrame", missing: list[str]):
         self._table, self._missing = table, missing
         self._progress: Progress | None = None
         self._started, self._tokens = 0.0, 0
 
-    def hear(self, figures: Figures) -> None:
-        """A hand has its model, or rows are done."""
+    def update(self, figures: Figures) -> None:
+        """A worker has loaded its model, or has finished rows."""
         if self._progress is None:
-            self._progress, self._started = self._begun(), time.monotonic()
+            self._progress, self._started = self._start_progress(), time.monotonic()
         if rows := int(figures["rows"]):
             self._tokens += int(figures["tokens"])
             speed = self._tokens / max(time.monotonic() - self._started, 0.001)
             self._progress.work_done = self._tokens
             self._progress.advance(rows, speed=f"{speed:.0f} tok/s")
 
-    def _begun(self) -> Progress:
-        to_do = [
-            self._table.slice(_start(chunk, CHUNK), CHUNK)["length"] for chunk in self._missing
-        ]
+    def _start_progress(self) -> Progress:
+        starts = [_first_row(chunk, CHUNK) for chunk in self._missing]
+        to_do = [self._table.slice(start, CHUNK)["length"] for start in starts]
         rows, tokens = sum(map(len, to_do)), sum(int(each.sum()) for each in to_do)
         progress = Progress("refer", self._table.height, "completions", tokens)
         progress.resume_at(self._table.height - rows)
         return progress
 
 
-def wanted(rows: Pairs | Samples) -> "pl.DataFrame":
+def collect_completions(rows: Pairs | Samples) -> "pl.DataFrame":
     """Each completion once: `sample_id, prompt_id, prompt_token_ids, token_ids`, longest first."""
     import polars as pl
 
     if isinstance(rows, Samples):
-        table = rows.read(setting=KL).select(
-            "sample_id", "prompt_id", "prompt_token_ids", "token_ids"
-        )
+        columns = "sample_id", "prompt_id", "prompt_token_ids", "token_ids"
+        table = rows.read(setting=KL).select(columns)
     else:
-        table = pl.concat(_sides(pl.concat([rows.read_train(), rows.read_dev()])))
+        table = pl.concat(_split_sides(pl.concat([rows.read_train(), rows.read_dev()])))
     table = table.unique("sample_id").with_columns(
         length=pl.col("prompt_token_ids").list.len() + pl.col("token_ids").list.len()
     )
     if (bare := table.filter(pl.col("prompt_token_ids").list.len() == 0)).height:
         raise UserError(
-            f"{rows.path}: {pluralize(bare.height, 'row')} without prompt tokens ({bare['sample_id'][0]} is one): nothing"
-            f" stands before their first token, so it has no log-probability.\n"
-            f"  Use a chat template or a tokenizer with BOS."
+            f"{rows.path}: {pluralize(bare.height, 'row')} without prompt tokens"
+            f" ({bare['sample_id'][0]} is one): nothing comes before their first token,"
+            " so it has no log-probability.\n"
+            "  Use a chat template or a tokenizer with BOS."
         )
     return table.sort(["length", "sample_id"], descending=[True, False])
 
 
-def _sides(pairs: "pl.DataFrame") -> "Iterator[pl.DataFrame]":
+def _split_sides(pairs: "pl.DataFrame") -> "Iterator[pl.DataFrame]":
     import polars as pl
 
     for side in ("chosen", "rejected"):
@@ -103,27 +102,31 @@ def _sides(pairs: "pl.DataFrame") -> "Iterator[pl.DataFrame]":
         yield pairs.select(*ids, "prompt_token_ids", pl.col(f"{side}_token_ids").alias("token_ids"))
 
 
-def measure(cfg: ReferenceConfig, model: Model, scratch: Path, size: int, hand: Hand) -> None:
-    """One hand's part: the model is opened once."""
+def measure_chunks(
+    cfg: ReferenceConfig, model: Model, scratch: Path, size: int, worker: Worker
+) -> None:
+    """One worker's part: it loads the model once."""
     from pipeline.models import loading
 
     table = read_table(scratch / ROWS)
     module = loading.load(model, cfg.dtype, cfg.quantization)
     loading.check_vocabulary(module, [table["prompt_token_ids"], table["token_ids"]], "refer")
-    hand.tell(rows=0, tokens=0)
-    for chunk in iter(hand.claim, None):
-        part = table.slice(_start(chunk, size), size)
-        write_table(
-            scratch / chunk, _measured(cfg, module, part, lambda n, m: hand.tell(rows=n, tokens=m))
-        )
-        hand.finish(chunk)
+    worker.report(rows=0, tokens=0)
+
+    def report_batch(rows: int, tokens: int) -> None:
+        worker.report(rows=rows, tokens=tokens)
+
+    for chunk in iter(worker.claim, None):
+        part = table.slice(_first_row(chunk, size), size)
+        write_table(scratch / chunk, _measure_chunk(cfg, module, part, report_batch))
+        worker.finish(chunk)
 
 
-def _start(chunk: str, size: int) -> int:
+def _first_row(chunk: str, size: int) -> int:
     return int(Path(chunk).stem.removeprefix("chunk-")) * size
 
 
-def _measured(
+def _measure_chunk(
     cfg: ReferenceConfig, module: Any, part: "pl.DataFrame", on_batch: "OnBatch"
 ) -> "pl.DataFrame":
     import polars as pl
@@ -134,8 +137,10 @@ def _measured(
     logps = compute_logps(module, *columns, cfg.runtime.batch_tokens, on_batch)
     if broken := sum(not math.isfinite(value) for value in logps):
         raise StageError(
-            f"refer: no finite log-probability for {broken} of {pluralize(len(logps), 'completion')} under this model in "
-            f"{cfg.dtype}: nothing is published.\n  Try refer.dtype=float32; else its weights are broken."
+            f"refer: no finite log-probability for {broken} of"
+            f" {pluralize(len(logps), 'completion')} under this model in {cfg.dtype}:"
+            " nothing is published.\n"
+            "  Try refer.dtype=float32; else its weights are broken."
         )
     return part.select(
         "sample_id",
@@ -145,7 +150,7 @@ def _measured(
     )
 
 
-def _joined(files: list[Path]) -> "pl.DataFrame":
+def _join_chunks(files: list[Path]) -> "pl.DataFrame":
     import polars as pl
 
     if files:

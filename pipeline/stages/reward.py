@@ -1,7 +1,7 @@
-"""The stage `reward`: a reward model as it is, or one trained on what was preferred, away from every evaluation prompt.
+"""reward: a reward model, given or trained on preferences away from every evaluation prompt.
 
-`held_out.json` tells how often it agrees with labels it never saw, and how many of those answers it saw elsewhere;
-what was left out stands in `dropped.parquet`.
+`held_out.json` tells how often it agrees with held-out labels, and how many of those answers it has
+seen elsewhere. `dropped.parquet` lists what was left out.
 """
 
 import sys
@@ -34,12 +34,13 @@ def run(
         return import_classifier(cfg, out)
     if start is None or fence is None:
         raise UserError(
-            "reward=train needs a model to start from and the fence.\n  Give reward.start=sft or base."
+            "reward=train needs a model to start from and the n-grams of the evaluation prompts.\n"
+            "  Give reward.start=sft or base."
         )
     return _train(cfg, out, start, fence)
 
 
-def _train(cfg: RewardTraining, out: Path, start: Model, fence: Decontamination) -> Model:
+def _train(cfg: RewardTraining, out: Path, start: Model, decontamination: Decontamination) -> Model:
     expose_one_device()
     from pipeline.models import loading
     from pipeline.models.checkpoint import save_weights, to_torch_dtype
@@ -49,89 +50,85 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Decontamination)
 
     tokenizer = loading.load_tokenizer(start)
     text = RewardEncoder(tokenizer, "chat", cfg.template_kwargs, limit=None)
-    learned, held_out = parts(cfg, _examples(cfg, out, text, fence))
+    (learned, held_out) = split_held_out(cfg, _read_examples(cfg, out, text, decontamination))
     reward.set_pad_token(tokenizer, [*learned, *held_out])
     module = reward.load(start, cfg.seed)
-    trainer, ledger = reward.build_trainer(cfg, module, tokenizer, learned, out)
+    (trainer, ledger) = reward.build_trainer(cfg, module, tokenizer, learned, out)
     trackers.train_with_trackers(trainer, ledger.find_newest())
     loading.check_finite(module)
 
     module.to(to_torch_dtype(cfg.dtype))
     budget = 2 * cfg.max_length * cfg.runtime.micro_batch
-    figures = reward.measure_accuracy(module, tokenizer.pad_token_id, held_out, budget) | familiar(
-        learned, held_out
-    )
-    print("│", in_words(figures), file=sys.stderr, flush=True)
+    figures = reward.measure_accuracy(module, tokenizer.pad_token_id, held_out, budget)
+    figures |= count_familiar(learned, held_out)
+    print("│", describe_accuracy(figures), file=sys.stderr, flush=True)
     write_json(out / "held_out.json", figures)
     tokens = sum(len(ids) for e in learned for ids in (e["good_ids"], e["bad_ids"]) if ids)
     note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(learned), **figures)
     return save_weights(module, tokenizer, out)
 
 
-def _examples(
-    cfg: RewardTraining, out: Path, text: "RewardEncoder", fence: Decontamination
+def _read_examples(
+    cfg: RewardTraining, out: Path, text: "RewardEncoder", decontamination: Decontamination
 ) -> list[Row]:
-    """The judged answers in tokens, without those that may not be learned from; every row is accounted for."""
+    """The judged answers to learn from, in tokens. Every other row is recorded with its reason."""
     from pipeline.data.decontamination import OverlapCheck
     from pipeline.data.reward_rows import read_reward_rows
     from pipeline.scorers.reward_text import UnreadableText
 
     lines = read_reward_rows(cfg.data, cfg.learn_from)
-    check = OverlapCheck(fence, cfg.fence.ngram)
-    dropped = [_dropped(number, "bad row", fault) for number, fault in lines.bad]
+    check = OverlapCheck(decontamination, cfg.fence.ngram)
+    dropped = [_drop_row(number, "bad row", fault) for number, fault in lines.bad]
     examples = []
     for row in lines.rows:
-        if any(check.overlaps(said) for said in _said(row)):
-            dropped.append(_dropped(row["row"], "overlap with evaluation", check.fault))
+        if any(check.overlaps(part) for part in _row_texts(row)):
+            dropped.append(_drop_row(row["row"], "overlap with evaluation", check.fault))
             continue
         try:
-            example = _encoded(text, row)
+            example = _encode_row(text, row)
         except UnreadableText as fault:
-            dropped.append(_dropped(row["row"], "unreadable", str(fault)))
+            dropped.append(_drop_row(row["row"], "unreadable", str(fault)))
             continue
         longest = max(len(example[side] or []) for side in ("good_ids", "bad_ids"))
         if longest > cfg.max_length:
             detail = f"{longest} tokens, reward.max_length is {cfg.max_length}"
-            dropped.append(_dropped(row["row"], "too long", detail))
+            dropped.append(_drop_row(row["row"], "too long", detail))
         else:
             examples.append(example)
-    _account(cfg, out, len(lines.rows) + len(lines.bad), examples, dropped)
+    _publish_funnel(cfg, out, len(lines.rows) + len(lines.bad), examples, dropped)
     return examples
 
 
-def _encoded(text: "RewardEncoder", row: Row) -> Row:
-    from pipeline.data.prompts import prompt_row
+def _encode_row(text: "RewardEncoder", row: Row) -> Row:
+    from pipeline.data.prompts import build_prompt_row
 
-    ids = {
-        f"{s}_ids": None if row[s] is None else text.encode(row["prompt"], row[s]).ids
-        for s in ("good", "bad")
-    }
-    answers = [row[side] for side in ("good", "bad") if row[side] is not None]
-    known = {
-        "prompt_id": prompt_row(row["prompt"], {})["prompt_id"],
+    example = {
+        "prompt_id": build_prompt_row(row["prompt"], {})["prompt_id"],
         "flipped": row["flipped"],
-        "answers": answers,
+        "answers": [row[side] for side in ("good", "bad") if row[side] is not None],
     }
-    return {**known, **ids}
+    for side in ("good", "bad"):
+        answer = row[side]
+        example[f"{side}_ids"] = None if answer is None else text.row(row["prompt"], answer).ids
+    return example
 
 
-def _said(row: Row) -> Iterator[str]:
-    """Everything that would be learned from: the user's words as a whole, each turn, each answer."""
-    from pipeline.data.prompts import text_of
+def _row_texts(row: Row) -> Iterator[str]:
+    """All texts that would be learned from: the user's turns together, each turn, each answer."""
+    from pipeline.data.prompts import join_user_turns
 
-    yield text_of(row["prompt"])
+    yield join_user_turns(row["prompt"])
     yield from (message["content"] for message in row["prompt"])
     yield from (row[side] for side in ("good", "bad") if row[side] is not None)
 
 
-def _account(
+def _publish_funnel(
     cfg: RewardTraining, out: Path, rows: int, examples: list[Row], dropped: list[Row]
 ) -> None:
     import polars as pl
 
-    table = pl.DataFrame(
-        dropped, schema={"row": pl.Int64, "reason": pl.String, "detail": pl.String}
-    ).sort("row")
+    schema = {"row": pl.Int64, "reason": pl.String, "detail": pl.String}
+    table = pl.DataFrame(dropped, schema=schema).sort("row")
     reasons = dict(sorted(table["reason"].value_counts().rows()))
     write_table(out / "dropped.parquet", table)
     write_json(out / "funnel.json", {"in": rows, "out": len(examples), "dropped": reasons})
@@ -139,74 +136,82 @@ def _account(
     if not examples:
         other = "thumbs" if cfg.learn_from == "pairs" else "pairs"
         raise UserError(
-            f"reward: of {pluralize(rows, 'row')} of {cfg.learn_from} none is left to learn from ({reasons}).\n"
-            f"  Each one's reason is in {out / 'dropped.parquet'}. Give other rows, or reward.learn_from={other}."
+            f"reward: of {pluralize(rows, 'row')} of {cfg.learn_from} none is left to learn from"
+            f" ({reasons}).\n"
+            f"  Each one's reason is in {out / 'dropped.parquet'}."
+            f" Give other rows, or reward.learn_from={other}."
         )
 
 
-def parts(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row]]:
-    """To learn from, and held out: by prompt, or by answers where one prompt has more rows than may be held out.
+def split_held_out(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row]]:
+    """To learn from, and held out.
 
-    A held-out row knows whether one of its answers is among those to learn from (`familiar`).
+    By prompt; or by answers where one prompt has more rows than may be held out. `familiar`:
+    whether an answer of a held-out row is among those to learn from.
     """
-    from pipeline.pairing.split import held_out
+    from pipeline.pairing.split import hold_out
 
-    units = _units(cfg, examples)
-    apart = held_out(units, cfg.held_out, cfg.seed)
-    learned = [example for example, unit in zip(examples, units, strict=True) if unit not in apart]
-    if not apart or not learned:
+    units = _held_out_units(cfg, examples)
+    chosen = hold_out(units, cfg.held_out, cfg.seed)
+    learned = [example for example, unit in zip(examples, units, strict=True) if unit not in chosen]
+    if not chosen or not learned:
+        prompts = many(len(set(units)), "prompt")
         raise UserError(
-            f"reward: of {pluralize(len(examples), 'row')}, to hold out {len(apart)} of {pluralize(len(set(units)), 'prompt')}"
+            f"reward: of {pluralize(len(examples), 'row')}, to hold out {len(chosen)} of {prompts}"
             f" leaves {len(learned)} to learn from.\n"
-            f"  Both need some: give more rows, or another reward.held_out.least or most_share."
+            "  Both need some: give more rows, or another reward.held_out.least or most_share."
         )
     seen = {answer for example in learned for answer in example["answers"]}
-    held = [example for example, unit in zip(examples, units, strict=True) if unit in apart]
-    return learned, [
-        {**example, "familiar": not seen.isdisjoint(example["answers"])} for example in held
-    ]
+    held_out = []
+    for example, unit in zip(examples, units, strict=True):
+        if unit in chosen:
+            familiar = not seen.isdisjoint(example["answers"])
+            held_out.append({**example, "familiar": familiar})
+    return (learned, held_out)
 
 
-def _units(cfg: RewardTraining, examples: Sequence[Row]) -> list[str]:
-    """What is held out as a whole. One neutral prompt for all rows is a usual shape: there each row's answers are."""
+def _held_out_units(cfg: RewardTraining, examples: Sequence[Row]) -> list[str]:
+    """What is held out as a whole: prompts, or answers where one neutral prompt has most rows."""
     from pipeline.hashing import digest_of
 
     rows = Counter(example["prompt_id"] for example in examples)
     most = cfg.held_out.most_share * len(examples)
-    return [
-        digest_of([example["prompt_id"], example["answers"]]) if rows[example["prompt_id"]] > most
-        else example["prompt_id"]
-        for example in examples
-    ]  # fmt: skip
+    units = []
+    for example in examples:
+        prompt_id = example["prompt_id"]
+        is_shared = rows[prompt_id] > most
+        units.append(digest_of([prompt_id, example["answers"]]) if is_shared else prompt_id)
+    return units
 
 
-def familiar(learned: Sequence[Row], held: Sequence[Row]) -> dict[str, float]:
-    """How much of what is held out was learned from elsewhere: prompts, and answers under another prompt."""
-    prompts, seen = (
-        {e["prompt_id"] for e in learned},
-        {answer for e in learned for answer in e["answers"]},
-    )
-    answers = {answer for example in held for answer in example["answers"]}
+def count_familiar(learned: Sequence[Row], held_out: Sequence[Row]) -> dict[str, float]:
+    """Held-out prompts, and answers under other prompts, that were learned from too."""
+    prompts = {example["prompt_id"] for example in learned}
+    seen = {answer for example in learned for answer in example["answers"]}
+    answers = {answer for example in held_out for answer in example["answers"]}
     return {
-        "of_learned_prompts": sum(example["prompt_id"] in prompts for example in held),
+        "of_learned_prompts": sum(example["prompt_id"] in prompts for example in held_out),
         "answers": len(answers),
         "learned_answers": len(answers & seen),
     }
 
 
-def in_words(figures: dict[str, float]) -> str:
-    told = f"agrees with {figures['accuracy']:.3f} of {pluralize(int(figures['held_out']), 'held-out row')}"
+def describe_accuracy(figures: dict[str, float]) -> str:
+    rows = many(int(figures["held_out"]), "held-out row")
+    text = f"agrees with {figures['accuracy']:.3f} of {rows}"
     if shared := figures["of_learned_prompts"]:
-        told += (
+        text += (
             f", {shared:g} of them under prompts that it learned from (one prompt has most rows)"
         )
     if not figures["learned_answers"]:
-        return f"{told}; none of their answers was learned from"
-    told += f"; {figures['learned_answers']:g} of their {pluralize(int(figures['answers']), 'answer')} were learned from too"
+        return f"{text}; none of their answers was learned from"
+    answers = many(int(figures["answers"]), "answer")
+    text += f"; {figures['learned_answers']:g} of their {answers} were learned from too"
     if "accuracy_new" not in figures:
-        return f"{told}, and no row is free of them: the accuracy is one on familiar answers"
-    return f"{told}: of the {figures['held_out_new']:g} rows without such answers, {figures['accuracy_new']:.3f}"
+        return f"{text}, and no row is free of them: the accuracy is one on familiar answers"
+    (new, accuracy) = (figures["held_out_new"], figures["accuracy_new"])
+    return f"{text}: of the {new:g} rows without such answers, {accuracy:.3f}"
 
 
-def _dropped(row: int, reason: str, detail: str) -> Row:
+def _drop_row(row: int, reason: str, detail: str) -> Row:
     return {"row": row, "reason": reason, "detail": detail}

@@ -1,7 +1,8 @@
-"""Marks every completion with every scorer. A score that fails is null and counted, never 0.
+"""Scores every completion with every scorer. A failed score is null and counted, never 0.
 
-Shard by shard, as the samples lie: a killed run marks again only the shards it was in. Models that run here mark first,
-by as many hands as there are; everything else marks in this process, since it keeps its own requests or processes.
+Works by the shards of the samples: a killed run scores again only the shards that it was in. Models
+that run here score first, in all workers; every other scorer runs in this process, since it keeps
+its own requests or processes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,12 +29,12 @@ from pipeline.artifacts import (
 from pipeline.config import BestAnswersConfig, EnsembleScorer, ScoreConfig, ScorerConfig
 from pipeline.errors import StageError, UserError, pluralize
 from pipeline.progress import Progress, print_phase
-from pipeline.resources.gpu_sets import environments
-from pipeline.resources.worker_pool import Hand, work_off
+from pipeline.resources.gpu_sets import worker_environments
+from pipeline.resources.worker_pool import Worker, run_shards
 from pipeline.scorers import Answer, PaidScorer, Score, Scorer, open_scorer
 from pipeline.scorers.ensemble import combine_scores
 
-KNOB = "score"  # of its block, where the driver names none
+KNOB = "score"  # its block, where the driver names none
 SCORE = {
     "sample_id": pl.String,
     "prompt_id": pl.String,
@@ -42,7 +43,7 @@ SCORE = {
     "status": pl.String,
     "detail": pl.String,
 }
-MARK = {
+LOCAL_SCORE = {
     "scorer": pl.String,
     "sample_id": pl.String,
     "score": pl.Float64,
@@ -50,9 +51,10 @@ MARK = {
     "detail": pl.String,
     "abstained": pl.Boolean,
 }
-MARKS = "scratch/marks"  # of the models that run here, until the others' stand beside them
-Marked = dict[str, list[Score]]  # by scorer
-Begun = tuple[str, list[Answer], dict[str, Iterator[Score]]]  # a shard, and its marks as they come
+LOCAL_SCORES = "scratch/marks"  # of the models that run here, until the other scores are there
+ScoresByScorer = dict[str, list[Score]]
+# A shard, its answers, and their scores as they arrive.
+StartedShard = tuple[str, list[Answer], dict[str, Iterator[Score]]]
 
 
 def run(
@@ -64,22 +66,21 @@ def run(
     reward: Model | None = None,
     best: Scores | None = None,
 ) -> Scores:
-    told = Told(
-        samples,
-        prompts,
-        best_of(cfg.best_by, best) if best and isinstance(cfg, BestAnswersConfig) else None,
-    )
+    wanted = None
+    if best and isinstance(cfg, BestAnswersConfig):
+        wanted = select_best_answers(cfg.best_by, best)
+    answers_of = ShardAnswers(samples, prompts, wanted)
     shards = sorted(path.name for path in (samples.path / "samples").glob("*.parquet"))
     missing = [shard for shard in shards if not (out / "scores" / shard).exists()]
-    bill = mark_by_hands(cfg, out, told, reward, missing)
+    bill = score_locally(cfg, out, answers_of, reward, missing)
     progress = Progress("score", len(shards), "shards")
     progress.resume_at(len(shards) - len(missing))
-    with opened(cfg.other_scorers, reward, out) as scorers:
-        for shard, answers, coming in begun(missing, told, scorers):
-            marks = read_marks(out / MARKS / shard) if cfg.local_model_scorers else {}
-            marks |= {name: [*each] for name, each in coming.items()}
-            write_table(out / "scores" / shard, table_of(marks, cfg.ensembles, answers))
-            note_cost(out, **total(bill, paid(scorers)))
+    with open_scorers(cfg.other_scorers, reward, out) as scorers:
+        for shard, answers, arriving in start_shards(missing, answers_of, scorers):
+            scores = read_local_scores(out / LOCAL_SCORES / shard) if cfg.local_model_scorers else {}
+            scores |= {name: [*each] for name, each in arriving.items()}
+            write_table(out / "scores" / shard, build_table(scores, cfg.ensembles, answers))
+            note_cost(out, **add_bills(bill, sum_costs(scorers)))
             progress.advance()
     check_opinions(out)
     check_failures(cfg, out)
@@ -87,167 +88,175 @@ def run(
 
 
 @dataclass(frozen=True)
-class Told:
-    """The answers of each shard, with what their prompts tell of them."""
+class ShardAnswers:
+    """The answers of each shard, with the columns of their prompts."""
 
     samples: Samples
     prompts: Prompts
-    wanted: pl.DataFrame | None  # the sample ids that are asked for; None: all
+    wanted: pl.DataFrame | None  # the sample ids to score; None: all
 
     @cached_property
     def _columns(self) -> dict[str, dict[str, Any]]:
         return self.prompts.read_columns()
 
-    def answers(self, shard: str) -> list[Answer]:
+    def read(self, shard: str) -> list[Answer]:
         rows = read_table(self.samples.path / "samples" / shard)
         rows = rows if self.wanted is None else rows.join(self.wanted, on="sample_id", how="semi")
-        told = rows.filter(pl.col("setting") != KL).select(
-            "sample_id", "prompt_id", "prompt", "completion", tokens=pl.col("token_ids").list.len()
-        )
+        rows = rows.filter(pl.col("setting") != KL)
+        columns = "sample_id", "prompt_id", "prompt", "completion"
+        table = rows.select(*columns, tokens=pl.col("token_ids").list.len())
         return [
             Answer(**row, columns=self._columns[row["prompt_id"]])
-            for row in told.iter_rows(named=True)
+            for row in table.iter_rows(named=True)
         ]
 
 
-def best_of(scorer: str, scores: Scores) -> pl.DataFrame:
-    """The answer of each prompt that a scorer marks highest, if it marked any; equal ones go by sample id."""
+def select_best_answers(scorer: str, scores: Scores) -> pl.DataFrame:
+    """The answer of each prompt with a scorer's highest score. Equal ones go by sample id."""
     known = scores.read().filter((pl.col("scorer") == scorer) & pl.col("score").is_not_null())
     ranked = known.sort("score", "sample_id", descending=[True, False])
     return ranked.unique("prompt_id", keep="first", maintain_order=True).select("sample_id")
 
 
 @contextmanager
-def opened(
+def open_scorers(
     scorers: Mapping[str, ScorerConfig], reward: Model | None, out: Path
 ) -> Iterator[dict[str, Scorer]]:
     knob = f"{find_knob(out, KNOB)}.scorers"
-    with ExitStack() as open_scorers:
+    with ExitStack() as stack:
         found = {name: open_scorer(one, reward, f"{knob}.{name}") for name, one in scorers.items()}
         for scorer in found.values():
-            open_scorers.callback(scorer.close)
+            stack.callback(scorer.close)
         yield found
 
 
-def begun(shards: list[str], told: Told, scorers: dict[str, Scorer]) -> Iterator[Begun]:
-    """Each shard once the next one has begun: processes that mark need not wait until this one is written."""
-    waiting: list[Begun] = []
+def start_shards(
+    shards: list[str], answers_of: ShardAnswers, scorers: dict[str, Scorer]
+) -> Iterator[StartedShard]:
+    """Yields each shard once the next one has started.
+
+    Scorers need not wait while a shard is written.
+    """
+    waiting: list[StartedShard] = []
     for shard in shards:
-        answers = told.answers(shard)
-        waiting.append(
-            (shard, answers, {name: scorer.score(answers) for name, scorer in scorers.items()})
-        )
+        answers = answers_of.read(shard)
+        scores = {name: scorer.score(answers) for name, scorer in scorers.items()}
+        waiting.append((shard, answers, scores))
         if len(waiting) > 1:
             yield waiting.pop(0)
     yield from waiting
 
 
-# ── models that run here ──────────────────────────────────────────────────────────────────────────────────────────
+# ── models that run here ──────────────────────────────────────────────────────────────────────────
 
 
-def mark_by_hands(
-    cfg: ScoreConfig, out: Path, told: Told, reward: Model | None, shards: list[str]
+def score_locally(
+    cfg: ScoreConfig, out: Path, answers_of: ShardAnswers, reward: Model | None, shards: list[str]
 ) -> dict[str, float]:
-    """Each hand opens every model once. What they cost beside time comes back."""
-    missing = [shard for shard in shards if not (out / MARKS / shard).exists()]
+    """Each worker opens every model once. Returns what they cost other than time."""
+    missing = [shard for shard in shards if not (out / LOCAL_SCORES / shard).exists()]
     if not cfg.local_model_scorers or not missing:
         return {}
     print_phase(f"loading {', '.join(cfg.local_model_scorers)}")
-    progress, bills = (
-        Progress(f"score by {', '.join(cfg.local_model_scorers)}", len(missing), "shards"),
-        list[dict[str, float]](),
-    )
+    progress = Progress(f"score by {', '.join(cfg.local_model_scorers)}", len(missing), "shards")
+    bills: list[dict[str, float]] = []
 
-    def finish(_: str, bill: dict[str, float]) -> None:
+    def on_finish(_: str, bill: dict[str, float]) -> None:
         bills.append(bill)
         progress.advance()
 
-    work = partial(mark, cfg.local_model_scorers, told, reward, out)
-    hands = environments(
-        cfg.runtime.workers, f"{find_knob(out, KNOB)}.runtime.workers", cfg.gpus_each
-    )
-    work_off(missing, work, hands, out / "scratch" / "workers", finish)
-    return total(*bills)
+    work = partial(score_shards, cfg.local_model_scorers, answers_of, reward, out)
+    knob = f"{find_knob(out, KNOB)}.runtime.workers"
+    environments = worker_environments(cfg.runtime.workers, knob, cfg.gpus_each)
+    run_shards(missing, work, environments, out / "scratch" / "workers", on_finish)
+    return add_bills(*bills)
 
 
-def mark(
-    scorers: dict[str, ScorerConfig], told: Told, reward: Model | None, out: Path, hand: Hand
+def score_shards(
+    scorers: dict[str, ScorerConfig],
+    answers_of: ShardAnswers,
+    reward: Model | None,
+    out: Path,
+    worker: Worker,
 ) -> None:
-    """One hand's part; with each shard it tells what that one cost."""
-    with opened(scorers, reward, out) as here:
+    """One worker's part. It finishes each shard with the cost of that shard."""
+    with open_scorers(scorers, reward, out) as local:
         spent: dict[str, float] = {}
-        for shard in iter(hand.claim, None):
-            answers = told.answers(shard)
+        for shard in iter(worker.claim, None):
+            answers = answers_of.read(shard)
             rows = [
                 {"scorer": name, **asdict(one)}
-                for name, scorer in here.items()
+                for name, scorer in local.items()
                 for one in scorer.score(answers)
             ]
-            write_table(out / MARKS / shard, pl.DataFrame(rows, schema=MARK))
-            before, spent = spent, paid(here)
-            hand.finish(
-                shard, {name: figure - before.get(name, 0) for name, figure in spent.items()}
-            )
+            write_table(out / LOCAL_SCORES / shard, pl.DataFrame(rows, schema=LOCAL_SCORE))
+            before, spent = spent, sum_costs(local)
+            bill = {name: figure - before.get(name, 0) for name, figure in spent.items()}
+            worker.finish(shard, bill)
 
 
-def read_marks(path: Path) -> Marked:
-    marks: Marked = {}
+def read_local_scores(path: Path) -> ScoresByScorer:
+    scores: ScoresByScorer = {}
     for row in read_table(path).iter_rows(named=True):
-        marks.setdefault(row.pop("scorer"), []).append(Score(**row))
-    return marks
+        scores.setdefault(row.pop("scorer"), []).append(Score(**row))
+    return scores
 
 
-# ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the table ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def table_of(
-    single: Marked, ensembles: Mapping[str, EnsembleScorer], answers: list[Answer]
+def build_table(
+    single: ScoresByScorer, ensembles: Mapping[str, EnsembleScorer], answers: list[Answer]
 ) -> pl.DataFrame:
-    """A row for each mark, in the order of the answers; a criterion's scorer is `name/criterion`."""
-    whole = {
-        name: {m.sample_id: m for m in marks if not m.criterion} for name, marks in single.items()
-    }
+    """A row for each score, in the order of the answers.
+
+    A criterion's scorer is named `name/criterion`.
+    """
+    whole = {}
+    for name, scores in single.items():
+        whole[name] = {score.sample_id: score for score in scores if not score.criterion}
     joint = {
         name: [*combine_scores(ensemble, answers, whole)] for name, ensemble in ensembles.items()
     }
     prompt_of = {answer.sample_id: answer.prompt_id for answer in answers}
     rows: dict[str, list[dict[str, Any]]] = {answer.sample_id: [] for answer in answers}
-    for name, marks in (*sorted(single.items()), *joint.items()):
-        for one in marks:
+    for name, scores in (*sorted(single.items()), *joint.items()):
+        for one in scores:
             rows[one.sample_id].append(
                 {
                     "sample_id": one.sample_id,
                     "prompt_id": prompt_of[one.sample_id],
                     "scorer": f"{name}/{one.criterion}" if one.criterion else name,
                     "score": one.score,
-                    "status": status_of(one),
+                    "status": score_status(one),
                     "detail": one.detail,
                 }
             )
     return pl.DataFrame(list(chain.from_iterable(rows.values())), schema=SCORE)
 
 
-def _cut(table: pl.DataFrame) -> dict[str, int]:
-    """Answers that a scorer saw without their beginning, as their details say."""
+def _count_cut(table: pl.DataFrame) -> dict[str, int]:
+    """Answers that a scorer saw without their beginning, by their details."""
     cut = table.filter(pl.col("detail").str.contains('"cut": '))
     return {"cut": cut.height} if cut.height else {}
 
 
-def paid(scorers: dict[str, Scorer]) -> dict[str, float]:
-    """What the scorers have cost beside time, all together."""
-    return total(
+def sum_costs(scorers: dict[str, Scorer]) -> dict[str, float]:
+    """What all scorers have cost other than time."""
+    return add_bills(
         *(scorer.get_cost() for scorer in scorers.values() if isinstance(scorer, PaidScorer))
     )
 
 
-def total(*bills: dict[str, float]) -> dict[str, float]:
-    return {name: sum(bill.get(name, 0) for bill in bills) for name in dict.fromkeys(chain(*bills))}
+def add_bills(*bills: dict[str, float]) -> dict[str, float]:
+    names = dict.fromkeys(chain(*bills))
+    return {name: sum(bill.get(name, 0) for bill in bills) for name in names}
 
 
-def status_of(mark: Score) -> str:
-    if mark.score is not None:
+def score_status(score: Score) -> str:
+    if score.score is not None:
         return "ok"
-    return "abstained" if mark.abstained else "failed"
+    return "abstained" if score.abstained else "failed"
 
 
 def check_failures(cfg: ScoreConfig, out: Path) -> None:
@@ -258,38 +267,33 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
         scores=table.height,
         answers=table["sample_id"].n_unique(),
         failed=failed.height,
-        **_cut(table),
+        **_count_cut(table),
     )
     if failed.height <= cfg.max_failed * table.height:
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return
     write_table(out / "failed.parquet", failed)
-    for shard in sorted((out / "scores").glob("*.parquet")):  # the same command marks these again
+    for shard in sorted((out / "scores").glob("*.parquet")):  # the same command scores these again
         if (read_table(shard)["status"] == "failed").any():
             shard.unlink()
-            (out / MARKS / shard.name).unlink(missing_ok=True)
+            (out / LOCAL_SCORES / shard.name).unlink(missing_ok=True)
     knob = f"{find_knob(out, KNOB)}.max_failed={cfg.max_failed}"
-    scorer, reason = (
-        failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail").row(-1)[:2]
-    )
+    counts = failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail")
+    scorer, reason, _ = counts.row(-1)
     raise StageError(
         f"{failed.height} of {pluralize(table.height, 'score')} failed (most often {scorer}: {reason})."
         f" The limit is {knob}.\n  They are listed in {out / 'failed.parquet'}."
-        " Raise the limit, or mend the scorer and run the same command again."
+        " Raise the limit, or fix the scorer and run the same command again."
     )
 
 
 def check_opinions(out: Path) -> None:
-    """A scorer without an opinion on a single answer was given the labels, or the answers, of something else."""
-    silent = (
-        Scores(out)
-        .read()
-        .group_by("scorer")
-        .agg((pl.col("status") == "abstained").all())
-        .filter("status")
-    )
+    """A scorer that abstains on every answer has labels, or answers, of something else."""
+    by_scorer = Scores(out).read().group_by("scorer")
+    silent = by_scorer.agg((pl.col("status") == "abstained").all()).filter("status")
     for name in silent["scorer"].sort():
         raise UserError(
             f"{find_knob(out, KNOB)}.scorers.{name}: it has no opinion on any of these answers.\n"
-            "  Labels hold for the very samples that people saw. Give labels of these, or take the scorer out."
+            "  Labels hold for exactly the samples that the annotators saw."
+            " Give labels of these, or take the scorer out."
         )

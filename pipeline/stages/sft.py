@@ -1,7 +1,8 @@
-"""The stage `sft`: a checkpoint as it is (checked, merged when it is an adapter), or one trained on demonstrations.
+"""sft: a checkpoint (checked; merged if an adapter), or a model trained on demonstrations.
 
-`refit` trains a round's policy on the best of its own samples; their prompts are already clear of evaluation sets.
-Demonstrations that overlap an evaluation prompt, or are too long, are left out: `dropped.parquet`, `funnel.json`.
+Best-of-n (`refit`) trains a round's policy on the best of its samples, whose prompts do not overlap
+evaluation sets. Demonstrations that overlap an evaluation prompt or are too long are dropped:
+`dropped.parquet`, `funnel.json`.
 """
 
 import sys
@@ -15,8 +16,8 @@ from pipeline.errors import UserError, pluralize
 from pipeline.training.launch import expose_one_device
 
 Row = dict[str, Any]
-OTHERS = "Raise sft.max_length, or give other demonstrations."
-BETTER = (
+OTHER_DATA = "Raise sft.max_length, or give other demonstrations."
+MORE_SAMPLES = (
     "Lower refit.min_score, raise refit.max_length, or draw more samples (sample.settings.draw.n)."
 )
 
@@ -37,59 +38,60 @@ def run(
         _check_template(model, cfg)
         return model
     if isinstance(cfg, BestOfNConfig):
-        assert base and samples and scores, "the plan gives a refit its round"
-        return _refit(cfg, out, base, samples, scores)
+        assert base and samples and scores, "the plan gives best-of-n its round"
+        return _train_best_of_n(cfg, out, base, samples, scores)
     if base is None or fence is None:
         raise UserError(
-            "sft=train needs a base model and the fence of the evaluation prompts.\n  Give base=tiny or checkpoint."
+            "sft=train needs a base model and the n-grams of the evaluation prompts.\n"
+            "  Give base=tiny or checkpoint."
         )
     return _train(cfg, out, base, fence)
 
 
 def _check_template(model: Model, cfg: Checkpoint) -> None:
-    """What `pair` would refuse after all is drawn, said before anything is."""
+    """Refuses before any sampling what `pair` would refuse after it."""
     from pipeline.backends.chat import ModelTokenizer
 
     ModelTokenizer(model).check_template(cfg.template.kwargs)
 
 
-def _train(cfg: SftTraining, out: Path, base: Model, fence: Decontamination) -> Model:
+def _train(cfg: SftTraining, out: Path, base: Model, decontamination: Decontamination) -> Model:
     expose_one_device()
     from pipeline.models import loading
     from pipeline.models.checkpoint import load_tokenizer, save_weights, to_torch_dtype
 
     tokenizer = load_tokenizer(base.tokenizer, cfg.template, str(base.path), base.remote_code)
-    examples = _examples(cfg, out, tokenizer, fence)
+    examples = _read_examples(cfg, out, tokenizer, decontamination)
     model = loading.load_merged(base)
-    _fit(cfg, out, model, tokenizer, examples)
+    _train_model(cfg, out, model, tokenizer, examples)
     return save_weights(model.to(to_torch_dtype(cfg.dtype)), tokenizer, out)
 
 
-def _refit(
+def _train_best_of_n(
     cfg: BestOfNConfig, out: Path, base: Model, samples: list[Samples], scores: list[Scores]
 ) -> Model:
     expose_one_device()
     from pipeline.backends.chat import ModelTokenizer
-    from pipeline.data.best_samples import best_samples
+    from pipeline.data.best_samples import select_best
     from pipeline.models import loading
 
-    best, dropped = best_samples(cfg, samples, scores, ModelTokenizer(base).leading_bos)
+    best, dropped = select_best(cfg, samples, scores, ModelTokenizer(base).leading_bos)
     examples = best.select(prompt_ids="prompt_token_ids", completion_ids="token_ids").to_dicts()
-    _account(out, best.height + dropped.height, examples, dropped.to_dicts(), BETTER)
+    _publish_funnel(out, best.height + dropped.height, examples, dropped.to_dicts(), MORE_SAMPLES)
     model = loading.load_merged(base)
     settings = loading.copy_settings(model)
-    _fit(cfg, out, model, loading.load_tokenizer(base), examples)
+    _train_model(cfg, out, model, loading.load_tokenizer(base), examples)
     return loading.save_full(model, settings, base, cfg.dtype, out)
 
 
-def _fit(
+def _train_model(
     cfg: SftTraining | BestOfNConfig,
     out: Path,
     model: Any,
     tokenizer: Any,
     examples: list[dict[str, list[int]]],
 ) -> None:
-    """Trains the model where it stands."""
+    """Trains the model in place."""
     from pipeline.models import loading
     from pipeline.training.monitoring import trackers
     from pipeline.training.trainers import sft
@@ -102,33 +104,38 @@ def _fit(
     if all(start[name] == number for name, number in loading.compute_checksums(weights, cfg.dtype)):
         knob = "refit" if isinstance(cfg, BestOfNConfig) else "sft"
         print(
-            f"! {knob}: its weights are those that it started from, byte for byte: no step changed them. "
-            f"Give a higher {knob}.learning_rate, more {knob}.epochs or a smaller {knob}.batch.",
+            f"! {knob}: its weights are those that it started from, byte for byte:"
+            " no step changed them."
+            f" Give a higher {knob}.learning_rate, more {knob}.epochs or a smaller {knob}.batch.",
             file=sys.stderr,
         )
     tokens = sum(len(e["prompt_ids"]) + len(e["completion_ids"]) for e in examples)
     note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(examples))
 
 
-def _examples(
-    cfg: SftTraining, out: Path, tokenizer: Any, fence: Decontamination
+def _read_examples(
+    cfg: SftTraining, out: Path, tokenizer: Any, decontamination: Decontamination
 ) -> list[dict[str, list[int]]]:
-    """The demonstrations in tokens, without those that may not be trained on; every row is accounted for."""
+    """The demonstrations to train on, in tokens. Every other row is recorded with its reason."""
     from pipeline.data.decontamination import OverlapCheck
-    from pipeline.data.demonstrations import in_tokens, read_demonstrations
+    from pipeline.data.demonstrations import encode_demonstrations, read_demonstrations
     from pipeline.training.trainers.sft import encode
 
     lines = read_demonstrations(cfg.data)
-    tokens = partial(encode, tokenizer, kwargs=cfg.template.kwargs)
-    examples, dropped = in_tokens(
-        lines, tokens, OverlapCheck(fence, cfg.fence.ngram), cfg.max_length, cfg.data
+    encode_messages = partial(encode, tokenizer, kwargs=cfg.template.kwargs)
+    examples, dropped = encode_demonstrations(
+        lines,
+        encode_messages,
+        OverlapCheck(decontamination, cfg.fence.ngram),
+        cfg.max_length,
+        cfg.data,
     )
-    _account(out, len(lines.rows) + len(lines.bad), examples, dropped)
+    _publish_funnel(out, len(lines.rows) + len(lines.bad), examples, dropped)
     return examples
 
 
-def _account(
-    out: Path, rows: int, examples: list[Any], dropped: list[Row], remedy: str = OTHERS
+def _publish_funnel(
+    out: Path, rows: int, examples: list[Any], dropped: list[Row], remedy: str = OTHER_DATA
 ) -> None:
     import polars as pl
 

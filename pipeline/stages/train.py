@@ -1,6 +1,7 @@
-"""train: one TRL trainer on the pairs' own token ids, from `init`, against the reference's values; publishes a Model.
+"""train: one TRL trainer on the pairs' own token ids, from `init`, against the reference's values.
 
-Checkpoints lie in `scratch/`: a killed run goes on from the newest whole one and ends with the same bytes (on CPU).
+Publishes a Model. Checkpoints are in `scratch/`: a killed run resumes from the newest complete one
+and ends with the same bytes (on CPU).
 """
 
 import json
@@ -50,7 +51,7 @@ def run(
     world = count * cfg.runtime.machines
     if world == 1:
         launch.expose_one_device()
-    rows = _rows(cfg, out, init, pairs, logps or [], fence)
+    rows = _read_rows(cfg, out, init, pairs, logps or [], fence)
     auto, cfg = (
         cfg.runtime.micro_batch == "auto",
         micro_batch.choose_micro_batch(cfg, init, rows, world, out),
@@ -67,14 +68,14 @@ def run(
             launch.train_in_process(cfg, out, init, reference, dev, rows)
 
     micro_batch.train_within_memory(cfg, auto, out, start)
-    held_to = [reference] if reference else []
+    references = [reference] if reference else []
     curves.draw(
         Model(out).read_metrics(), json.loads((out / "training.json").read_text())["kept"], out
     )
     model_card.write(
         cfg,
         out,
-        {"start": [init], "reference": held_to, "pairs": pairs, "reference values": logps or []},
+        {"start": [init], "reference": references, "pairs": pairs, "reference values": logps or []},
     )
     if cfg.runtime.keep_checkpoints:
         _keep_checkpoints(out)
@@ -85,56 +86,65 @@ def run(
     return Model(out)
 
 
-def _rows(
+def _read_rows(
     cfg: TrainConfig,
     out: Path,
     init: Model,
     pairs: list[Pairs],
     logps: list[Logps],
-    fence: Decontamination | None,
+    decontamination: Decontamination | None,
 ) -> "dict[str, pl.DataFrame]":
-    """The trainer's columns of the pairs, and of what is rehearsed beside them: all in the policy's own tokens."""
+    """The trainer's columns of the pairs and of the rehearsal, in the policy's own tokens."""
     from pipeline.models import loading
 
-    rows = {part: ready(cfg, pairs, part, logps) for part in ("train", "dev")}
+    rows = {part: prepare_pairs(cfg, pairs, part, logps) for part in ("train", "dev")}
     tokenizer = loading.load_tokenizer(init)
     _refuse_other_tokens(pairs, tokenizer)
     if cfg.rehearsal:
-        rows["rehearsal"] = demonstrations(cfg, cfg.rehearsal, out, tokenizer, fence)
+        rows["rehearsal"] = prepare_rehearsal(cfg, cfg.rehearsal, out, tokenizer, decontamination)
     return rows
 
 
 def _keep_checkpoints(out: Path) -> None:
-    """Into the run's folder: with an optimizer's state, and pickles of this machine, they are no part of a Model."""
+    """Copies them to the run's folder.
+
+    With an optimizer's state and pickles of this machine they do not belong in a Model.
+    """
     from pipeline.training.monitoring.trackers import training_name
 
     step = json.loads((out / STEP_FILE).read_text())
     kept = Path(step["story"]) / "checkpoints" / training_name(step)
-    shutil.rmtree(kept, ignore_errors=True)  # of an attempt that was cut off here
+    shutil.rmtree(kept, ignore_errors=True)  # of an attempt that was interrupted here
     shutil.copytree(out / "scratch" / "checkpoints", kept)
 
 
-def ready(cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]) -> "pl.DataFrame":
-    """The trainer's columns, joined by sample id; a pair too long or without reference values is refused, never cut."""
+def prepare_pairs(
+    cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]
+) -> "pl.DataFrame":
+    """The trainer's columns, joined by sample id.
+
+    Refuses pairs that are too long or have no reference values; nothing is cut.
+    """
     import polars as pl
 
     if cfg.trainer == "kto":
-        return thumbs(cfg, pairs, part)
+        return prepare_unpaired(cfg, pairs, part)
     table = pl.concat([getattr(one, part)() for one in pairs])
     if part == "train" and not table.height:
+        funnel = pairs[0].path / "funnel.json"
         raise UserError(
-            f"train: there is not one pair to train on ({pairs[0].path / 'funnel.json'} says where they went)."
+            f"train: there is not one pair to train on ({funnel} says where they went)."
         )
-    answer = pl.max_horizontal(
-        pl.col("chosen_token_ids").list.len(), pl.col("rejected_token_ids").list.len()
+    chosen, rejected = (
+        pl.col("chosen_token_ids").list.len(),
+        pl.col("rejected_token_ids").list.len(),
     )
-    _refuse_too_long(
-        cfg, table.select(length=pl.col("prompt_token_ids").list.len() + answer), f"{part} pairs"
-    )
+    length = pl.col("prompt_token_ids").list.len() + pl.max_horizontal(chosen, rejected)
+    _refuse_too_long(cfg, table.select(length=length), f"{part} pairs")
     sides = [f"{side}_{what}" for side in ("chosen", "rejected") for what in ("id", "token_ids")]
     table = table.select("prompt_token_ids", *sides)
     if cfg.logps == "ready":
-        table = _with_reference(table, logps, part)
+        table = _join_reference(table, logps, part)
     values = [name for name in table.columns if name.startswith("ref_")]
     ids = [
         pl.col(f"{name}_token_ids").alias(f"{name}_ids")
@@ -143,8 +153,8 @@ def ready(cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]) -
     return table.select(*ids, *values)
 
 
-def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
-    """Single answers with their label, for KTO; those to the dev pairs' prompts are the dev part."""
+def prepare_unpaired(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
+    """Single answers with their label, for KTO. The dev part has the prompts of the dev pairs."""
     import polars as pl
 
     from pipeline.training.trainers.kto import order_for_training
@@ -154,13 +164,14 @@ def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
     if table["label"].n_unique() < 2:
         up = int(table["label"].sum())
         raise UserError(
-            f"train.trainer=kto learns from thumbs up and thumbs down, and {pairs[0].path / 'unpaired.parquet'} has "
-            f"{up} up and {table.height - up} down.\n  Give pair.thumbs_at=SCORE, which makes a thumb of every scored "
-            f"answer, or offline rows with labels; or train=dpo on pairs."
+            "train.trainer=kto learns from good and from bad answers, and"
+            f" {pairs[0].path / 'unpaired.parquet'} has {up} good and {table.height - up} bad.\n"
+            "  Give pair.thumbs_at=SCORE, which labels every scored answer,"
+            " or offline rows with labels; or train=dpo on pairs."
         )
     table = table.filter(pl.col("prompt_id").is_in(held_out.implode()) == (part == "dev"))
     length = pl.col("prompt_token_ids").list.len() + pl.col("token_ids").list.len()
-    _refuse_too_long(cfg, table.select(length=length), f"{part} thumbs")
+    _refuse_too_long(cfg, table.select(length=length), f"{part} answers")
     ids = (
         pl.col("prompt_token_ids").alias("prompt_ids"),
         pl.col("token_ids").alias("completion_ids"),
@@ -168,26 +179,31 @@ def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
     return order_for_training(table.select("sample_id", *ids, "label"), cfg.together, cfg.seed)
 
 
-def demonstrations(
+def prepare_rehearsal(
     cfg: TrainConfig,
     rehearsal: RehearsalConfig,
     out: Path,
     tokenizer: Any,
-    fence: Decontamination | None,
+    decontamination: Decontamination | None,
 ) -> "pl.DataFrame":
-    """What is rehearsed, in the policy's tokens and clear of evaluation prompts; every row is accounted for."""
+    """The demonstrations to rehearse, in the policy's tokens.
+
+    Every row is used or recorded with its reason.
+    """
     import polars as pl
 
     from pipeline.data.decontamination import OverlapCheck
-    from pipeline.data.demonstrations import in_tokens, read_demonstrations
+    from pipeline.data.demonstrations import encode_demonstrations, read_demonstrations
     from pipeline.training.trainers.sft import encode
 
-    assert fence, "the plan gives a training that brings in demonstrations the fence"
+    assert decontamination, "the plan gives a training with rehearsal the evaluation n-grams"
     knob = "train.rehearsal.data"
     lines = read_demonstrations(rehearsal.data, knob)
-    tokens = partial(encode, tokenizer, kwargs=rehearsal.template_kwargs)
-    check = OverlapCheck(fence, rehearsal.fence.ngram)
-    examples, dropped = in_tokens(lines, tokens, check, cfg.max_length, rehearsal.data, knob)
+    encode_messages = partial(encode, tokenizer, kwargs=rehearsal.template_kwargs)
+    check = OverlapCheck(decontamination, rehearsal.fence.ngram)
+    examples, dropped = encode_demonstrations(
+        lines, encode_messages, check, cfg.max_length, rehearsal.data, knob
+    )
     table = pl.DataFrame(dropped, schema=dict.fromkeys(("row", "reason", "detail"), pl.String))
     write_table(out / "rehearsal" / "dropped.parquet", table)
     reasons = dict(sorted(table["reason"].value_counts().rows()))
@@ -200,7 +216,8 @@ def demonstrations(
     if not examples:
         raise UserError(
             f"train.rehearsal: of {pluralize(counts['in'], 'demonstration')} none is left ({reasons}).\n"
-            f"  Raise train.max_length, or give others as train.rehearsal.data; train.rehearsal=null trains without."
+            "  Raise train.max_length, or give others as train.rehearsal.data;"
+            " train.rehearsal=null trains without."
         )
     return pl.DataFrame(examples)
 
@@ -209,13 +226,15 @@ def _refuse_too_long(cfg: TrainConfig, lengths: "pl.DataFrame", what: str) -> No
     over = lengths.filter(lengths["length"] > cfg.max_length)["length"].to_list()
     if over:
         raise UserError(
-            f"train: {len(over)} of {lengths.height} {what} cannot fit into train.max_length={cfg.max_length} tokens "
-            f"(the longest has {max(over)}): they would be cut.\n  Raise train.max_length, or lower limits."
+            f"train: {len(over)} of {lengths.height} {what} cannot fit into"
+            f" train.max_length={cfg.max_length} tokens (the longest has {max(over)}):"
+            " they would be cut.\n"
+            "  Raise train.max_length, or lower limits."
         )
 
 
 def _refuse_other_tokens(pairs: list[Pairs], tokenizer: Any) -> None:
-    """Ids and text of a pair say the same in the policy's own tokenizer, or the pairs are another model's."""
+    """Refuses pairs of another model: ids that the policy's tokenizer reads as other texts."""
     for one in pairs:
         rows = one.read_train().head(SHOWN).select("chosen", "chosen_token_ids").rows()
         read = [
@@ -225,17 +244,19 @@ def _refuse_other_tokens(pairs: list[Pairs], tokenizer: Any) -> None:
         if read and not any(text.strip() == found.strip() for text, found in read):
             text, found = read[0]
             raise UserError(
-                f"{one.path}: its token ids are not of the policy's tokenizer: the answer {text[:40]!r} reads "
-                f"{found[:40]!r} there.\n  Sample and pair with the model that is trained, or train theirs."
+                f"{one.path}: its token ids are not of the policy's tokenizer:"
+                f" the answer {text[:40]!r} reads {found[:40]!r} there.\n"
+                "  Sample and pair with the model that is trained, or train theirs."
             )
 
 
-def _with_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl.DataFrame":
+def _join_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl.DataFrame":
     import polars as pl
 
     if not logps:
         raise UserError(
-            "train.logps=ready needs the reference's log-probabilities, and the plan gives none. Use train.logps=live."
+            "train.logps=ready needs the reference's log-probabilities, and the plan gives none."
+            " Use train.logps=live."
         )
     known = pl.concat([one.read().select("sample_id", "logp") for one in logps]).unique("sample_id")
     for side in ("chosen", "rejected"):
@@ -245,9 +266,11 @@ def _with_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl
         )
     missing = table.filter(pl.any_horizontal(pl.col("^ref_.*$").is_null()))
     if missing.height:
+        paths = ", ".join(str(one.path) for one in logps)
         raise UserError(
-            f"train: no reference log-probability for {missing.height} of {table.height} {part} pairs "
-            f"(chosen {missing['chosen_id'][0]}, rejected {missing['rejected_id'][0]} is one).\n"
-            f"  refer has to run on the same pairs: {', '.join(str(one.path) for one in logps)} does not hold them."
+            f"train: no reference log-probability for {missing.height} of {table.height}"
+            f" {part} pairs (chosen {missing['chosen_id'][0]},"
+            f" rejected {missing['rejected_id'][0]} is one).\n"
+            f"  refer has to run on the same pairs: {paths} does not hold them."
         )
     return table

@@ -31,11 +31,16 @@ def choose_micro_batch(
     cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", world: int, out: Path
 ) -> TrainConfig:
     """The config with a number as `micro_batch`. Print the estimate; raise where it cannot fit."""
-    (table, shape) = (rows["train"], model_shape.shape_in(Path(init.weights)))
-    (lengths, steps) = (training_fit.sides(table), model_shape.steps(cfg, table.height))
+    (table, shape) = (rows["train"], model_shape.read_shape(Path(init.weights)))
+    (lengths, steps) = (
+        training_fit.sequence_lengths(table),
+        model_shape.count_steps(cfg, table.height),
+    )
     tokens = count_tokens(cfg, rows)
-    longest = max(training_fit.sides(rows["rehearsal"]) + lengths if cfg.rehearsal else lengths)
-    histogram = training_fit.histogram(lengths)
+    longest = max(
+        training_fit.sequence_lengths(rows["rehearsal"]) + lengths if cfg.rehearsal else lengths
+    )
+    histogram = training_fit.build_histogram(lengths)
     if few := cfg.explain_few_steps(steps):
         print(f"! train: {few}.", file=sys.stderr, flush=True)
     estimate = {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": histogram}
@@ -48,16 +53,16 @@ def choose_micro_batch(
     print(SIGN, "train", amount, f"· {at_once} at once", file=sys.stderr)
     log_lines(
         f"ahead    {amount}",
-        training_fit.spread(histogram),
-        *training_fit.told(shape, cfg, longest, world, tokens),
+        training_fit.format_histogram(histogram),
+        *training_fit.describe_needs(shape, cfg, longest, world, tokens),
     )
     note_cost(out, micro_batch=at_once, steps=steps)
     if shape:
         note_cost(out, parameters=shape.parameters)
-        takes = training_fit.needs(shape, cfg, at_once, longest, world)
+        takes = training_fit.estimate_needs(shape, cfg, at_once, longest, world)
         note_cost(out, memory_estimate_gib=round(takes.total / model_shape.GIB, 3))
-        short = training_fit.short_of_memory(shape, cfg, at_once, longest, world)
-        short = short or training_fit.short_of_disk(shape, cfg, out)
+        short = training_fit.memory_shortage(shape, cfg, at_once, longest, world)
+        short = short or training_fit.disk_shortage(shape, cfg, out)
         if short:
             raise UserError(short)
     if auto:
@@ -67,11 +72,11 @@ def choose_micro_batch(
 
 def count_tokens(cfg: TrainConfig, rows: "dict[str, pl.DataFrame]") -> int:
     """Tokens that the whole training reads, those of rehearsed demonstrations included."""
-    pairs = cfg.epochs * sum(training_fit.sides(rows["train"]))
+    pairs = cfg.epochs * sum(training_fit.sequence_lengths(rows["train"]))
     if not cfg.rehearsal:
         return round(pairs)
-    per_step = fmean(training_fit.sides(rows["rehearsal"])) * cfg.rehearsed
-    return round(pairs + per_step * model_shape.steps(cfg, rows["train"].height))
+    per_step = fmean(training_fit.sequence_lengths(rows["rehearsal"])) * cfg.rehearsed
+    return round(pairs + per_step * model_shape.count_steps(cfg, rows["train"].height))
 
 
 def _find_micro_batch(
@@ -84,7 +89,7 @@ def _find_micro_batch(
         # The batch may be shared by another number of processes than before.
         if cfg.batch // world % known == 0:
             return known
-    return training_fit.rows_at_once(shape, cfg, longest, world)
+    return training_fit.choose_micro_batch(shape, cfg, longest, world)
 
 
 def with_micro_batch(cfg: TrainConfig, rows: int) -> TrainConfig:

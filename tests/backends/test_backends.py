@@ -98,7 +98,7 @@ def test_scripted_completions_are_a_function_of_prompt_and_seed(scripted):
 
 def test_the_smoke_run_s_prompts_fit_its_limits_with_the_scripted_backend(scripted):
     cfg = composed("recipes=smoke", "backend@sample.backend=scripted")
-    asked = synthetic.prompts(cfg.prompts.rows, cfg.prompts.constraints, cfg.seed)
+    asked = synthetic.generate_prompts(cfg.prompts.rows, cfg.prompts.constraints, cfg.seed)
     lengths = [len(scripted.tokenizer.encode(row["prompt"], {})) for row in asked]
     assert (
         len(lengths) == cfg.prompts.rows
@@ -333,7 +333,7 @@ def test_what_vllm_cannot_run_beside_its_base_is_merged(
 ):
     card(80)
     adapter, _ = write_adapter(policy, name, **shape)
-    served = sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path)
+    served = sample.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path)
     assert (served.adapter is None) == (beside is None)
     if beside:
         assert choose_engine_rank(served.adapter) == beside
@@ -344,7 +344,7 @@ def test_on_a_cpu_every_adapter_is_merged_for_vllm(card, lora, tmp_path):
     """There vLLM copies an adapter's matrices for each token of a prompt, which takes minutes."""
     adapter, adapted = lora
     card()
-    served = sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path)
+    served = sample.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path)
     assert served.adapter is None
     import torch
     from transformers import AutoModelForCausalLM
@@ -355,7 +355,7 @@ def test_on_a_cpu_every_adapter_is_merged_for_vllm(card, lora, tmp_path):
         assert (merged - adapted(ids).logits).abs().max() < 1e-4
     card(80)
     assert (
-        sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path / "gpu").adapter
+        sample.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path / "gpu").adapter
         == adapter.adapter
     )
 
@@ -365,7 +365,7 @@ def test_the_difference_between_a_policy_and_what_is_sampled_for_it_is_measured(
     policy, lora, tmp_path
 ):
     adapter, _ = lora
-    merged = sample.servable(test_sample.config(backend=transformers(8)), adapter, tmp_path)
+    merged = sample.prepare_policy(test_sample.config(backend=transformers(8)), adapter, tmp_path)
     rows = test_sample.run(
         tmp_path / "out", write_prompts(tmp_path), adapter, backend=transformers(8), **SMALL
     )
@@ -379,7 +379,9 @@ def test_an_adapter_of_a_quantised_base_is_merged_and_its_difference_noted(lora,
     bits = {"bits": 4, "double": True, "dtype": "float32"}
     quantised = Model(shutil.copytree(adapter.path, adapter.path.with_name("00000000000q")))
     (quantised.path / "model.json").write_text(json.dumps({**adapter.record, "quantization": bits}))
-    assert sample.servable(test_sample.config(backend=VLLM), quantised, tmp_path).adapter is None
+    assert (
+        sample.prepare_policy(test_sample.config(backend=VLLM), quantised, tmp_path).adapter is None
+    )
     test_sample.run(
         tmp_path / "out", write_prompts(tmp_path), quantised, backend=transformers(8), **SMALL
     )
@@ -650,7 +652,7 @@ def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, mon
 def test_vllm_runs_an_adapter_beside_its_base_as_if_merged(card, lora, tmp_path):
     card(80)  # where it does so
     adapter, _ = lora
-    assert sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path).adapter
+    assert sample.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path).adapter
     prompts = test_sample.ask(
         tmp_path / "train", *(f"name {at} facts about the river" for at in range(100))
     )

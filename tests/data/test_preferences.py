@@ -1,4 +1,5 @@
-"""Offline preferences: every published shape to the exact token ids, every row accounted for, bad rows named."""
+"""Offline preferences: every published shape to the exact token ids, every row accounted for, bad
+rows named."""
 
 import json
 from functools import cache
@@ -47,21 +48,34 @@ def rows(shape: str) -> list[dict]:
                 "conversational": {"prompt": user(q), "chosen": said(c), "rejected": said(r)},
                 "implicit": {"chosen": user(q) + said(c), "rejected": user(q) + said(r)},
                 "ultrafeedback": {
-                    "prompt": q, "prompt_id": "x", "chosen": user(q) + said(c), "rejected": user(q) + said(r),
-                    "messages": user(q) + said(c), "score_chosen": 8.5, "score_rejected": 4.0,
+                    "prompt": q,
+                    "prompt_id": "x",
+                    "chosen": user(q) + said(c),
+                    "rejected": user(q) + said(r),
+                    "messages": user(q) + said(c),
+                    "score_chosen": 8.5,
+                    "score_rejected": 4.0,
                 },
                 "argilla": {
-                    "source": "flan", "instruction": q, "chosen_response": c, "rejected_response": r,
-                    "chosen_avg_rating": 8.5, "rejected_avg_rating": 4.0,
+                    "source": "flan",
+                    "instruction": q,
+                    "chosen_response": c,
+                    "rejected_response": r,
+                    "chosen_avg_rating": 8.5,
+                    "rejected_avg_rating": 4.0,
                 },
                 "intel": {"system": "", "question": q, "chosen": c, "rejected": r},
                 "intel with system": {"system": SYSTEM, "question": q, "chosen": c, "rejected": r},
                 "hh": {"chosen": told(q, c), "rejected": told(q, r)},
-                "simpo": {"prompt": q, "all_generated_responses": ["x", c, r], "all_rm_scores": [5.0, 8.5, 4.0]},
+                "simpo": {
+                    "prompt": q,
+                    "all_generated_responses": ["x", c, r],
+                    "all_rm_scores": [5.0, 8.5, 4.0],
+                },
                 "online-rlhf": {"prompt": q, "responses": [r, "x", c], "rewards": [4.0, None, 8.5]},
                 "columns": {"frage": q, "gut": c, "schlecht": r},
             }[shape]
-        )  # fmt: skip
+        )
     return made
 
 
@@ -87,7 +101,7 @@ def taken(tmp_path, policy):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in made))
         cfg = config(file, *words)
-        table = fencing.table(fencing.grams(fenced, cfg.fence.ngram))
+        table = fencing.ngram_table(fencing.hash_ngrams(fenced, cfg.fence.ngram))
         write_table(tmp_path / "fence" / "ngrams.parquet", table)
         return offline.run(
             cfg, tmp_path / "out", policy=policy, fence=Decontamination(tmp_path / "fence")
@@ -97,7 +111,8 @@ def taken(tmp_path, policy):
 
 
 def golden(tokenizer, system: str = "") -> set[tuple]:
-    """The very ids, put together by hand: <s> <|user|> … <|end|> <|assistant|> and the answer with its <|end|>."""
+    """The very ids, put together by hand: <s> <|user|> … <|end|> <|assistant|> and the answer with
+    its <|end|>."""
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -246,7 +261,10 @@ def test_a_row_that_repeats_another_is_dropped_by_name(taken):
 )
 def test_a_row_that_cannot_be_used_is_named_and_can_be_skipped(taken, row, said_of_it):
     made = [*rows("standard"), row]
-    said = rf"offline.source.path=.*: 1 of 11 rows cannot be used \(read as trl\):\n  row 11: .*{said_of_it}"
+    said = (
+        r"offline.source.path=.*: 1 of 11 rows cannot be used \(read as trl\):"
+        rf"\n  row 11: .*{said_of_it}"
+    )
     with pytest.raises(UserError, match=said):
         taken(made)
     pairs = taken(made, "offline.on_bad_row=skip")
@@ -302,7 +320,7 @@ def test_rows_are_read_from_other_files_too(tmp_path, policy, kind):
     else:
         write_table(tmp_path / "part" / "rows.parquet", pl.DataFrame(rows("ultrafeedback")))
     place = {"json": "rows.json", "parquet": "part/rows.parquet", "folder": "part"}[kind]
-    write_table(tmp_path / "fence" / "ngrams.parquet", fencing.table(set()))
+    write_table(tmp_path / "fence" / "ngrams.parquet", fencing.ngram_table(set()))
     pairs = offline.run(
         config(tmp_path / place),
         tmp_path / "out",

@@ -1,4 +1,5 @@
-"""The playground: the same rows everywhere, demonstrations as noisy as asked, and rules that tell right from wrong."""
+"""The playground: the same rows everywhere, demonstrations as noisy as asked, and rules that tell
+right from wrong."""
 
 import itertools
 import random
@@ -19,7 +20,7 @@ FROZEN = "8be2cb589b79ba16"
 
 
 def first(rows: int, constraints: int = 3, seed: int = 0) -> list[dict]:
-    return list(synthetic.prompts(rows, constraints, seed))
+    return list(synthetic.generate_prompts(rows, constraints, seed))
 
 
 def text(row: dict) -> str:
@@ -30,7 +31,7 @@ def demonstrations(rows: int, obeyed: float = 0.5, seed: int = 0) -> list[dict]:
     cfg = PlaygroundDemonstrations(
         kind="playground", rows=rows, constraints=3, obeyed=obeyed, seed=seed
     )
-    return list(synthetic.demonstrations(cfg))
+    return list(synthetic.generate_demonstrations(cfg))
 
 
 def test_the_first_50_prompts_and_demonstrations_are_frozen() -> None:
@@ -39,8 +40,9 @@ def test_the_first_50_prompts_and_demonstrations_are_frozen() -> None:
 
 def test_another_process_with_another_hash_seed_makes_the_same_rows() -> None:
     code = (
-        "from pipeline.data.synthetic import prompts; from pipeline.hashing import digest_of;"
-        "print(digest_of(list(prompts(20, 3, 5))))"
+        "from pipeline.data.synthetic import generate_prompts; from pipeline.hashing import"
+        " digest_of;"
+        "print(digest_of(list(generate_prompts(20, 3, 5))))"
     )
     made = {
         subprocess.run(
@@ -107,7 +109,7 @@ def test_an_answer_obeys_and_violates_exactly_what_it_is_told_to() -> None:
         constraints = row["columns"]["constraints"]
         topic = next(topic for topic in TOPICS if topic.name == row["columns"]["topic"])
         marks = rules.check_playground(
-            synthetic.answer(rng, topic, constraints, list(told)), row["columns"]
+            synthetic.write_answer(rng, topic, constraints, list(told)), row["columns"]
         )
         assert [marks[c["kind"]] for c in constraints] == [float(obey) for obey in told]
 

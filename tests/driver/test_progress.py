@@ -209,10 +209,10 @@ def test_what_is_counted_of_a_completion_goes_when_it_is_finished(tmp_path):
 
 def test_refer_tells_time_by_tokens_since_the_longest_rows_come_first(ticks, capfd):
     lengths = [100] * 10 + [10] * 90
-    watch = refer.Watch(pl.DataFrame({"length": lengths}), ["chunk-000000.parquet"])
-    watch.hear({"rows": 0, "tokens": 0})
+    watch = refer.ChunkProgress(pl.DataFrame({"length": lengths}), ["chunk-000000.parquet"])
+    watch.update({"rows": 0, "tokens": 0})
     ticks.now += 100
-    watch.hear({"rows": 10, "tokens": 1000})
+    watch.update({"rows": 10, "tokens": 1000})
     assert "refer 10/100 completions · speed 10 tok/s · 1:30 left" in capfd.readouterr().err
 
 
@@ -323,5 +323,5 @@ def test_each_engine_says_what_is_waited_for():
     backends = {"scripted": "first completions", "vllm": "vLLM engine", "transformers": "loading"}
     for name, said in backends.items():
         cfg = composed(*SMALL, f"backend@sample.backend={name}").sample.request("train")
-        assert said in sample.starting(cfg)
+        assert said in sample.describe_start(cfg)
     assert CONFIG["backend"]["kind"] == "scripted" and isinstance(POLICY, Model)

@@ -233,7 +233,7 @@ def taken(tmp_path, policy):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         cfg = offline_config(file, *words)
-        table = decontamination.table(decontamination.grams("nothing", cfg.fence.ngram))
+        table = decontamination.ngram_table(decontamination.hash_ngrams("nothing", cfg.fence.ngram))
         write_table(tmp_path / "fence" / "ngrams.parquet", table)
         return offline.run(
             cfg, tmp_path / "out", policy=policy(name), fence=Decontamination(tmp_path / "fence")
@@ -343,8 +343,8 @@ def test_prompts_that_were_tokenised_with_a_second_bos_are_refused(policy, tmp_p
     with pytest.raises(
         UserError, match=r"the prompt begins with two BOS in 1 of 1 pairs.*\n(.*\n)+.*sample\.seed="
     ):
-        token_checks.check(cfg, pl.DataFrame([twice]), chat)
-    token_checks.check(cfg, pl.DataFrame([row]), chat)
+        token_checks.check_pairs(cfg, pl.DataFrame([twice]), chat)
+    token_checks.check_pairs(cfg, pl.DataFrame([row]), chat)
 
 
 def a_pair(chat: ModelTokenizer, messages: list[dict[str, str]]) -> dict[str, Any]:
@@ -392,7 +392,7 @@ def test_a_template_that_writes_the_date_is_named_where_two_days_differ(tmp_path
     with pytest.raises(
         UserError, match=r"differ from its template's(.*\n)+.*template\.kwargs\.date_string="
     ):
-        token_checks.check(cfg, pl.DataFrame([row]), chat)
+        token_checks.check_pairs(cfg, pl.DataFrame([row]), chat)
 
 
 @model
@@ -468,10 +468,10 @@ def test_a_demonstration_in_roles_that_the_template_does_not_take_is_a_bad_row(p
 
     from pipeline.config import JsonlDemonstrations
     from pipeline.data.decontamination import OverlapCheck
-    from pipeline.data.demonstrations import in_tokens, read_demonstrations
+    from pipeline.data.demonstrations import encode_demonstrations, read_demonstrations
     from pipeline.training.trainers.sft import encode
 
-    table = decontamination.table(decontamination.grams("nothing", 8))
+    table = decontamination.ngram_table(decontamination.hash_ngrams("nothing", 8))
     write_table(tmp_path / "ngrams.parquet", table)
     answer = {"role": "assistant", "content": "A quiet garden."}
     rows = [[*messages, answer] for messages in conversations("llama2", 3)]
@@ -482,7 +482,7 @@ def test_a_demonstration_in_roles_that_the_template_does_not_take_is_a_bad_row(p
     def taken(on_bad_row: str):
         cfg = JsonlDemonstrations(kind="jsonl", path=str(file), on_bad_row=on_bad_row)
         tokens = partial(encode, ModelTokenizer(policy("llama2")).tokenizer, kwargs={})
-        return in_tokens(
+        return encode_demonstrations(
             read_demonstrations(cfg), tokens, OverlapCheck(Decontamination(tmp_path), 8), 512, cfg
         )
 

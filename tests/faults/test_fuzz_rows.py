@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from pipeline.config import DemonstrationsConfig, FileRows, PreferenceRows, PromptRows
 from pipeline.data.demonstrations import read_demonstrations
 from pipeline.data.preferences import read_preferences
-from pipeline.data.prompts import prompt_row, read_prompts
+from pipeline.data.prompts import build_prompt_row, read_prompts
 from pipeline.errors import UserError
 from pipeline.scorers.label_files import read_labels
 from tests.faults.fuzzing import briefly, for_a_while, texts, values
@@ -96,7 +96,7 @@ def kept(found):
     assert back.equals(found.rows)
     for row in back.iter_rows(named=True):
         assert isinstance(json.loads(row["columns"]), dict)
-        prompt_row(row["prompt"], {})
+        build_prompt_row(row["prompt"], {})
     return found
 
 

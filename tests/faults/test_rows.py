@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from pipeline.config import FileRows, PreferenceRows, PromptRows
-from pipeline.data.jsonl import DEEPEST
+from pipeline.data.jsonl import MAX_DEPTH
 from pipeline.data.preferences import read_preferences
 from pipeline.data.prompts import read_prompts
 from pipeline.errors import UserError
@@ -140,9 +140,9 @@ def read(folder: Path, *rows: str, on_bad_row: str = "skip"):
         (f'{{"prompt": "a", "label": {SURROGATE}}}', "label", "surrogate"),
         (f'{{"prompt": "a", {SURROGATE}: 1}}', "\\ud800", "surrogate"),
         (
-            f'{{"prompt": "a", "label": {nested("1", DEEPEST + 1)}}}',
+            f'{{"prompt": "a", "label": {nested("1", MAX_DEPTH + 1)}}}',
             "label",
-            f"more than {DEEPEST} deep",
+            f"more than {MAX_DEPTH} deep",
         ),
     ],
 )
@@ -185,7 +185,7 @@ def test_whole_floats_are_ids_and_a_missing_one_is_none(tmp_path):
         '{"prompt": "c", "id": 7}',
     )
     assert found.rows["prompt_id"][0] == "7" and len(found.rows["prompt_id"][1]) == 16
-    assert found.bad == [("line 3", "id '7' stands on an earlier line already")]
+    assert found.bad == [("line 3", "id '7' is on an earlier line already")]
 
 
 # ── preferences and labels ────────────────────────────────────────────────────────────────────────

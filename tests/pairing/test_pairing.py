@@ -1,4 +1,5 @@
-"""Choosing pairs, in columns: for every strategy and filter what must hold whatever the samples are."""
+"""Choosing pairs, in columns: for every strategy and filter what must hold whatever the samples
+are."""
 
 from functools import cache
 
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.data import minhash
 from pipeline.pairing import duplicates, filters, selection, strategies
-from pipeline.pairing.arrow_views import glance, matching
-from pipeline.pairing.candidates import candidates
+from pipeline.pairing.arrow_views import length_and_prefix, match_texts
+from pipeline.pairing.candidates import join_candidates
 from pipeline.text import REFUSAL, REFUSAL_OPENING
 from tests.support.house import composed
 
@@ -19,7 +20,8 @@ SYMMETRIC = ["best_worst", "random", "top_bottom", "all_pairs", "margin_band", "
 OTHERS = ["best_random", "sigma"]
 RANKED = ["best_worst", "best_random", "random", "top_bottom", "all_pairs", "length_matched"]
 ASKED = (
-    "pair.filters={allow_refusals: false, repeats: true, pass_rate: {at: 0.5, least: 0.1, most: 0.9}, min_margin: 0.1, "
+    "pair.filters={allow_refusals: false, repeats: true, pass_rate: {at: 0.5, least: 0.1,"
+    " most: 0.9}, min_margin: 0.1, "
     "min_chosen: 0.2, max_rejected: 0.9, max_length_ratio: 3, near: 0.9}"
 )
 
@@ -61,14 +63,14 @@ def table(
 
 def outcome(
     cfg, samples: pl.DataFrame, scores: pl.DataFrame
-) -> tuple[selection.Proposed, pl.DataFrame, pl.DataFrame]:
-    found = selection.proposed(cfg, candidates(samples, scores, "rules"))
-    pairs = selection.in_order(found.pairs).with_columns(prompt_text=pl.col("prompt_id"))
+) -> tuple[selection.Proposal, pl.DataFrame, pl.DataFrame]:
+    found = selection.propose_pairs(cfg, join_candidates(samples, scores, "rules"))
+    pairs = selection.sort_pairs(found.pairs).with_columns(prompt_text=pl.col("prompt_id"))
     signs = [
         pl.lit(None, pl.Float64).alias(n)
         for n in ("disagreement", "flip_rate", "annotators", "reference")
     ]
-    kept, dropped = selection.filtered(cfg, pairs.with_columns(signs))
+    kept, dropped = selection.filter_pairs(cfg, pairs.with_columns(signs))
     return found, kept, dropped
 
 
@@ -148,7 +150,8 @@ def test_flipping_all_scores_flips_all_pairs(strategy, answers):
 @quietly
 @given(batches)
 def test_flipped_scores_never_prefer_the_same_answer(strategy, answers):
-    """These two choose the sides by different rules, so that the pairs differ; each still follows its scores."""
+    """These two choose the sides by different rules, so that the pairs differ; each still follows
+    its scores."""
     answers = told_apart(answers)
     _, kept, _ = outcome(config(strategy), *table(answers))
     _, flipped, _ = outcome(config(strategy), *table(rescored(answers, -1.0)))
@@ -181,7 +184,7 @@ def test_scaling_the_scores_changes_no_pair(strategy, answers, scale):
     assert ids(kept) == ids(scaled)
 
 
-# ── what each strategy takes ──────────────────────────────────────────────────────────────────────────────────────
+# ── what each strategy takes ──────────────────────────────────────────────────────────────────────
 
 
 SIX = {
@@ -230,18 +233,30 @@ def test_pairs_are_found_across_the_slices_that_they_are_searched_in(monkeypatch
         f"p{i}": [("a", 0.0, "stop"), ("b", 1.0, "stop"), ("c", 0.5, "stop")] for i in range(10)
     }
     _, whole, _ = outcome(config("all_pairs"), *table(answers))
-    monkeypatch.setattr(strategies, "PROMPTS", 3)
+    monkeypatch.setattr(strategies, "PROMPTS_AT_ONCE", 3)
     _, sliced, _ = outcome(config("all_pairs"), *table(answers))
     assert whole.height == 30 and whole.equals(sliced)
 
 
-# ── what each filter drops ────────────────────────────────────────────────────────────────────────────────────────
+# ── what each filter drops ────────────────────────────────────────────────────────────────────────
 
 PAIR = {
-    "prompt_id": "p", "prompt_text": "p", "chosen_id": "a", "rejected_id": "b", "chosen_text": "yes it is",
-    "rejected_text": "no", "chosen_score": 0.8, "rejected_score": 0.3, "margin": 0.5, "chosen_tokens": 6,
-    "rejected_tokens": 3, "prompt_tokens": 4, "disagreement": 0.5, "flip_rate": 0.4, "reference": -3.0,
-}  # fmt: skip
+    "prompt_id": "p",
+    "prompt_text": "p",
+    "chosen_id": "a",
+    "rejected_id": "b",
+    "chosen_text": "yes it is",
+    "rejected_text": "no",
+    "chosen_score": 0.8,
+    "rejected_score": 0.3,
+    "margin": 0.5,
+    "chosen_tokens": 6,
+    "rejected_tokens": 3,
+    "prompt_tokens": 4,
+    "disagreement": 0.5,
+    "flip_rate": 0.4,
+    "reference": -3.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -259,16 +274,16 @@ PAIR = {
 )
 def test_a_filter_s_limit_is_where_it_says(reason, word, loose, strict):
     rows = pl.DataFrame([PAIR])
-    kept, _ = selection.filtered(asking(**{word: loose}), rows)
+    kept, _ = selection.filter_pairs(asking(**{word: loose}), rows)
     assert kept.height == 1
     if strict is not None:
-        _, dropped = selection.filtered(asking(**{word: strict}), rows)
+        _, dropped = selection.filter_pairs(asking(**{word: strict}), rows)
         assert dropped["reason"].to_list() == [reason]
 
 
 def test_what_limits_would_cut_is_dropped():
     for change in ({"prompt_tokens": 5}, {"chosen_tokens": 7}, {"rejected_tokens": 7}):
-        _, dropped = selection.filtered(
+        _, dropped = selection.filter_pairs(
             config("best_worst", "limits={prompt: 4, completion: 6}"), pl.DataFrame([PAIR | change])
         )
         assert dropped["reason"].to_list() == ["longer than limits"]
@@ -286,7 +301,7 @@ def test_a_value_that_is_not_known_drops_nothing():
         max_disagreement=0,
         min_reference=0,
     )
-    kept, _ = selection.filtered(
+    kept, _ = selection.filter_pairs(
         cfg, pl.DataFrame([PAIR | unknown], schema_overrides=dict.fromkeys(unknown, pl.Float64))
     )
     assert kept.height == 1
@@ -304,7 +319,7 @@ def test_a_value_that_is_not_known_drops_nothing():
     ],
 )
 def test_refusals_are_known_by_how_they_begin(text, is_one):
-    test = filters.refusal(asking(allow_refusals=False))
+    test = filters.is_refusal(asking(allow_refusals=False))
     assert pl.DataFrame({"completion": [text]}).select(test).item() == is_one
 
 
@@ -312,7 +327,7 @@ def test_refusals_are_known_by_how_they_begin(text, is_one):
 @given(st.lists(st.text(" \t\n\x0b\x1f\x85\u00a0\u2003\u3000!a~é", max_size=4), min_size=1))
 def test_an_answer_of_white_space_alone_is_empty(texts):
     rows = pl.DataFrame({"completion": texts})
-    found = rows.select(filters.empty(config("best_worst"))).to_series()
+    found = rows.select(filters.is_empty(config("best_worst"))).to_series()
     assert found.to_list() == rows["completion"].str.contains(r"^\s*$").to_list()
 
 
@@ -325,7 +340,7 @@ def test_an_answer_of_white_space_alone_is_empty(texts):
 def test_every_refusal_is_found_by_how_it_begins(texts):
     """Most texts are not read: their first two bytes are enough to tell."""
     rows = pl.DataFrame({"completion": texts}, schema={"completion": pl.String})
-    found = rows.select(filters.refusal(asking(allow_refusals=False))).to_series()
+    found = rows.select(filters.is_refusal(asking(allow_refusals=False))).to_series()
     assert found.to_list() == rows["completion"].str.contains(REFUSAL).to_list()
 
 
@@ -338,9 +353,9 @@ def test_texts_are_seen_through_slices_and_chunks():
         texts.filter(pl.Series([False, True, True, True])),
     ):
         assert some.to_list() == kept
-        assert matching(some, REFUSAL, REFUSAL_OPENING).to_list() == [False, False, True]
-        assert glance(some).tolist() == glance(pl.Series(kept)).tolist()
-    assert matching(texts[:0], REFUSAL, REFUSAL_OPENING).to_list() == []
+        assert match_texts(some, REFUSAL, REFUSAL_OPENING).to_list() == [False, False, True]
+        assert length_and_prefix(some).tolist() == length_and_prefix(pl.Series(kept)).tolist()
+    assert match_texts(texts[:0], REFUSAL, REFUSAL_OPENING).to_list() == []
 
 
 def test_languages_other_than_those_asked_for_are_dropped():
@@ -364,7 +379,7 @@ def test_a_prompt_outside_the_band_of_pass_rates_makes_no_pair():
     found, kept, _ = outcome(cfg, *table(answers))
     assert kept["prompt_id"].to_list() == ["half"]
     assert set(found.dropped_prompts["reason"]) == {"pass rate outside the band"}
-    assert selection.ties(cfg, found.prompts) == {"prompts": 0, "all_easy": 1, "all_hard": 1}
+    assert selection.count_ties(cfg, found.prompts) == {"prompts": 0, "all_easy": 1, "all_hard": 1}
 
 
 def test_prompts_that_all_answers_solve_or_none_are_counted():
@@ -374,22 +389,22 @@ def test_prompts_that_all_answers_solve_or_none_are_counted():
     }
     answers |= {"even": [("a", 0.5, "stop"), ("b", 0.5, "stop")]}
     found, kept, _ = outcome(config("best_worst"), *table(answers))
-    assert not kept.height and selection.ties(config("best_worst"), found.prompts) == {
+    assert not kept.height and selection.count_ties(config("best_worst"), found.prompts) == {
         "prompts": 3,
         "all_easy": 1,
         "all_hard": 1,
     }
 
 
-# ── duplicates ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── duplicates ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_repeated_answer_goes_and_the_smallest_id_stays():
     rows = pl.DataFrame(
         {"p": [0, 0, 0, 1], "sample_id": ["c", "a", "b", "d"], "completion": ["x", "x", "y", "x"]}
     )
-    assert duplicates.repeats(rows, np.array([True, True, True, True])).tolist() == [0]
-    assert duplicates.repeats(rows, np.array([True, False, True, True])).tolist() == []
+    assert duplicates.find_repeats(rows, np.array([True, True, True, True])).tolist() == [0]
+    assert duplicates.find_repeats(rows, np.array([True, False, True, True])).tolist() == []
 
 
 @thoroughly
@@ -402,7 +417,7 @@ def test_every_repeated_answer_of_a_prompt_is_found(drawn):
     rows = rows.with_columns(sample_id=pl.int_range(pl.len()).cast(pl.String).str.zfill(2))
     again = ~rows.select(pl.struct("p", "completion").is_first_distinct()).to_series()
     assert (
-        duplicates.repeats(rows, np.ones(rows.height, dtype=bool)).tolist()
+        duplicates.find_repeats(rows, np.ones(rows.height, dtype=bool)).tolist()
         == again.arg_true().to_list()
     )
 
@@ -421,7 +436,7 @@ def test_near_duplicates_are_found_and_others_are_left():
         [*words[:20], *sentences(1, 40, seed=9 + at)[0]] for at, words in enumerate(made[:40])
     ]  # overlap 0.2
     texts = pl.Series([" ".join(words) for words in [*made, *near, *far]])
-    found = minhash.nearest_above(texts, 0.8) >= 0
+    found = minhash.find_nearest_above(texts, 0.8) >= 0
     assert not found[:300].any() and found[300:340].mean() > 0.9 and not found[340:].any()
 
 
@@ -437,7 +452,7 @@ def test_an_overlap_is_counted_as_by_hand():
         ("", "", 1.0),
     ]
     one, other, told = zip(*pairs, strict=True)
-    assert minhash.overlap(pl.Series(one), pl.Series(other)).tolist() == list(told)
+    assert minhash.count_overlap(pl.Series(one), pl.Series(other)).tolist() == list(told)
 
 
 def longer(words: list[str], by: int, name: str) -> str:
@@ -446,30 +461,36 @@ def longer(words: list[str], by: int, name: str) -> str:
 
 
 def test_texts_just_below_the_threshold_are_left_and_those_at_it_are_found():
-    """An estimate from 128 permutations drops some of those that truly overlap by 25 of 30 = 0.833."""
+    """An estimate from 128 permutations drops some of those that truly overlap by 25 of 30 =
+    0.833."""
     below, at = sentences(2400, 27), sentences(200, 29, seed=1)
     texts = [" ".join(words) for words in below] + [longer(words, 5, "more") for words in below]
-    assert not (minhash.nearest_above(pl.Series(texts), 0.9) >= 0).any()
+    assert not (minhash.find_nearest_above(pl.Series(texts), 0.9) >= 0).any()
     texts = [" ".join(words) for words in at] + [
         longer(words, 3, "more") for words in at
     ]  # 27 of 30: just near
-    assert minhash.nearest_above(pl.Series(texts), 0.9).tolist() == [-1] * 200 + list(range(200))
+    assert minhash.find_nearest_above(pl.Series(texts), 0.9).tolist() == [-1] * 200 + list(
+        range(200)
+    )
     answers = pl.DataFrame({"one": texts[:200], "other": texts[200:]})
     for least, near in ((0.9, 200), (0.901, 0)):
-        assert answers.select(duplicates.alike("one", "other", least)).to_series().sum() == near
+        assert (
+            answers.select(duplicates.is_near_duplicate("one", "other", least)).to_series().sum()
+            == near
+        )
 
 
 def test_of_several_near_texts_the_first_is_named():
     words = sentences(1, 60)[0]
     texts = pl.Series(["else", *(longer(words, by, "more") for by in (0, 1, 2, 3))])
-    assert minhash.nearest_above(texts, 0.9).tolist() == [-1, -1, 1, 1, 1]
+    assert minhash.find_nearest_above(texts, 0.9).tolist() == [-1, -1, 1, 1, 1]
 
 
 def test_near_duplicates_do_not_hang_on_batches(monkeypatch):
     texts = pl.Series([" ".join(words) for words in sentences(50, 20)] * 2 + ["", "one", "one two"])
-    whole = minhash.nearest_above(texts, 0.9) >= 0
+    whole = minhash.find_nearest_above(texts, 0.9) >= 0
     monkeypatch.setattr(minhash, "BATCH", 7)
-    assert np.array_equal(whole, minhash.nearest_above(texts, 0.9) >= 0) and whole.sum() == 50
+    assert np.array_equal(whole, minhash.find_nearest_above(texts, 0.9) >= 0) and whole.sum() == 50
 
 
 def test_near_filters_name_both_kinds():
@@ -486,7 +507,7 @@ def test_near_filters_name_both_kinds():
         PAIR | {"prompt_id": "c", "prompt_text": "", "chosen_text": long + " too"},
         PAIR | {"prompt_id": "d", "prompt_text": "another", "chosen_text": "something else"},
     ]
-    kept, dropped = selection.filtered(asking(near=0.9), pl.DataFrame(rows))
+    kept, dropped = selection.filter_pairs(asking(near=0.9), pl.DataFrame(rows))
     assert dropped.select("prompt_id", "reason").rows() == [
         ("a", "nearly equal answers"),
         ("c", "near another pair"),
@@ -497,5 +518,5 @@ def test_near_filters_name_both_kinds():
 def test_a_pair_that_repeats_another_prompt_and_both_answers_goes():
     rows = [PAIR | {"prompt_id": p} for p in "abc"]
     rows[2] |= {"rejected_text": "never"}
-    _, dropped = selection.filtered(asking(repeats=True), pl.DataFrame(rows))
+    _, dropped = selection.filter_pairs(asking(repeats=True), pl.DataFrame(rows))
     assert dropped.select("prompt_id", "reason").rows() == [("b", "repeated pair")]

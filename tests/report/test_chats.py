@@ -279,10 +279,10 @@ def test_judges_read_whole_conversations_and_one_that_broke_off_is_unanswered(tm
     hawaii, math = questions.read()["prompt_id"]
     a = talk(tmp_path, "a", {hawaii: ["Sun.", "A sun."], math: ["4", "8"]})
     b = talk(tmp_path, "b", {hawaii: ["Sea.", "A sea."], math: ["5"]})
-    met, unanswered = duel.contests(questions, a, b)
+    met, unanswered = duel.match_answers(questions, a, b)
     [one] = met
     assert [message["content"] for message in one["prompt"]] == MT_BENCH[0]["turns"]
-    assert duel.joined(one["a"]) == "Answer 1:\nSun.\n\nAnswer 2:\nA sun."
+    assert duel.join_turns(one["a"]) == "Answer 1:\nSun.\n\nAnswer 2:\nA sun."
     assert unanswered == [{"prompt_id": math, "by": ["b"]}]
 
 

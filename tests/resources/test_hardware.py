@@ -20,8 +20,10 @@ from tests.support.house import SMALL, composed, fingerprints
 MIB, GIB = 1 << 20, 1 << 30
 # Every knob that holds the dtype of some model, on one command line.
 EVERYWHERE = [
-    "prompts=playground", "sample.per_round=100", "sft=train", "base=checkpoint", "base.model=hub/model",
-    f"base.revision={'0' * 40}", "reward=train", "preferences@reward.data=playground", "init=refit", "refit=best",
+    "prompts=playground", "sample.per_round=100",
+    "sft=train", "base=checkpoint", "base.model=hub/model",
+    f"base.revision={'0' * 40}", "reward=train", "preferences@reward.data=playground",
+    "init=refit", "refit=best",
     "adapter@train.adapter=qlora", "score=reward", "pair.scorer=reward",
 ]  # fmt: skip
 
@@ -42,7 +44,7 @@ def cpu(tmp_path, monkeypatch):
     hardware._check_bfloat16.cache_clear()
 
 
-# ── dtype ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── dtype ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_bfloat16_where_the_device_has_no_units_is_taken_with_a_warning(cpu, tmp
     assert not list(capacity.warn_of_slow_dtypes(plan(asked).ancestors()))
 
 
-# ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── memory ────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Machine:
@@ -183,7 +185,8 @@ class Machine:
         file.write_text(text)
 
     def mounts(self, *mounts: tuple[str, str, str, str]) -> None:
-        """Each a place below our root, the part of the tree that is seen there, the kind and its options."""
+        """Each a place below our root, the part of the tree that is seen there, the kind and its
+        options."""
         lines = [
             f"3{n} 23 0:{n} {seen} {self.root / at} rw,relatime - {kind} {kind} {options}"
             for n, (at, seen, kind, options) in enumerate(mounts)
@@ -336,8 +339,8 @@ def test_memory_of_a_gpu_that_another_process_uses_is_not_there(card):
     assert hardware.measure_memory()[0] == 80 * GIB
 
 
-# What a step of training does to the allocator: tensors come and go between others that are kept. Prints the MiB that
-# stay with the process once all but the kept ones (10 MiB) are freed.
+# What a step of training does to the allocator: tensors come and go between others that are kept.
+# Prints the MiB that stay with the process once all but the kept ones (10 MiB) are freed.
 COME_AND_GO = """
 import ctypes
 libc = ctypes.CDLL(None)

@@ -1,4 +1,5 @@
-"""What an engine takes of a GPU, and what that refuses: at the door, in `make plan`, before an engine starts."""
+"""What an engine takes of a GPU, and what that refuses: at the door, in `make plan`, before an
+engine starts."""
 
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from pipeline.errors import DONE, USER_ERROR, UserError
 from pipeline.plan import plan
 from pipeline.preflight import capacity
 from pipeline.resources import inference_memory
-from pipeline.resources.inference_memory import Needs, Place, shortage
+from pipeline.resources.inference_memory import EngineNeeds, EnginePlace, shortage
 from pipeline.resources.model_shape import GIB
 from tests.backends.test_backends import LIMITS, VLLM, open_sampler
 from tests.resources.test_training_fit import LLAMA_1B, LLAMA_7B, planned_on, shape
@@ -21,35 +22,35 @@ from tests.support.tiny import tiny_model
 
 
 def test_a_gpu_too_small_is_told_what_it_needs_and_what_to_lower():
-    needs = Needs(weights=16 * GIB, cache=4 * GIB)
-    assert shortage(needs, Place("sample.backend", 80 * GIB, 0.9, 1)) is None
-    assert shortage(needs, Place("sample.backend", 12 * GIB, 0.9, 2)) is None
-    assert shortage(needs, Place("sample.backend", 12 * GIB, 0.0, 2))
-    said = shortage(needs, Place("sample.backend", 20 * GIB, 0.9, 1))
+    needs = EngineNeeds(weights=16 * GIB, cache=4 * GIB)
+    assert shortage(needs, EnginePlace("sample.backend", 80 * GIB, 0.9, 1)) is None
+    assert shortage(needs, EnginePlace("sample.backend", 12 * GIB, 0.9, 2)) is None
+    assert shortage(needs, EnginePlace("sample.backend", 12 * GIB, 0.0, 2))
+    said = shortage(needs, EnginePlace("sample.backend", 20 * GIB, 0.9, 1))
     assert said is not None
     assert (
-        "needs 20 GiB at least (weights 16 GiB, one longest sequence 4 GiB), and there are 18 GiB (memory="
-        in said
+        "needs 20 GiB at least (weights 16 GiB, one longest sequence 4 GiB),"
+        " and there are 18 GiB (memory=" in said
     )
     assert "Lower limits.prompt" in said and "tensor_parallel=2 or more" in said
 
 
 def test_what_other_processes_hold_of_a_gpu_is_not_there():
-    needs = Needs(weights=16 * GIB, cache=4 * GIB)
-    said = shortage(needs, Place("sample.backend", 80 * GIB, 0.9, 1, free=12 * GIB))
+    needs = EngineNeeds(weights=16 * GIB, cache=4 * GIB)
+    said = shortage(needs, EnginePlace("sample.backend", 80 * GIB, 0.9, 1, free=12 * GIB))
     assert said and "there are 12 GiB (what is free of memory=0.9 of 80 GiB)" in said
     assert "raise sample.backend.runtime.memory" not in said, "which would not help"
-    said = shortage(needs, Place("sample.backend", 80 * GIB, 0.9, 1, free=30 * GIB))
+    said = shortage(needs, EnginePlace("sample.backend", 80 * GIB, 0.9, 1, free=30 * GIB))
     assert said and "vLLM takes memory=0.9 of 80 GiB as it starts, and 30 GiB are free" in said
     lower = float(said.split("runtime.memory=")[1].rstrip("."))
-    assert shortage(needs, Place("sample.backend", 80 * GIB, lower, 1, free=30 * GIB)) is None, (
-        "the remedy works"
-    )
     assert (
-        shortage(needs, Place("sample.backend", 80 * GIB, 1.0, 1, vllm=False, free=30 * GIB))
+        shortage(needs, EnginePlace("sample.backend", 80 * GIB, lower, 1, free=30 * GIB)) is None
+    ), "the remedy works"
+    assert (
+        shortage(needs, EnginePlace("sample.backend", 80 * GIB, 1.0, 1, vllm=False, free=30 * GIB))
         is None
     )
-    assert shortage(needs, Place("sample.backend", 80 * GIB, 0.9, 1, free=72 * GIB)) is None
+    assert shortage(needs, EnginePlace("sample.backend", 80 * GIB, 0.9, 1, free=72 * GIB)) is None
 
 
 def test_a_gpu_that_is_in_use_is_refused_at_the_door(card, tmp_path):
@@ -93,8 +94,8 @@ def test_needs_are_those_of_the_model_in_its_dtype(tmp_path, dtype, size):
         torch.ones(1, 10, dtype=torch.long), past_key_values=DynamicCache(config=config)
     ).past_key_values
     numbers = sum(layer.keys.numel() + layer.values.numel() for layer in kept.layers)
-    needs = inference_memory.needs_in(folder, dtype, longest=10)
-    assert needs == Needs(
+    needs = inference_memory.read_needs(folder, dtype, longest=10)
+    assert needs == EngineNeeds(
         size * sum(weight.numel() for weight in module.parameters()), size * numbers
     )
 
@@ -116,7 +117,8 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
         "sample.backend: the policy needs"
     )
     assert refusal.value.args[0] == (
-        f"exam.sample.backend: the policy needs {needs}, and there are 10.8 GiB (memory=0.9 of 12 GiB).\n"
+        f"exam.sample.backend: the policy needs {needs},"
+        " and there are 10.8 GiB (memory=0.9 of 12 GiB).\n"
         "  Lower limits.prompt or limits.completion, give dtype=bfloat16 where it is float32,"
         f" raise {runtime}.memory, or give {runtime}.tensor_parallel=2 or more."
     )
@@ -187,10 +189,14 @@ def test_weights_that_lie_there_twice_count_once(tmp_path):
         weights_file(tmp_path / f"{name}.safetensors", numbers)
     index = {"weight_map": {"a": "model-00001.safetensors", "b": "model-00002.safetensors"}}
     write_json(tmp_path / inference_memory.INDEX, index)
-    assert inference_memory.needs_in(tmp_path, "bfloat16", 0) == inference_memory.Needs(1600, 0)
+    assert inference_memory.read_needs(tmp_path, "bfloat16", 0) == inference_memory.EngineNeeds(
+        1600, 0
+    )
     weights_file(tmp_path / "model.safetensors", 700)
     (tmp_path / inference_memory.INDEX).unlink()
-    assert inference_memory.needs_in(tmp_path, "float32", 0) == inference_memory.Needs(2800, 0)
+    assert inference_memory.read_needs(tmp_path, "float32", 0) == inference_memory.EngineNeeds(
+        2800, 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -209,5 +215,7 @@ def test_weights_that_lie_there_twice_count_once(tmp_path):
 def test_the_cache_counts_layers_that_keep_the_whole_sequence(also, tokens):
     config = {**LLAMA_1B, "num_hidden_layers": 16, **also}
     each = 2 * 16 * shape(LLAMA_1B).keys * 2
-    assert inference_memory.cache(config, "bfloat16", 1000) == tokens * each
-    assert inference_memory.cache({"text_config": config}, "bfloat16", 1000) == tokens * each
+    assert inference_memory.kv_cache_bytes(config, "bfloat16", 1000) == tokens * each
+    assert (
+        inference_memory.kv_cache_bytes({"text_config": config}, "bfloat16", 1000) == tokens * each
+    )

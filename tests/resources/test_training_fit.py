@@ -1,4 +1,5 @@
-"""What a training is said to take: against figures worked out by hand, and what is refused or chosen by it."""
+"""What a training is said to take: against figures worked out by hand, and what is refused or
+chosen by it."""
 
 import json
 
@@ -16,13 +17,16 @@ from pipeline.training import micro_batch
 from tests.support.house import SMALL, composed
 from tests.support.preferences import FULL, LORA, QLORA, dpo
 
-# As their config.json has them; the parameter counts beside them are those of the published weights.
+# As their config.json has them; the parameter counts beside them are those of the published
+# weights.
 LLAMA_1B = {
-    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+    "num_attention_heads": 32,
     "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256, "tie_word_embeddings": True,
 }  # fmt: skip
 LLAMA_7B = {
-    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32,
     "num_key_value_heads": 32, "vocab_size": 32000, "tie_word_embeddings": False,
 }  # fmt: skip
 PARAMETERS = [(LLAMA_1B, 1_235_814_400), (LLAMA_7B, 6_738_415_616)]
@@ -30,7 +34,7 @@ RANK_16 = {**LORA, "rank": 16}
 
 
 def shape(config: dict) -> model_shape.Shape:
-    found = model_shape.shape_of(config)
+    found = model_shape.parse_shape(config)
     assert found
     return found
 
@@ -38,7 +42,7 @@ def shape(config: dict) -> model_shape.Shape:
 def training(
     known: model_shape.Shape, cfg, rows: int, longest: int, gpu: bool = True, world: int = 1
 ):
-    return training_memory.Training(known, cfg, rows, longest, world, gpu)
+    return training_memory.ProcessMemory(known, cfg, rows, longest, world, gpu)
 
 
 def settled(adapter, **changes):
@@ -51,9 +55,9 @@ def test_parameters_are_counted_as_the_published_weights_have_them(config, publi
 
 
 def test_a_model_of_another_kind_is_not_guessed_at():
-    assert model_shape.shape_of({"n_embd": 768}) is None
-    assert model_shape.shape_of({**LLAMA_1B, "num_experts": 8}) is None
-    assert model_shape.shape_of({"text_config": LLAMA_1B}) == shape(LLAMA_1B)
+    assert model_shape.parse_shape({"n_embd": 768}) is None
+    assert model_shape.parse_shape({**LLAMA_1B, "num_experts": 8}) is None
+    assert model_shape.parse_shape({"text_config": LLAMA_1B}) == shape(LLAMA_1B)
 
 
 def test_an_output_layer_is_the_embeddings_where_the_config_or_else_the_family_says_so():
@@ -70,12 +74,14 @@ def test_an_output_layer_is_the_embeddings_where_the_config_or_else_the_family_s
 @pytest.mark.parametrize(
     ("config", "adapter", "gigabytes"),
     [
-        # Weights 4, gradients 4, Adam 8 bytes a parameter, and 2 for rounded copies of the linear layers' 973,078,528.
+        # Weights 4, gradients 4, Adam 8 bytes a parameter, and 2 for rounded copies of the linear
+        # layers' 973,078,528.
         (LLAMA_1B, FULL, (4 * 1.2358, 2 * 0.9731, 4 * 1.2358, 8 * 1.2358)),
-        # 16 × (inputs + outputs) of seven layers, 16 times: 11,272,192 in float32, beside 2 bytes a parameter.
+        # 16 × (inputs + outputs) of seven layers, 16 times: 11,272,192 in float32, beside 2 bytes a
+        # parameter.
         (LLAMA_1B, {**RANK_16}, (2 * 1.2358 + 4 * 0.01127, 0, 4 * 0.01127, 8 * 0.01127)),
-        # The linear layers' 973,078,528 in 4 bits and 1/64 × (1 + 4/256) bytes of scales; embeddings in bfloat16, and
-        # one layer's 2048 × 8192 as it is unpacked.
+        # The linear layers' 973,078,528 in 4 bits and 1/64 × (1 + 4/256) bytes of scales;
+        # embeddings in bfloat16, and one layer's 2048 × 8192 as it is unpacked.
         (
             LLAMA_1B,
             {**QLORA, "rank": 16},
@@ -93,29 +99,32 @@ def test_an_output_layer_is_the_embeddings_where_the_config_or_else_the_family_s
 )
 def test_the_state_of_a_training_by_hand(config, adapter, gigabytes):
     found = training(shape(config), settled(adapter), 1, 1)
-    state = found.weights, found.rounded, found.gradients, found.optimizer
+    state = (found.weights, found.rounded_copies, found.gradients, found.optimizer)
     assert state == pytest.approx([g * 1e9 for g in gigabytes], rel=2e-3)
 
 
 def test_the_fullest_moment_of_a_7b_by_hand():
-    """2 × 1024 tokens. With checkpointing it is the end of the forward pass, where all rounded copies are there: 32
-    inputs of 4096 float32, the mask, the last norm in and out, its output and a copy. Without, the head's backward
-    pass: blocks of norms 2 × 8 × 4096, heads 2 × 4 × 4096, the mask, gates 6 × 11008, inputs 2 × (5 × 4096 + 11008)."""
-    found = training_memory.memory(shape(LLAMA_7B), settled(FULL), 1, 1024, 1)
+    """2 × 1024 tokens. With checkpointing it is the end of the forward pass, where all rounded
+    copies are there: 32 inputs of 4096 float32, the mask, the last norm in and out, its output and
+    a copy. Without, the head's backward pass: blocks of norms 2 × 8 × 4096, heads 2 × 4 × 4096, the
+    mask, gates 6 × 11008, inputs 2 × (5 × 4096 + 11008)."""
+    found = training_memory.estimate_memory(shape(LLAMA_7B), settled(FULL), 1, 1024, 1)
     after = 8 * 4096 + 2 * 4 * 4096
     assert found.activations == 2048 * (32 * 4 * 4096 + 1024 + after)
     assert found.weights == 4 * 6_738_415_616 + 2 * 6_476_005_376
     assert found.gradients == 4 * 6_738_415_616, "of the three micro-batches before"
     whole = settled(FULL).model_copy(update={"gradient_checkpointing": False})
     block = 16 * 4096 + 2 * (4 * 4096 + 1024) + 6 * 11008 + 2 * (5 * 4096 + 11008)
-    found = training_memory.memory(shape(LLAMA_7B), whole, 1, 1024, 1)
+    found = training_memory.estimate_memory(shape(LLAMA_7B), whole, 1, 1024, 1)
     assert found.activations == 2048 * (32 * block + 1024 + after + 4 * 4096)
     assert found.gradients == 4 * (6_738_415_616 + 32000 * 4096), "the output layer's beside them"
 
 
 def test_a_step_of_one_micro_batch_has_no_gradients_until_its_backward_pass():
-    one, four = (
-        training_memory.memory(shape(LLAMA_7B), settled(FULL, batch=n, micro_batch=1), 1, 1024, 1)
+    (one, four) = (
+        training_memory.estimate_memory(
+            shape(LLAMA_7B), settled(FULL, batch=n, micro_batch=1), 1, 1024, 1
+        )
         for n in (1, 4)
     )
     assert one.total < four.total - 0.5 * 4 * 6_738_415_616
@@ -123,30 +132,37 @@ def test_a_step_of_one_micro_batch_has_no_gradients_until_its_backward_pass():
 
 def test_a_gpu_folds_logits_without_the_copies_of_a_cpu():
     cfg = settled(RANK_16)
-    gpu, cpu = (training(shape(LLAMA_1B), cfg, 1, 512, there) for there in (True, False))
-    assert gpu._tile(29) == 2 * 1024 * 32768, "in bfloat16"
-    assert cpu._tile(29) == gpu._tile(29) + 29 * 1024 * 32768
+    (gpu, cpu) = (training(shape(LLAMA_1B), cfg, 1, 512, there) for there in (True, False))
+    assert gpu._tile_bytes(29) == 2 * 1024 * 32768, "in bfloat16"
+    assert cpu._tile_bytes(29) == gpu._tile_bytes(29) + 29 * 1024 * 32768
 
 
 def test_own_answers_are_drawn_as_many_at_once_as_fit_beside_the_state(card):
-    """2048 tokens of 32 × 2 × 4096 bfloat16 are 1 GiB each; the weights take 12.7 GiB, and a prompt some more."""
+    """2048 tokens of 32 × 2 × 4096 bfloat16 are 1 GiB each; the weights take 12.7 GiB, and a prompt
+    some more."""
     cfg = settled(RANK_16)
     card(80)
-    assert 30 < training_fit.answers_at_once(shape(LLAMA_7B), cfg, 64) < 58
+    assert 30 < training_fit.choose_answer_batch(shape(LLAMA_7B), cfg, 64) < 58
     card(24)
-    assert 4 < training_fit.answers_at_once(shape(LLAMA_7B), cfg, 64) < 9
+    assert 4 < training_fit.choose_answer_batch(shape(LLAMA_7B), cfg, 64) < 9
     card(12)
-    assert training_fit.answers_at_once(shape(LLAMA_7B), cfg, 64) == 1
+    assert training_fit.choose_answer_batch(shape(LLAMA_7B), cfg, 64) == 1
     card(80)
-    assert training_fit.answers_at_once(shape(LLAMA_1B), cfg, 64) == 64
+    assert training_fit.choose_answer_batch(shape(LLAMA_1B), cfg, 64) == 64
 
 
 def test_processes_share_what_their_launcher_shares():
-    def of(launch: str, processes: int = 4) -> training_memory.Training:
+    def of(launch: str, processes: int = 4) -> training_memory.ProcessMemory:
         cfg = settled(FULL, batch=8, processes=processes, launch=launch)
         return training(shape(LLAMA_7B), cfg, 2, 512, world=processes)
 
-    alone, ddp, zero1, zero2, fsdp = of("ddp", 1), of("ddp"), of("zero1"), of("zero2"), of("fsdp2")
+    (alone, ddp, zero1, zero2, fsdp) = (
+        of("ddp", 1),
+        of("ddp"),
+        of("zero1"),
+        of("zero2"),
+        of("fsdp2"),
+    )
     assert ddp.gradients == 2 * alone.gradients, "what is sent is a copy"
     assert (zero1.optimizer, zero1.gradients) == (ddp.optimizer / 4, alone.gradients)
     assert (zero2.optimizer, zero2.gradients, zero2.weights) == (
@@ -159,33 +175,36 @@ def test_processes_share_what_their_launcher_shares():
 
 
 def test_disk_by_hand():
-    full, lora = (
-        model_shape.disk(shape(LLAMA_7B), settled(adapter)) for adapter in (FULL, RANK_16)
+    (full, lora) = (
+        model_shape.estimate_disk(shape(LLAMA_7B), settled(adapter)) for adapter in (FULL, RANK_16)
     )
     assert (
         full.checkpoint == pytest.approx(12 * 6.7384e9, rel=1e-4)
         and full.published == 2 * 6_738_415_616
     )
-    assert full.most == 2 * full.checkpoint + full.published
-    assert lora.most == pytest.approx((2 * 12 + 4) * 0.03998e9, rel=1e-3)
+    assert full.peak == 2 * full.checkpoint + full.published
+    assert lora.peak == pytest.approx((2 * 12 + 4) * 0.03998e9, rel=1e-3)
 
 
-# ── on a machine ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── on a machine ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_auto_takes_the_most_rows_that_fit_and_divide(card):
     cfg = settled(RANK_16, batch=48, micro_batch="auto")
     card(80)
-    most = training_fit.rows_at_once(shape(LLAMA_7B), cfg, 2048, 1)
+    most = training_fit.choose_micro_batch(shape(LLAMA_7B), cfg, 2048, 1)
     assert 48 % most == 0 and most > 1
-    room = training_fit.room(cfg)[0]
+    room = training_fit.available_memory(cfg)[0]
     larger = next(n for n in range(most + 1, 49) if 48 % n == 0)
-    taken = [training_memory.memory(shape(LLAMA_7B), cfg, n, 2048, 1).total for n in (most, larger)]
+    taken = [
+        training_memory.estimate_memory(shape(LLAMA_7B), cfg, n, 2048, 1).total
+        for n in (most, larger)
+    ]
     assert taken[0] <= room < taken[1]
     card(24)
-    assert training_fit.rows_at_once(shape(LLAMA_7B), cfg, 2048, 1) < most
+    assert training_fit.choose_micro_batch(shape(LLAMA_7B), cfg, 2048, 1) < most
     assert (
-        training_fit.rows_at_once(
+        training_fit.choose_micro_batch(
             shape(LLAMA_7B), settled(RANK_16, batch=48, micro_batch=3), 2048, 1
         )
         == 3
@@ -194,11 +213,11 @@ def test_auto_takes_the_most_rows_that_fit_and_divide(card):
 
 def test_auto_on_a_cpu_and_where_rows_belong_together(card):
     card()
-    assert training_fit.rows_at_once(None, dpo(batch=20, micro_batch="auto"), 100, 1) == 5
+    assert training_fit.choose_micro_batch(None, dpo(batch=20, micro_batch="auto"), 100, 1) == 5
     coupled = dpo(
         batch=12, micro_batch="auto", loss=["aot"], together=6, args={"label_smoothing": 0.0}
     )
-    assert training_fit.rows_at_once(None, coupled, 100, 1) == 6
+    assert training_fit.choose_micro_batch(None, coupled, 100, 1) == 6
 
 
 def test_a_plan_tells_what_a_look_at_own_answers_may_come_to(card):
@@ -208,8 +227,10 @@ def test_a_plan_tells_what_a_look_at_own_answers_may_come_to(card):
     def told(**changes) -> list[str]:
         return [
             line
-            for line in training_fit.told(shape(LLAMA_7B), settled(RANK_16, **changes), 64, 1, None)
-            if "look" in line
+            for line in training_fit.describe_needs(
+                shape(LLAMA_7B), settled(RANK_16, **changes), 64, 1, None
+            )
+            if "evaluation" in line
         ]
 
     [line] = told()
@@ -223,7 +244,8 @@ def test_a_plan_tells_what_a_look_at_own_answers_may_come_to(card):
 
 
 def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card, tmp_path):
-    """Another number of rows at once would round otherwise, and the resumed weights would differ."""
+    """Another number of rows at once would round otherwise, and the resumed weights would
+    differ."""
     init = Model(tmp_path / "sft")
     write_json(init.path / "model.json", {"weights": "weights", "tokenizer": "weights"})
     write_json(init.path / "weights" / "config.json", LLAMA_1B)
@@ -232,27 +254,29 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
         "chosen_ids": [[1] * 1000] * 8,
         "rejected_ids": [[1] * 1000] * 8,
     }
-    cfg, rows = settled(RANK_16, batch=8, micro_batch="auto"), {"train": pl.DataFrame(ids)}
+    (cfg, rows) = (settled(RANK_16, batch=8, micro_batch="auto"), {"train": pl.DataFrame(ids)})
 
-    def rows_at_once(name: str, free: float) -> int:
+    def choose_micro_batch(name: str, free: float) -> int:
         card(80, free=free)
-        return micro_batch.choose_micro_batch(cfg, init, rows, 1, tmp_path / name).runtime.per_device
+        return micro_batch.choose_micro_batch(
+            cfg, init, rows, 1, tmp_path / name
+        ).runtime.per_device
 
-    tight, roomy = rows_at_once("tight", 6), rows_at_once("roomy", 80)
+    (tight, roomy) = (choose_micro_batch("tight", 6), choose_micro_batch("roomy", 80))
     assert tight < roomy == 8
-    assert (rows_at_once("tight", 80), rows_at_once("roomy", 80)) == (tight, roomy)
+    assert (choose_micro_batch("tight", 80), choose_micro_batch("roomy", 80)) == (tight, roomy)
     with pytest.raises(UserError, match="train needs about"):
-        rows_at_once("none", 2)
-    assert rows_at_once("none", 80) == 8, "what was refused settles nothing"
+        choose_micro_batch("none", 2)
+    assert choose_micro_batch("none", 80) == 8, "what was refused settles nothing"
     with pytest.raises(
         UserError, match="There are 5.4 GiB .train.runtime.memory=0.9 of 6 GiB free on NVIDIA"
     ):
-        rows_at_once("roomy", 6)
+        choose_micro_batch("roomy", 6)
 
 
 def test_too_little_memory_says_what_it_needs_what_there_is_and_what_to_lower(card):
     card(24)
-    said = training_fit.short_of_memory(shape(LLAMA_7B), settled(FULL), 2, 2048, 1)
+    said = training_fit.memory_shortage(shape(LLAMA_7B), settled(FULL), 2, 2048, 1)
     assert said and "weights 37.2 GiB, gradients 25.1 GiB, optimizer 50.2 GiB" in said
     assert "There are 21.6 GiB (train.runtime.memory=0.9 of 24 GiB free on NVIDIA H100" in said
     assert (
@@ -260,7 +284,7 @@ def test_too_little_memory_says_what_it_needs_what_there_is_and_what_to_lower(ca
         and "adapter@train.adapter=lora or qlora" in said
     )
     overruled = settled(FULL, runtime={"memory": 9.0})
-    assert training_fit.short_of_memory(shape(LLAMA_7B), overruled, 2, 2048, 1) is None
+    assert training_fit.memory_shortage(shape(LLAMA_7B), overruled, 2, 2048, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -300,8 +324,8 @@ def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     )
     engine = "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)"
     assert (
-        shown[0]
-        == f"  sample test sft and 3 more: memory {engine} · there are 72 GiB (memory=0.9 of 80 GiB)"
+        shown[0] == f"  sample test sft and 3 more: memory {engine}"
+        " · there are 72 GiB (memory=0.9 of 80 GiB)"
     )
     assert shown[1] == "  train round 1: at most 2 steps of 64 · 100 rows · 409,600 tokens"
     assert any("memory" in line and "weights 12.7 GiB" in line for line in shown)
@@ -336,16 +360,22 @@ def test_a_round_after_a_gate_has_the_size_of_what_it_chose_or_may_choose(card, 
 
 
 def test_what_is_rehearsed_beside_the_pairs_needs_memory_too():
-    """Four demonstrations for eight pairs: with two pairs at once one of them, its logits as a whole."""
+    """Four demonstrations for eight pairs: with two pairs at once one of them, its logits as a
+    whole."""
     plain = settled(FULL, batch=8)
     rehearsing = composed(
         *SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5"
     ).train
     cfg = plain.model_copy(update={"rehearsal": rehearsing.rehearsal})
     assert cfg.rehearsal_rows == 4
-    without, found = (training(shape(LLAMA_1B), one, 2, 512) for one in (plain, cfg))
-    assert (without.untiled, found.untiled) == (0, 512 * shape(LLAMA_1B).vocabulary)
-    assert (without.tokens, found.tokens, without.beside, found.beside) == (2048, 2048, 0, 512)
+    (without, found) = (training(shape(LLAMA_1B), one, 2, 512) for one in (plain, cfg))
+    assert (without.untiled_logits, found.untiled_logits) == (0, 512 * shape(LLAMA_1B).vocabulary)
+    assert (
+        without.pair_tokens,
+        found.pair_tokens,
+        without.rehearsal_tokens,
+        found.rehearsal_tokens,
+    ) == (2048, 2048, 0, 512)
 
 
 @pytest.mark.parametrize(
@@ -405,7 +435,7 @@ def test_a_plan_counts_the_thumbs_that_are_there_without_those_of_dev_prompts(ca
         "label": [True, False] * 2,
     }
     write_table(folder / "unpaired.parquet", pl.DataFrame(thumbs))
-    for part, prompt in ("train", "a"), ("dev", "b"):
+    for part, prompt in (("train", "a"), ("dev", "b")):
         write_table(folder / f"{part}.parquet", pl.DataFrame({"prompt_id": [prompt]}))
     shown = list(
         capacity.describe_memory(
@@ -428,9 +458,8 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
     assert any(
         "! a run here refuses this: train needs at least 101 GiB (weights" in line for line in shown
     )
-    assert (
-        "    ! learning_rate=1e-08 is under a tenth of the usual rate (5e-07): expect little to change"
-        in shown
+    assert any(
+        line.startswith("    ! learning_rate=1e-08 ") and "(5e-07)" in line for line in shown
     )
     card(80, 80, visible="3")
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=3: this machine has no GPU 3"):
@@ -446,7 +475,7 @@ def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, 
     named = {"model.embed_tokens.weight": "1", "model.layers.0.self_attn.q_proj.weight": "1"}
     (tmp_path / "model").mkdir()
     write_json(tmp_path / "model" / "model.safetensors.index.json", {"weight_map": named})
-    wrong, right = (
+    (wrong, right) = (
         planned_on(
             tmp_path, LLAMA_1B, "adapter@train.adapter=lora", f"train.adapter.targets={names}"
         )
@@ -469,10 +498,10 @@ def test_a_disk_that_is_too_small_is_refused(card, tmp_path, monkeypatch):
         "disk_usage",
         lambda path: _ntuple_diskusage(0, 0, 10 * model_shape.GIB),
     )
-    said = training_fit.short_of_disk(shape(LLAMA_1B), settled(FULL), tmp_path / "not" / "yet")
+    said = training_fit.disk_shortage(shape(LLAMA_1B), settled(FULL), tmp_path / "not" / "yet")
     assert (
         said
-        and "needs 29.9 GiB of disk: a checkpoint of 13.8 GiB beside the one before," in said
+        and "needs 29.9 GiB of disk: a checkpoint of 13.8 GiB and the one before it," in said
         and "10 GiB free" in said
     )
-    assert training_fit.short_of_disk(shape(LLAMA_1B), settled(RANK_16), tmp_path) is None
+    assert training_fit.disk_shortage(shape(LLAMA_1B), settled(RANK_16), tmp_path) is None

@@ -1,4 +1,5 @@
-"""What a training is said to hold: against the bytes of every tensor that a real training of it held at its fullest."""
+"""What a training is said to hold: against the bytes of every tensor that a real training of it
+held at its fullest."""
 
 import json
 import os
@@ -14,7 +15,7 @@ from pipeline.artifacts import Model, Pairs, write_json, write_table
 from pipeline.config import TrainConfig
 from pipeline.driver import child_process
 from pipeline.resources import model_shape, training_memory
-from pipeline.resources.model_shape import shape_in
+from pipeline.resources.model_shape import read_shape
 from tests.support.house import HOUSE, SMALL, composed
 from tests.support.preferences import FULL, LORA, QLORA, dpo, text, write_logps
 from tests.support.tiny import tiny_tokenizer
@@ -23,9 +24,11 @@ pytestmark = pytest.mark.model
 
 RANK_16 = {**LORA, "rank": 16}
 LONGEST, PROMPT = 128, 40
-# Widths as of Llama 3.2 1B, divided by eight; a vocabulary of a few thousand, so that logits weigh as they do there.
+# Widths as of Llama 3.2 1B, divided by eight; a vocabulary of a few thousand, so that logits weigh
+# as they do there.
 WIDTHS = {
-    "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8, "head_dim": 32,
+    "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "head_dim": 32,
     "num_key_value_heads": 2, "vocab_size": 4096, "max_position_embeddings": 2 * LONGEST,
 }  # fmt: skip
 KINDS = {
@@ -56,7 +59,7 @@ def models(tmp_path_factory) -> dict[str, Model]:
 def narrow_tiles(monkeypatch):
     """Without, what a CPU makes of a tile of logits is so large here that it hides all else."""
     monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 128)
-    monkeypatch.setattr(training_memory, "COLUMNS", 128)
+    monkeypatch.setattr(training_memory, "TILE_COLUMNS", 128)
 
 
 def settled(adapter: dict[str, Any], **changes) -> TrainConfig:
@@ -72,7 +75,8 @@ def settled(adapter: dict[str, Any], **changes) -> TrainConfig:
 
 
 def rows_for(cfg: TrainConfig, least: int):
-    """As the trainers read them; every other row has `LONGEST` tokens, the rest are padded to it."""
+    """As the trainers read them; every other row has `LONGEST` tokens, the rest are padded to
+    it."""
     import polars as pl
 
     draw = random.Random(0)
@@ -102,14 +106,16 @@ def rows_for(cfg: TrainConfig, least: int):
 
 
 def measured(cfg: TrainConfig, init: Model, out: Path, least: int = LONGEST - 5) -> int:
-    """The most bytes at once, from the reading of the weights to the end of the second optimizer step."""
+    """The most bytes at once, from the reading of the weights to the end of the second optimizer
+    step."""
     from pipeline.training import build
     from pipeline.training.monitoring import guards
     from tests.support.bytes_held import BytesHeld
 
     rows = rows_for(cfg, least)
     rows["dev"] = rows["train"].clear()
-    # Ready values are made up here: of another model than this, nobody compares them before the first step.
+    # Ready values are made up here: of another model than this, nobody compares them before the
+    # first step.
     reference = {"ready": Model(init.path.parent), "live": init, "none": None}[cfg.logps]
     with BytesHeld() as held:
         policy = build.load_policy(cfg, init)
@@ -118,10 +124,10 @@ def measured(cfg: TrainConfig, init: Model, out: Path, least: int = LONGEST - 5)
     return held.most
 
 
-def said(cfg: TrainConfig, init: Model) -> training_memory.Memory:
-    shape = shape_in(Path(init.weights))
+def estimated(cfg: TrainConfig, init: Model) -> training_memory.MemoryEstimate:
+    shape = read_shape(Path(init.weights))
     assert shape
-    *step, _ = training_memory.Training(
+    *step, _ = training_memory.ProcessMemory(
         shape, cfg, cfg.runtime.per_device, LONGEST, 1, gpu=False
     ).moments()
     return max(step, key=lambda moment: moment.total)
@@ -132,7 +138,7 @@ def said(cfg: TrainConfig, init: Model) -> training_memory.Memory:
 @pytest.mark.parametrize("adapter", [FULL, RANK_16], ids=["full", "lora"])
 def test_bytes_of_two_steps(models, tmp_path, adapter, dtype, checkpointing):
     cfg = settled(adapter, dtype=dtype, gradient_checkpointing=checkpointing)
-    assert said(cfg, models["tied"]).total == pytest.approx(
+    assert estimated(cfg, models["tied"]).total == pytest.approx(
         measured(cfg, models["tied"], tmp_path), rel=0.05
     )
 
@@ -141,7 +147,7 @@ def test_bytes_of_two_steps(models, tmp_path, adapter, dtype, checkpointing):
 @pytest.mark.parametrize(("name", "batch"), [("tied", 2), ("untied", 2), ("untied", 4)])
 def test_bytes_of_an_output_layer_and_of_gradients_that_accumulate(models, tmp_path, name, batch):
     cfg = settled(FULL, gradient_checkpointing=True, batch=batch)
-    assert said(cfg, models[name]).total == pytest.approx(
+    assert estimated(cfg, models[name]).total == pytest.approx(
         measured(cfg, models[name], tmp_path), rel=0.05
     )
 
@@ -152,7 +158,7 @@ def test_bytes_of_an_output_layer_and_of_gradients_that_accumulate(models, tmp_p
 )
 def test_bytes_of_blocks_with_more_norms(models, tmp_path, name, adapter):
     cfg = settled(adapter)
-    assert said(cfg, models[name]).total == pytest.approx(
+    assert estimated(cfg, models[name]).total == pytest.approx(
         measured(cfg, models[name], tmp_path), rel=0.05
     )
 
@@ -171,7 +177,7 @@ def test_bytes_of_blocks_with_more_norms(models, tmp_path, name, adapter):
 )
 def test_bytes_of_other_trainers(models, tmp_path, adapter, changes):
     cfg = settled(adapter, **changes)
-    assert said(cfg, models["tied"]).total == pytest.approx(
+    assert estimated(cfg, models["tied"]).total == pytest.approx(
         measured(cfg, models["tied"], tmp_path), rel=0.05
     )
 
@@ -190,7 +196,7 @@ def test_bytes_of_other_trainers(models, tmp_path, adapter, changes):
 )
 def test_bytes_of_other_adapters(models, tmp_path, adapter, checkpointing):
     cfg = settled(adapter, gradient_checkpointing=checkpointing)
-    assert said(cfg, models["tied"]).total == pytest.approx(
+    assert estimated(cfg, models["tied"]).total == pytest.approx(
         measured(cfg, models["tied"], tmp_path), rel=0.05
     )
 
@@ -198,8 +204,8 @@ def test_bytes_of_other_adapters(models, tmp_path, adapter, checkpointing):
 def test_bytes_of_a_whole_tile_of_logits(models, tmp_path, monkeypatch):
     monkeypatch.undo()
     cfg = settled(RANK_16, gradient_checkpointing=True)
-    assert said(cfg, models["tied"]).logits > 0.5 * said(cfg, models["tied"]).total
-    assert said(cfg, models["tied"]).total == pytest.approx(
+    assert estimated(cfg, models["tied"]).logits > 0.5 * estimated(cfg, models["tied"]).total
+    assert estimated(cfg, models["tied"]).total == pytest.approx(
         measured(cfg, models["tied"], tmp_path), rel=0.05
     )
 
@@ -210,7 +216,7 @@ def test_bytes_of_demonstrations_beside_the_pairs(models, tmp_path):
         *SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5"
     ).train.rehearsal
     cfg = settled(FULL).model_copy(update={"rehearsal": rehearsal})
-    assert said(cfg, models["tied"]).total == pytest.approx(
+    assert estimated(cfg, models["tied"]).total == pytest.approx(
         measured(cfg, models["tied"], tmp_path), rel=0.1
     )
 
@@ -220,7 +226,11 @@ def test_rows_that_share_a_pass_with_others_of_their_length_take_no_more_than_is
 ):
     cfg = settled(FULL, by_length=True)
     found = measured(cfg, models["tied"], tmp_path, least=LONGEST // 2)
-    assert 0.7 * said(cfg, models["tied"]).total < found < 1.02 * said(cfg, models["tied"]).total
+    assert (
+        0.7 * estimated(cfg, models["tied"]).total
+        < found
+        < 1.02 * estimated(cfg, models["tied"]).total
+    )
 
 
 def test_ddp_holds_a_copy_of_the_gradients(tmp_path):
@@ -267,8 +277,8 @@ def test_bytes_of_a_look(models, tmp_path, dtype):
         for weight in module.parameters():
             held.see(weight)
         compute_logps(module, [[1] * 2] * 3, [[5] * (LONGEST - 2)] * 3, cfg.max_length)
-    shape = shape_in(Path(init.weights))
-    *_, look = training_memory.Training(shape, cfg, 4, LONGEST, 1, gpu=False).moments()
+    shape = read_shape(Path(init.weights))
+    *_, look = training_memory.ProcessMemory(shape, cfg, 4, LONGEST, 1, gpu=False).moments()
     assert look.logits == pytest.approx(held.most - held.held, rel=0.1)
 
 
@@ -278,7 +288,8 @@ def test_bytes_of_a_look(models, tmp_path, dtype):
 @pytest.mark.parametrize("rows", [8, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("adapter", [FULL, RANK_16], ids=["full", "lora"])
 def test_a_whole_process_on_a_cpu_comes_to_what_the_plan_tells(tmp_path, adapter, rows):
-    """As the kernel counts it: libraries, weights as they are read, what the allocator keeps, and every moment."""
+    """As the kernel counts it: libraries, weights as they are read, what the allocator keeps, and
+    every moment."""
     import polars as pl
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -353,15 +364,15 @@ def test_bytes_on_the_disk(models, adapter, dtype):
         opened.save_merged(
             opened.save_adapter(policy, init, cfg.adapter, dtype, out), dtype, out / "merged"
         )
-    shape = shape_in(Path(init.weights))
+    shape = read_shape(Path(init.weights))
     assert shape
-    space = model_shape.disk(shape, cfg)
+    space = model_shape.estimate_disk(shape, cfg)
     [checkpoint], kept = (
         (out / "scratch" / "checkpoints").glob("*-1"),
         [*(out / "scratch" / "kept").iterdir()],
     )
     assert space.checkpoint == pytest.approx(size(checkpoint), rel=0.05)
-    assert len(kept) <= 2 and space.kept == pytest.approx(kept[0].stat().st_size, rel=0.02)
+    assert len(kept) <= 2 and space.best_weights == pytest.approx(kept[0].stat().st_size, rel=0.02)
     assert space.published == pytest.approx(
         sum(size(part) for part in out.iterdir() if part.name != "scratch"), rel=0.05
     )

@@ -1,4 +1,4 @@
-"""Shards that several processes work off: each once, given back by the dead, one list, one voice."""
+"""Shards that several processes share: each is done once, and again where its worker crashed."""
 
 import os
 import signal
@@ -12,17 +12,20 @@ import pytest
 
 from pipeline.errors import StageError, UserError
 from pipeline.resources import gpu_sets, worker_pool
-from pipeline.resources.gpu_sets import environments
-from pipeline.resources.worker_pool import Hand, work_off
+from pipeline.resources.gpu_sets import worker_environments
+from pipeline.resources.worker_pool import Worker, run_shards
 from tests.support.house import HOUSE
 
 SHARDS = [f"shard-{at:02d}" for at in range(12)]
 
 
-def write(folder: Path, hand: Hand, pause: float = 0.0, dies: str = "", faulty: str = "") -> None:
-    """A stage's work in small: a file for each shard. One process, the first to get there, dies at its shard."""
+def write(
+    folder: Path, worker: Worker, pause: float = 0.0, dies: str = "", faulty: str = ""
+) -> None:
+    """A stage's work in small: a file for each shard. One process, the first to get there, dies at
+    its shard."""
     (folder / f"opened-{os.getpid()}").touch()
-    while shard := hand.claim():
+    while shard := worker.claim():
         if shard == dies and not (folder / "died").exists():
             (folder / "died").touch()
             print("these are my last words", flush=True)
@@ -32,36 +35,38 @@ def write(folder: Path, hand: Hand, pause: float = 0.0, dies: str = "", faulty: 
         time.sleep(pause)
         with (folder / shard).open("a") as file:
             file.write(f"{shard} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}\n")
-        hand.tell(done=1)
-        hand.finish(shard, len(shard))
+        worker.report(done=1)
+        worker.finish(shard, len(shard))
 
 
-def die(hand: Hand) -> None:
-    hand.claim()
+def die(worker: Worker) -> None:
+    worker.claim()
     print("out of memory", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Seen:
-    """What the stage hears."""
+    """What the stage receives."""
 
     def __init__(self):
         self.finished: dict[str, int] = {}
-        self.told = 0.0
+        self.reported = 0.0
 
     def finish(self, shard: str, entry: int) -> None:
         assert shard not in self.finished
         self.finished[shard] = entry
 
-    def tell(self, figures: dict[str, float]) -> None:
-        self.told += figures["done"]
+    def report(self, figures: dict[str, float]) -> None:
+        self.reported += figures["done"]
 
 
-def have_done(folder: Path, hands: list[dict[str, str]], **how) -> Seen:
+def have_done(folder: Path, workers: list[dict[str, str]], **how) -> Seen:
     seen = Seen()
-    work_off(SHARDS, partial(write, folder, **how), hands, folder / "logs", seen.finish, seen.tell)
+    run_shards(
+        SHARDS, partial(write, folder, **how), workers, folder / "logs", seen.finish, seen.report
+    )
     assert seen.finished == dict.fromkeys(SHARDS, 8)
-    assert seen.told == 12
+    assert seen.reported == 12
     return seen
 
 
@@ -73,8 +78,8 @@ def test_every_shard_is_done_once_and_every_hand_opens_once(tmp_path, count, mon
     )  # training sets it for its whole process
     there = ["4", "5", "6", "7", "8"] if count > 1 else []
     monkeypatch.setattr(gpu_sets, "visible_gpus", lambda: there)
-    hands = environments("auto", "sample.runtime.workers", count)
-    have_done(tmp_path, hands, pause=0.1 if count > 1 else 0.0)
+    workers = worker_environments("auto", "sample.runtime.workers", count)
+    have_done(tmp_path, workers, pause=0.1 if count > 1 else 0.0)
     lines = [(tmp_path / shard).read_text() for shard in SHARDS]
     seen = {line.partition(" ")[2].strip() for line in lines}
     assert seen == ({"4,5", "6,7"} if there else {""})
@@ -95,9 +100,10 @@ def test_a_killed_hand_gives_its_shard_back_even_the_last(tmp_path, capfd):
 def test_when_all_are_killed_their_last_words_are_told(tmp_path):
     with pytest.raises(
         StageError,
-        match=r"none of 2 workers is left, and 12 shards still to do \(shard-0.*\n.*killed by SIG(.|\n)*out of memory",
+        match=r"none of 2 workers is left, and 12 shards still to do \(shard-0"
+        r".*\n.*killed by SIG(.|\n)*out of memory",
     ):
-        work_off(SHARDS, die, [{}, {}], tmp_path)
+        run_shards(SHARDS, die, [{}, {}], tmp_path)
 
 
 def test_a_refusal_of_one_hand_is_the_stage_s_own(tmp_path):
@@ -108,16 +114,16 @@ def test_a_refusal_of_one_hand_is_the_stage_s_own(tmp_path):
 def test_a_hand_that_cannot_be_started_leaves_no_other_behind(tmp_path, monkeypatch):
     started = []
 
-    class Member(worker_pool._Member):
+    class Member(worker_pool.WorkerProcess):
         def __init__(self, number: int, *rest):
             if number == 1:
                 raise OSError("no more processes")
             super().__init__(number, *rest)
             started.append(self.process)
 
-    monkeypatch.setattr(worker_pool, "_Member", Member)
+    monkeypatch.setattr(worker_pool, "WorkerProcess", Member)
     with pytest.raises(OSError, match="no more processes"):
-        work_off(SHARDS, partial(write, tmp_path, pause=60), [{}, {}], tmp_path)
+        run_shards(SHARDS, partial(write, tmp_path, pause=60), [{}, {}], tmp_path)
     assert [process.is_alive() for process in started] == [False]
 
 
@@ -140,14 +146,14 @@ def test_hands_die_with_their_stage(tmp_path):
         env={**os.environ, "PYTHONPATH": str(HOUSE)},
         stderr=subprocess.DEVNULL,
     )
-    while len(hands := list(tmp_path.glob("opened-*"))) < 2:
+    while len(workers := list(tmp_path.glob("opened-*"))) < 2:
         assert parent.poll() is None
         time.sleep(0.02)
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 5
-    while any(alive(int(path.name.split("-")[1])) for path in hands):
-        assert time.monotonic() < deadline, "a hand outlived its stage"
+    while any(alive(int(path.name.split("-")[1])) for path in workers):
+        assert time.monotonic() < deadline, "a worker outlived its stage"
         time.sleep(0.02)
 
 
@@ -158,7 +164,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-# ── which GPUs ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── which GPUs ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -176,8 +182,8 @@ def alive(pid: int) -> bool:
 )
 def test_each_hand_gets_gpus_of_its_own(monkeypatch, there, workers, each, expected):
     monkeypatch.setattr(gpu_sets, "visible_gpus", lambda: [gpu for gpu in there.split(",") if gpu])
-    found = environments(workers, "sample.runtime.workers", each)
-    assert [hand.get("CUDA_VISIBLE_DEVICES") for hand in found] == expected
+    found = worker_environments(workers, "sample.runtime.workers", each)
+    assert [worker.get("CUDA_VISIBLE_DEVICES") for worker in found] == expected
 
 
 @pytest.mark.parametrize(
@@ -188,4 +194,4 @@ def test_more_gpus_than_there_are_is_refused(monkeypatch, there, workers, each):
     with pytest.raises(
         UserError, match=rf"sample.runtime.workers={workers}: .* GPU.*\n.*Give fewer workers"
     ):
-        environments(workers, "sample.runtime.workers", each)
+        worker_environments(workers, "sample.runtime.workers", each)

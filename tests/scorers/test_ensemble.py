@@ -8,7 +8,7 @@ import pytest
 from pipeline.artifacts import Prompts, Samples, write_table
 from pipeline.config import EnsembleScorer, FunctionScorer, ScoreConfig
 from pipeline.errors import UserError
-from pipeline.pairing.label_noise import with_signs
+from pipeline.pairing.label_noise import add_signs
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.ensemble import combine_scores
 from pipeline.stages.score import run
@@ -165,7 +165,7 @@ def test_members_keep_their_rows_and_pairs_see_them_disagree(tmp_path):
     assert both == {"p-0": 0.25, "p-1": 1.0, "p-2": 0.25, "q-0": None, "q-1": 0.5, "q-2": 0.5}
     assert table.filter(pl.col("status") == "abstained")["sample_id"].to_list() == ["q-0", "q-0"]
     pairs = pl.DataFrame({"chosen_id": ["p-1", "q-1"], "rejected_id": ["p-0", "q-2"]})
-    assert with_signs(pairs, table, "both")["disagreement"].to_list() == [0.0, 0.5]
+    assert add_signs(pairs, table, "both")["disagreement"].to_list() == [0.0, 0.5]
 
 
 @pytest.mark.parametrize(

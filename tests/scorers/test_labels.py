@@ -16,7 +16,7 @@ from pipeline.artifacts import Prompts, Samples, write_table
 from pipeline.commands import calibrate, label
 from pipeline.config import LabelsScorer, Local, ScoreConfig
 from pipeline.errors import UserError
-from pipeline.pairing.label_noise import with_signs
+from pipeline.pairing.label_noise import add_signs
 from pipeline.scorers import Answer, open_scorer
 from pipeline.scorers.human_pairs import read_human_comparisons
 from pipeline.stages.score import run as run_score
@@ -248,7 +248,7 @@ def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
         [{"sample_id": key, "score": s, "detail": d, **told} for key, (s, _, d) in found.items()]
     )
     pairs = pl.DataFrame({"chosen_id": ["a", "a"], "rejected_id": ["b", "c"]})
-    assert with_signs(pairs, table, "people")["annotators"].to_list() == [
+    assert add_signs(pairs, table, "people")["annotators"].to_list() == [
         pytest.approx(2 / 3),
         None,
     ]

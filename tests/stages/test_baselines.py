@@ -1,4 +1,5 @@
-"""Other models in the table: asked the same prompts, by a folder's own template or by name from a server."""
+"""Other models in the table: asked the same prompts, by a folder's own template or by name from a
+server."""
 
 import json
 
@@ -132,11 +133,12 @@ def test_another_model_is_a_row_with_differences_and_contests_and_no_kl(tmp_path
     )
 
 
-# ── by name, from a server ────────────────────────────────────────────────────────────────────────────────────────
+# ── by name, from a server ────────────────────────────────────────────────────────────────────────
 
 
 def chat(body):
-    """Repeats what it was asked, with two seeds apart; the last of the asked gets no text at all."""
+    """Repeats what it was asked, with two seeds apart; the last of the asked gets no text at
+    all."""
     [question] = body["messages"]
     assert set(body) == {
         "model",
@@ -221,6 +223,9 @@ def test_a_key_that_a_server_does_not_take_is_named_by_the_other_s_own_knob(sft,
         rival = base.run(cfg, sft.path.parent.parent / "base" / "defdefdefdef", like=sft)
         asked = test_sample.config(backend=dict(cfg), limits={"prompt": 64, "completion": 9})
         prompts = test_sample.ask(tmp_path / "test", "name a river")
-        said = r"^exam\.others\.rival\.runtime\.base_url=(.|\n)* name it as exam\.others\.rival\.runtime\.api_key_env="
+        said = (
+            r"^exam\.others\.rival\.runtime\.base_url=(.|\n)*"
+            r" name it as exam\.others\.rival\.runtime\.api_key_env="
+        )
         with pytest.raises(UserError, match=said):
             sample.run(asked, folder(tmp_path / "out", 2), policy=rival, prompts=prompts)

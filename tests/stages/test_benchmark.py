@@ -1,4 +1,5 @@
-"""The stage `benchmark`: lm-eval on a tiny model and local files, multiple choice and generated answers."""
+"""The stage `benchmark`: lm-eval on a tiny model and local files, multiple choice and generated
+answers."""
 
 import json
 import math
@@ -55,7 +56,9 @@ output_type: generate_until
 doc_to_target: "{{answer}}"
 process_results: !function marks.marks
 generation_kwargs: {until: [], do_sample: false, max_gen_toks: 200}
-metric_list: [{metric: odd, aggregation: mean, higher_is_better: false}, {metric: letters, aggregation: mean}]
+metric_list:
+  - {metric: odd, aggregation: mean, higher_is_better: false}
+  - {metric: letters, aggregation: mean}
 """
 MARKS = """
 import random
@@ -283,8 +286,10 @@ def test_a_benchmark_that_is_not_on_this_machine_publishes_why(tmp_path, folder)
     write_json(tmp_path / "cfg.json", config(folder, "away", data=None).model_dump(mode="json"))
     write_json(tmp_path / "out" / STEP_FILE, {"knob": "benchmark.mine"})
     code = (
-        "import sys; from pathlib import Path; from pipeline.config import BenchmarkConfig as Config\n"
-        "from pipeline.artifacts import Model; from pipeline.stages import benchmark; root = Path(sys.argv[1])\n"
+        "import sys; from pathlib import Path; from pipeline.config import BenchmarkConfig as"
+        " Config\n"
+        "from pipeline.artifacts import Model; from pipeline.stages import benchmark; root ="
+        " Path(sys.argv[1])\n"
         "cfg = Config.model_validate_json((root / 'cfg.json').read_text())\n"
         "benchmark.run(cfg, root / 'out', model=Model(root))"
     )
@@ -333,7 +338,9 @@ def test_rows_of_the_hub_are_asked_in_the_revision_that_is_given_and_recorded():
 def test_a_figure_that_is_no_number_is_published_as_none_and_named_in_the_report():
     found = {"acc,none": math.nan, "acc_stderr,none": "N/A", "alias": "quiz"}
     counts = {"n-samples": {"quiz": {"effective": 3}}, "higher_is_better": {}, "group_subtasks": {}}
-    [chief] = benchmark.figures_of({"results": {"quiz": found}, **counts}, ("quiz", "acc,none"))
+    [chief] = benchmark.collect_figures(
+        {"results": {"quiz": found}, **counts}, ("quiz", "acc,none")
+    )
     assert (chief["value"], chief["stderr"], chief["n"]) == (None, None, 3)
     rows = [{"benchmark": "quiz", "model": "base", "chief": True, "absent": None, **chief}]
     assert list_unavailable(rows)[0]["what"].startswith("benchmark quiz: acc,none has no value")
@@ -403,7 +410,7 @@ def test_what_may_not_be_lost_has_to_be_measured():
     composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02, rules: 0}")
 
 
-# ── the published tasks, in the shape of the hub's rows ─────────────────────────────────────────────────────────────
+# ── the published tasks, in the shape of the hub's rows ───────────────────────────────────────────
 
 
 OWN_TASKS = (
@@ -539,8 +546,10 @@ def test_vllm_gives_the_choices_the_shares_that_transformers_gives_them(tmp_path
         "Name: vllm\nVersion: 0.32.0+cpu\n",
     )
     code = (
-        "import sys; from pathlib import Path; from pipeline.config import BenchmarkConfig as Config\n"
-        "from pipeline.artifacts import Model; from pipeline.stages import benchmark; root = Path(sys.argv[1])\n"
+        "import sys; from pathlib import Path; from pipeline.config import BenchmarkConfig as"
+        " Config\n"
+        "from pipeline.artifacts import Model; from pipeline.stages import benchmark; root ="
+        " Path(sys.argv[1])\n"
         "if __name__ == '__main__':\n"
         "    cfg = Config.model_validate_json((root / 'cfg.json').read_text())\n"
         "    benchmark.run(cfg, root / 'out', model=Model(Path(sys.argv[2])))"

@@ -1,4 +1,5 @@
-"""`duel`: two models' answers before a judge, both orders; killed and taken up again; what the report makes of it."""
+"""`duel`: two models' answers before a judge, both orders; killed and taken up again; what the
+report makes of it."""
 
 import json
 import os
@@ -146,7 +147,7 @@ def test_failed_verdicts_are_null_and_stop_the_stage_past_the_limit(config, tmp_
     assert not (tmp_path / "out" / "failed.parquet").exists()
 
 
-# ── killed ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── killed ────────────────────────────────────────────────────────────────────────────────────────
 
 ALONE = """
 import json, sys
@@ -173,7 +174,8 @@ def alone(cfg, out, inputs):
 
 @pytest.mark.model  # four processes that import what a worker does
 def test_killed_in_the_middle_of_500_verdicts_it_asks_each_once(config, tmp_path):
-    """Of 250 pairs in both orders; those in flight at the kill may be asked twice. The key is nowhere."""
+    """Of 250 pairs in both orders; those in flight at the kill may be asked twice. The key is
+    nowhere."""
     ids = [f"p{i:03d}" for i in range(250)]
     inputs = edges(
         tmp_path, {key: [f"good {key}"] for key in ids}, {key: [f"bad {key}"] for key in ids}
@@ -219,7 +221,7 @@ def test_a_denied_key_is_in_no_traceback_and_no_file(config, judge, tmp_path):
     )
 
 
-# ── planned and reported ──────────────────────────────────────────────────────────────────────────────────────────
+# ── planned and reported ──────────────────────────────────────────────────────────────────────────
 
 
 def contests(*words):

@@ -1,4 +1,5 @@
-"""`evaluate` on finished exams: what stands in the report and its tables, and what may be missing."""
+"""`evaluate` on finished exams: what stands in the report and its tables, and what may be
+missing."""
 
 import json
 import random
@@ -120,7 +121,7 @@ def add_step(run, stage, label, cost, config, seconds=1.0):
     return folder
 
 
-# ── the contract ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the contract ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_report_json_has_the_contracts_keys(run):
@@ -193,7 +194,8 @@ def test_training_and_funnel_come_round_by_round(run):
 
 
 def test_what_was_lost_before_the_pairs_is_in_the_funnel_with_its_reasons(run):
-    """Rounds come first, by wave; an exam's samples were pruned, so that its counts are all that is known."""
+    """Rounds come first, by wave; an exam's samples were pruned, so that its counts are all that is
+    known."""
     story = {
         "in": 130,
         "dropped": {"near duplicate": 7, "overlap with test": 3},
@@ -301,12 +303,15 @@ def test_the_same_exams_give_the_same_bytes(tmp_path):
 
 
 def test_it_loads_no_model():
-    code = "import sys, pipeline.stages.evaluate; print({'torch', 'transformers', 'vllm'} & set(sys.modules))"
+    code = (
+        "import sys, pipeline.stages.evaluate;"
+        " print({'torch', 'transformers', 'vllm'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-# ── the figures ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the figures ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_several_answers_to_a_prompt_are_averaged_first(run):
@@ -363,7 +368,8 @@ def test_answers_on_which_a_scorer_abstained_did_not_fail(run):
 
 
 def test_models_are_joined_by_prompt_whatever_the_order_of_rows(run):
-    """Each model's answers lie in an order of their own; the true difference on every prompt is 0.1."""
+    """Each model's answers lie in an order of their own; the true difference on every prompt is
+    0.1."""
     order = random.Random(5)
     sft, better = scored(lambda i: i / 60), scored(lambda i: i / 60 + 0.1)
     report = (
@@ -453,7 +459,7 @@ def test_a_better_model_is_called_better(run):
     assert "round-1 is better than sft." in (run.out / "report.html").read_text()
 
 
-# ── how they write ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── how they write ────────────────────────────────────────────────────────────────────────────────
 
 
 def test_habits_are_shares_by_prompt_and_leave_thinking_out(run):
@@ -479,7 +485,8 @@ def test_habits_are_shares_by_prompt_and_leave_thinking_out(run):
 
 
 def test_habits_of_the_chosen_model_are_held_against_sft_s(run):
-    """Its answers are longer on every prompt, and cut on two in sixty: the first is a change, the second is none."""
+    """Its answers are longer on every prompt, and cut on two in sixty: the first is a change, the
+    second is none."""
     longer = [
         answer(key, 0.5, tokens=15, finish_reason="length" if i < 2 else "stop")
         for i, key in enumerate(IDS)
@@ -514,8 +521,14 @@ def test_an_answer_in_another_language_than_its_prompt_is_counted(tmp_path):
     run.prompts = exams.prompts(
         run.store, IDS, "Please describe the old lighthouse by the sea, number {}, in two lines."
     )
-    english = "The old lighthouse stands above the grey sea and has done so for more than two hundred years."
-    german = "Der alte Leuchtturm steht über dem grauen Meer und tut das schon seit mehr als zweihundert Jahren."
+    english = (
+        "The old lighthouse stands above the grey sea"
+        " and has done so for more than two hundred years."
+    )
+    german = (
+        "Der alte Leuchtturm steht über dem grauen Meer"
+        " und tut das schon seit mehr als zweihundert Jahren."
+    )
     sft = [answer(key, 0.5, german if i < 15 else english) for i, key in enumerate(IDS)]
     assert run.add("sft", sft).evaluate(chosen="sft")["models"][0]["other_language"] == {
         "share": 0.25,
@@ -552,7 +565,7 @@ def test_slices_are_over_their_own_prompts(tmp_path):
         run.evaluate(config=CONFIG.model_copy(update={"slices": ["categry"]}))
 
 
-# ── what the figures are held against ─────────────────────────────────────────────────────────────────────────────
+# ── what the figures are held against ─────────────────────────────────────────────────────────────
 
 
 def test_a_family_is_one_scorer_s_models(run):
@@ -564,7 +577,8 @@ def test_a_family_is_one_scorer_s_models(run):
 
 
 def again(run, control):
-    """SFT, one round, and SFT again: as often above SFT as below it, but for what the control adds."""
+    """SFT, one round, and SFT again: as often above SFT as below it, but for what the control
+    adds."""
     run.add("sft", scored(lambda i: i / 60)).add("round-1", scored(lambda i: i / 60 + 0.1))
     return run.add("control", scored(lambda i: i / 60 + 0.1 * (-1) ** i + control))
 
@@ -647,7 +661,7 @@ def test_where_sft_is_chosen_it_is_not_held_against_itself(run):
     assert "| slice | prompts | sft |\n" in told and "Δ sft" not in told
 
 
-# ── what may be missing ───────────────────────────────────────────────────────────────────────────────────────────
+# ── what may be missing ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -753,7 +767,7 @@ def test_sft_alone_is_a_report_too(run):
     assert (report["duels"], report["differences"], report["verdict"]["better"]) == ([], [], "no")
 
 
-# ── refused ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── refused ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_scorer_that_marked_nothing_is_refused_with_the_known_ones(run):

@@ -19,7 +19,8 @@ IDS = [f"p{i}" for i in range(8)]
 
 
 def examined(root, **rounds):
-    """Exams on dev: each round's score of every prompt (None: failed), and how far it moved, in nats."""
+    """Exams on dev: each round's score of every prompt (None: failed), and how far it moved, in
+    nats."""
     exams = {}
     for name, (scores, nats) in rounds.items():
         of = model(root, "sft" if name == "sft" else "train", f"{len(exams):012x}")

@@ -1,4 +1,5 @@
-"""Pairs: every sample, prompt and pair accounted for, joins by id, never a pair without a difference."""
+"""Pairs: every sample, prompt and pair accounted for, joins by id, never a pair without a
+difference."""
 
 import json
 from functools import cache
@@ -193,7 +194,7 @@ def test_train_and_dev_are_split_by_prompt(paired):
     assert unpaired["label"].value_counts(sort=True)["count"].to_list() == [100, 100]
 
 
-# ── demonstrations, ties, signs of noise ──────────────────────────────────────────────────────────────────────────
+# ── demonstrations, ties, signs of noise ──────────────────────────────────────────────────────────
 
 
 def test_the_gold_answer_against_the_worst_sample(tmp_path, paired, chat):
@@ -295,7 +296,7 @@ def test_filters_on_signs_use_what_the_scores_say(paired):
     )
 
 
-# ── funnel and card ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── funnel and card ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_funnel_tells_where_everything_went(paired, capsys):
@@ -339,7 +340,7 @@ def test_all_samples_become_thumbs_when_asked(paired):
     assert pairs.read_funnel()["unpaired"] == {"up": 2, "down": 2}
 
 
-# ── contract before cost ──────────────────────────────────────────────────────────────────────────────────────────
+# ── contract before cost ──────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -400,7 +401,7 @@ def test_another_template_than_the_sampler_s_stops_here(tmp_path, paired):
         paired({"p": GOOD_AND_BAD}, policy=model)
 
 
-# ── offline rows and their mix ────────────────────────────────────────────────────────────────────────────────────
+# ── offline rows and their mix ────────────────────────────────────────────────────────────────────
 
 
 def offline_rows(folder: Path, chat: ModelTokenizer, count: int, **changes) -> Pairs:
@@ -424,7 +425,7 @@ def offline_rows(folder: Path, chat: ModelTokenizer, count: int, **changes) -> P
     table = pl.DataFrame(rows, schema=offline.PAIR)
     write_table(folder / "train.parquet", table)
     write_table(folder / "dev.parquet", table.clear())
-    write_table(folder / "unpaired.parquet", pl.DataFrame(schema=offline.THUMB))
+    write_table(folder / "unpaired.parquet", pl.DataFrame(schema=offline.UNPAIRED))
     return Pairs(folder)
 
 
@@ -454,7 +455,8 @@ def test_a_mix_that_asks_for_more_than_there_is_says_so(tmp_path, paired, chat):
     answers = {f"p{i}": GOOD_AND_BAD for i in range(30)}
     with pytest.raises(
         UserError,
-        match="a share of 0.5 for 30 pairs of the policy's own asks for 30 offline pairs, and the filters leave 20",
+        match="a share of 0.5 for 30 pairs of the policy's own asks for 30 offline pairs, and"
+        " the filters leave 20",
     ):
         paired(answers, *MIXED, offline=offline_rows(tmp_path / "offline", chat, 20))
     with pytest.raises(UserError, match="round 1 needs 20 offline rows, and there are 9"):
@@ -478,7 +480,7 @@ def test_offline_alone_needs_no_samples_and_passes_the_same_filters(tmp_path, po
     assert pairs.read_funnel()["dropped_pairs"] == {"unlikely under the reference": 9}
 
 
-# ── by hand ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── by hand ───────────────────────────────────────────────────────────────────────────────────────
 
 HAND = dict.fromkeys("pqrst", GOOD_AND_BAD)
 

@@ -1,4 +1,5 @@
-"""Prompts: rows in = rows out + dropped with a reason; nothing of dev or test in train; broken lines by name."""
+"""Prompts: rows in = rows out + dropped with a reason; nothing of dev or test in train; broken
+lines by name."""
 
 import json
 from functools import cache
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import Decontamination, Prompts, read_table, write_table
 from pipeline.config import FileRows, HubRows, PromptRows
-from pipeline.data.decontamination import Index, OverlapCheck, grams, table
-from pipeline.data.duplicates import plain
-from pipeline.data.prompts import Read, read_prompts
+from pipeline.data.decontamination import OverlapCheck, OverlapIndex, hash_ngrams, ngram_table
+from pipeline.data.duplicates import normalize_text
+from pipeline.data.prompts import PromptSet, read_prompts
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.stages.prompts import run
@@ -50,7 +51,10 @@ def made(folder: Path, lines: list, *words: str) -> Path:
     return out
 
 
-SENTENCE = "please tell me the long story of the red house by the sea and why number {} was painted on its door"
+SENTENCE = (
+    "please tell me the long story of the red house by the sea"
+    " and why number {} was painted on its door"
+)
 
 
 def ids(out: Path, part: str) -> set[str]:
@@ -92,24 +96,30 @@ def test_train_shares_no_ngram_with_dev_or_test(tmp_path):
     out = made(tmp_path, lines, "prompts.fence.ngram=8")
     fenced = set(read_table(out / "fence" / "ngrams.parquet").rows())
     for message in Prompts(out / "train").read()["prompt"].to_list():
-        assert fenced.isdisjoint(grams(message[-1]["content"], 8))
+        assert fenced.isdisjoint(hash_ngrams(message[-1]["content"], 8))
     assert len(read_table(out / "dropped.parquet")) > 0
 
 
 def test_overlap_is_blind_to_case_and_punctuation():
-    assert grams("Tell me, PLEASE: why?", 4) == grams("tell me please why", 4)
-    assert grams("tell me please why", 4) <= grams("so tell me please why it is", 4)
-    assert grams("tell me", 4).isdisjoint(grams("tell me please why it is", 4)), (
+    assert hash_ngrams("Tell me, PLEASE: why?", 4) == hash_ngrams("tell me please why", 4)
+    assert hash_ngrams("tell me please why", 4) <= hash_ngrams("so tell me please why it is", 4)
+    assert hash_ngrams("tell me", 4).isdisjoint(hash_ngrams("tell me please why it is", 4)), (
         "a short text is itself as a whole"
     )
 
 
 def test_overlap_is_blind_to_how_letters_are_stored_and_marked():
-    plain = grams("der große café ist offen", 4)
-    assert grams("DER GROSSE CAFÉ IST OFFEN", 4) == plain, "capitals of a letter that has none"
-    assert grams("der große cafe\u0301 ist offen", 4) == plain, "an accent of its own"
-    assert grams("der gro\u00adße ca\u200bfé ist offen", 4) == plain, "characters that are not seen"
-    assert grams("_der_ _große_ ｃａｆé ist__offen", 4) == plain, "emphasis and wide letters"
+    expected = hash_ngrams("der große café ist offen", 4)
+    assert hash_ngrams("DER GROSSE CAFÉ IST OFFEN", 4) == expected, (
+        "capitals of a letter that has none"
+    )
+    assert hash_ngrams("der große cafe\u0301 ist offen", 4) == expected, "an accent of its own"
+    assert hash_ngrams("der gro\u00adße ca\u200bfé ist offen", 4) == expected, (
+        "characters that are not seen"
+    )
+    assert hash_ngrams("_der_ _große_ ｃａｆé ist__offen", 4) == expected, (
+        "emphasis and wide letters"
+    )
 
 
 def test_columns_and_system_prompts_travel(tmp_path):
@@ -141,7 +151,7 @@ FAULTS = {
     ),
     "duplicate id": (
         {"prompt": "another", "id": "q1"},
-        "id 'q1' stands on an earlier line already",
+        "id 'q1' is on an earlier line already",
     ),
 }
 
@@ -206,10 +216,10 @@ def test_a_file_without_prompts_and_one_that_is_not_there(tmp_path):
         run(config(tmp_path / "none.jsonl"), tmp_path)
 
 
-# ── shapes and places ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── shapes and places ─────────────────────────────────────────────────────────────────────────────
 
 
-def taken(folder: Path, lines: list, on_bad_row: str = "fail", **columns: str) -> Read:
+def taken(folder: Path, lines: list, on_bad_row: str = "fail", **columns: str) -> PromptSet:
     source = FileRows(kind="file", path=str(written(folder, lines)))
     return read_prompts(
         PromptRows(source=source, shape="auto", columns=columns), "prompts", on_bad_row
@@ -223,25 +233,55 @@ def turn(role: str, content: str) -> dict[str, str]:
 ASKED = [turn("user", "Name a river.")]
 TALK = [*ASKED, turn("assistant", "The Po."), turn("user", "Another.")]
 SHAPES: dict[str, tuple[Any, list[dict[str, str]], dict[str, Any]]] = {
-    "text": ({"prompt": "Name a river.", "instruction_id_list": ["a:b"], "kwargs": [{}, {"n": 2}]}, ASKED,
-             {"instruction_id_list": ["a:b"], "kwargs": [{}, {"n": 2}]}),
+    "text": (
+        {"prompt": "Name a river.", "instruction_id_list": ["a:b"], "kwargs": [{}, {"n": 2}]},
+        ASKED,
+        {"instruction_id_list": ["a:b"], "kwargs": [{}, {"n": 2}]},
+    ),
     "messages as prompt": ({"prompt": TALK}, TALK, {}),
-    "messages that end with an answer": ({"messages": [*TALK, turn("assistant", "The Arno.")]}, TALK,
-                                         {"answer": "The Arno."}),
+    "messages that end with an answer": (
+        {"messages": [*TALK, turn("assistant", "The Arno.")]},
+        TALK,
+        {"answer": "The Arno."},
+    ),
     "messages that end with the user": ({"messages": TALK}, TALK, {}),
-    "alpaca": ({"instruction": "Name a river.", "input": "", "output": "The Po."}, ASKED, {"output": "The Po."}),
-    "alpaca with input": ({"instruction": "Translate.", "input": "il fiume"},
-                          [turn("user", "Translate.\n\nil fiume")], {}),
-    "self-instruct": ({"id": "t1", "instruction": "Translate.", "instances": [{"input": "il fiume"}]},
-                      [turn("user", "Translate.\n\nil fiume")], {"instances": [{"input": "il fiume"}]}),
-    "sharegpt": ({"conversations": [{"from": "human", "value": "Name a river."}, {"from": "gpt", "value": "The Po."}]},
-                 ASKED, {"answer": "The Po."}),
-    "sharegpt with system": ({"system": "Be brief.", "conversations": [{"from": "human", "value": "Name a river."}]},
-                             [turn("system", "Be brief."), *ASKED], {}),
-    "mt-bench": ({"turns": ["Name a river.", "Another."], "category": "lists"}, ASKED,
-                 {"turns": ["Name a river.", "Another."], "category": "lists"}),
+    "alpaca": (
+        {"instruction": "Name a river.", "input": "", "output": "The Po."},
+        ASKED,
+        {"output": "The Po."},
+    ),
+    "alpaca with input": (
+        {"instruction": "Translate.", "input": "il fiume"},
+        [turn("user", "Translate.\n\nil fiume")],
+        {},
+    ),
+    "self-instruct": (
+        {"id": "t1", "instruction": "Translate.", "instances": [{"input": "il fiume"}]},
+        [turn("user", "Translate.\n\nil fiume")],
+        {"instances": [{"input": "il fiume"}]},
+    ),
+    "sharegpt": (
+        {
+            "conversations": [
+                {"from": "human", "value": "Name a river."},
+                {"from": "gpt", "value": "The Po."},
+            ]
+        },
+        ASKED,
+        {"answer": "The Po."},
+    ),
+    "sharegpt with system": (
+        {"system": "Be brief.", "conversations": [{"from": "human", "value": "Name a river."}]},
+        [turn("system", "Be brief."), *ASKED],
+        {},
+    ),
+    "mt-bench": (
+        {"turns": ["Name a river.", "Another."], "category": "lists"},
+        ASKED,
+        {"turns": ["Name a river.", "Another."], "category": "lists"},
+    ),
     "gsm8k": ({"question": "Name a river.", "answer": "The Po."}, ASKED, {"answer": "The Po."}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -337,20 +377,25 @@ def test_a_broken_csv_is_named(tmp_path, text, fault):
         read_prompts(PromptRows(source=source, shape="auto", columns={}), "prompts")
 
 
-# ── what must not be trained on ───────────────────────────────────────────────────────────────────────────────────
+# ── what must not be trained on ───────────────────────────────────────────────────────────────────
 
 EXAM = (
-    "Write a letter to the mayor of a small harbour town, and explain in three paragraphs why the old lighthouse"
+    "Write a letter to the mayor of a small harbour town, and explain in three paragraphs why"
+    " the old lighthouse"
     " should be kept open for visitors through the winter."
 )
 DISGUISES = {
     "copied": EXAM,
     "re-cased": EXAM.upper(),
     "re-punctuated": EXAM.replace(",", " —").replace(" ", "  ").replace(".", "!?"),
-    "embedded": f"You are a helpful writer of letters. Here is your task: {EXAM} Answer in English, please.",
+    "embedded": "You are a helpful writer of letters."
+    f" Here is your task: {EXAM} Answer in English, please.",
     "a part of it": " ".join(EXAM.split()[4:24]),
 }
-INNOCENT = "Write a letter to the mayor of a small harbour town about the lighthouse, asking her to repaint its door."
+INNOCENT = (
+    "Write a letter to the mayor of a small harbour town about the lighthouse,"
+    " asking her to repaint its door."
+)
 SHORT = "Tell me a joke."
 BRIEF = "Explain why the tides rise and fall each day."  # nine words, fewer than the n-gram
 BRIEFS = {
@@ -366,7 +411,8 @@ NEAR_BRIEF = (
 
 @pytest.fixture(scope="module")
 def examined(tmp_path_factory) -> Path:
-    """Prompts that hold an evaluation prompt in every disguise, sorted beside that evaluation set."""
+    """Prompts that hold an evaluation prompt in every disguise, sorted beside that evaluation
+    set."""
     folder = tmp_path_factory.mktemp("examined")
     exam = folder / "exam.jsonl"
     turns = {
@@ -390,7 +436,10 @@ def examined(tmp_path_factory) -> Path:
     ]
     rest = [*short, {"prompt": talk, "id": "talk"}]
     others = [{"prompt": f"question {i}", "id": f"q{i}"} for i in range(20)]
-    words = f"prompts.evaluation={{mt_bench: {{source: {{kind: file, path: {exam}}}, shape: turns, columns:"
+    words = (
+        f"prompts.evaluation={{mt_bench: {{source: {{kind: file, path: {exam}}},"
+        " shape: turns, columns:"
+    )
     made(
         folder,
         [*planted, *kept, *rest, *others],
@@ -435,8 +484,8 @@ def test_the_fence_keeps_evaluation_sets_from_other_training_data(examined):
 
 def test_a_character_of_a_script_without_spaces_is_a_word():
     sentence = "请给小镇的镇长写一封信说明灯塔为什么应该开放"
-    assert grams(sentence, 13) <= grams(f"任务如下{sentence}谢谢", 13)
-    assert len(grams("two words", 13)) == len(grams("请给小镇", 13)) == 1
+    assert hash_ngrams(sentence, 13) <= hash_ngrams(f"任务如下{sentence}谢谢", 13)
+    assert len(hash_ngrams("two words", 13)) == len(hash_ngrams("请给小镇", 13)) == 1
 
 
 def test_test_prompts_from_a_file_of_their_own(tmp_path):
@@ -498,12 +547,14 @@ def test_a_changed_evaluation_set_is_another_identity_and_a_hub_one_floats(tmp_p
     assert not has_floating_revision(plan(fixed).ancestors()[0])
 
 
-# ── what repeats ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what repeats ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_prompts_that_differ_in_case_punctuation_or_space_are_one():
-    assert plain("Tell me:  WHY?\n") == plain("tell me why") and plain("?!") == "?!" != plain("??")
-    assert plain("a ca\u200bfe\u0301?") == plain("a café"), (
+    assert normalize_text("Tell me:  WHY?\n") == normalize_text("tell me why") and normalize_text(
+        "?!"
+    ) == "?!" != normalize_text("??")
+    assert normalize_text("a ca\u200bfe\u0301?") == normalize_text("a café"), (
         "nor in how a letter is stored, nor in what is not seen"
     )
 
@@ -513,11 +564,12 @@ def test_prompts_that_differ_in_case_punctuation_or_space_are_one():
     [("3 - 5", "3 + 5"), ("3*5", "3 5"), ("x / y", "x y"), ("3.5", "35"), ("-2", "2")],
 )
 def test_arithmetic_is_no_punctuation(one, other):
-    assert plain(f"What is {one}?") != plain(f"What is {other}?")
+    assert normalize_text(f"What is {one}?") != normalize_text(f"What is {other}?")
 
 
 def test_different_tasks_below_the_threshold_all_stay(tmp_path):
-    """Tasks on 25 of 30 word triples are 0.833 alike: below prompts.near=0.9, by count and not by estimate."""
+    """Tasks on 25 of 30 word triples are 0.833 alike: below prompts.near=0.9, by count and not by
+    estimate."""
     tasks = [" ".join(f"w{task}x{at}" for at in range(27)) for task in range(600)]
     lines = [{"prompt": f"{text}{more}"} for text in tasks for more in ("", " v1 v2 v3 v4 v5")]
     out = made(tmp_path, lines, "prompts.split={dev: 10, test: 10}")
@@ -569,7 +621,7 @@ def test_caps_keep_so_many_of_each_category_whatever_the_order(tmp_path):
     ):
         made(tmp_path, lines, "prompts.caps={column: categorie, most: 6}")
     with pytest.raises(
-        UserError, match="caps.column=category: no row has this column. They have none beside"
+        UserError, match="caps.column=category: no row has this column. They have none but"
     ):
         made(
             tmp_path,
@@ -584,11 +636,11 @@ WORDS = st.lists(st.sampled_from("ab"), min_size=1, max_size=14).map(" ".join)
 @settings(max_examples=300, deadline=None)
 @given(asked=st.lists(WORDS, min_size=1, max_size=3), text=WORDS, ngram=st.sampled_from([3, 5, 10]))
 def test_prompts_and_every_other_stage_agree_on_what_overlaps(tmp_path_factory, asked, text, ngram):
-    index = Index(ngram)
+    index = OverlapIndex(ngram)
     for number, prompt in enumerate(asked):
         index.add("set", str(number), [prompt])
     folder = tmp_path_factory.mktemp("fence")
-    write_table(folder / "ngrams.parquet", table(index.grams))
-    assert (index.match([text]) is not None) == OverlapCheck(
+    write_table(folder / "ngrams.parquet", ngram_table(index.ngrams))
+    assert (index.find([text]) is not None) == OverlapCheck(
         Decontamination(folder), ngram
     ).overlaps(text)

@@ -112,7 +112,8 @@ def exact_kl(policy: Model, sft: Model, prompt: list[int]) -> float:
 
 
 def test_kl_of_an_exam_is_the_exact_one_where_all_answers_can_be_counted(tmp_path):
-    """Two models unlike each other, answers of two tokens at most, 1,500 draws of each of two prompts."""
+    """Two models unlike each other, answers of two tokens at most, 1,500 draws of each of two
+    prompts."""
     sft, policy = (
         tiny_model(tmp_path / "store" / "sft" / (key * 12), seed=seed)
         for key, seed in (("a", 0), ("b", 1))

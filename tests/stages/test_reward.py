@@ -1,4 +1,5 @@
-"""The stage `reward`: what it learns from, what it leaves out, what it publishes, and what wrong labels cost."""
+"""The stage `reward`: what it learns from, what it leaves out, what it publishes, and what wrong
+labels cost."""
 
 import json
 import math
@@ -74,11 +75,11 @@ def told(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name).read_text())
 
 
-# ── the playground's preferences ──────────────────────────────────────────────────────────────────────────────────
+# ── the playground's preferences ──────────────────────────────────────────────────────────────────
 
 
 def test_the_rule_prefers_what_is_chosen_except_where_the_label_is_flipped() -> None:
-    rows = list(synthetic.preferences(pairs_of(400, flipped=0.2)))
+    rows = list(synthetic.generate_preferences(pairs_of(400, flipped=0.2)))
     for row in rows:
         chosen, rejected = (rule(row[side], row["columns"])[""] for side in ("chosen", "rejected"))
         assert (chosen, rejected) == pytest.approx((row["chosen_score"], row["rejected_score"]))
@@ -87,7 +88,9 @@ def test_the_rule_prefers_what_is_chosen_except_where_the_label_is_flipped() -> 
 
 
 def test_more_flips_change_labels_alone_and_keep_those_that_were_wrong() -> None:
-    few, many = (list(synthetic.preferences(pairs_of(200, flipped=share))) for share in (0.1, 0.3))
+    few, many = (
+        list(synthetic.generate_preferences(pairs_of(200, flipped=share))) for share in (0.1, 0.3)
+    )
     for a, b in zip(few, many, strict=True):
         assert a["prompt"] == b["prompt"] and {a["chosen"], a["rejected"]} == {
             b["chosen"],
@@ -97,11 +100,13 @@ def test_more_flips_change_labels_alone_and_keep_those_that_were_wrong() -> None
 
 
 def test_preferences_are_no_repetition_of_the_demonstrations_or_prompts() -> None:
-    asked = {row["prompt"][0]["content"] for row in synthetic.preferences(pairs_of(200))}
-    assert not asked & {row["prompt"][0]["content"] for row in synthetic.prompts(200, 3, 0)}
+    asked = {row["prompt"][0]["content"] for row in synthetic.generate_preferences(pairs_of(200))}
+    assert not asked & {
+        row["prompt"][0]["content"] for row in synthetic.generate_prompts(200, 3, 0)
+    }
 
 
-# ── rows that somebody brings ─────────────────────────────────────────────────────────────────────────────────────
+# ── rows that somebody brings ─────────────────────────────────────────────────────────────────────
 
 ASKED = [{"role": "user", "content": "Which river is slow?"}]
 
@@ -151,7 +156,7 @@ def test_thumbs_alone_make_no_pairs(tmp_path: Path, start: Model) -> None:
         train(training(data=data), tmp_path / "out", start)
 
 
-# ── what is left out ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is left out ──────────────────────────────────────────────────────────────────────────────
 
 
 @model
@@ -180,7 +185,7 @@ def test_what_overlaps_an_evaluation_prompt_is_too_long_or_doubles_bos_is_left_o
     }  # fmt: skip
 
 
-# ── what is held out ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is held out ──────────────────────────────────────────────────────────────────────────────
 
 
 def example(prompt: str, good: str, bad: str) -> dict[str, Any]:
@@ -193,14 +198,16 @@ HELD = {"share": 0.2, "least": 2, "most_share": 0.2}
 def test_one_neutral_prompt_for_all_rows_is_held_out_by_answers() -> None:
     rows = [example("neutral", f"good {at}", f"bad {at}") for at in range(50)]
     rows += [rows[0], rows[1]]  # what repeats stays on one side
-    learned, held = reward.parts(training(held_out=HELD), rows)
+    learned, held = reward.split_held_out(training(held_out=HELD), rows)
     assert len(learned) + len(held) == 52 and 10 <= len(held) <= 12
     sides = [{tuple(one["answers"]) for one in part} for part in (learned, held)]
     assert not sides[0] & sides[1]
-    assert reward.familiar(learned, held) == {
+    assert reward.count_familiar(learned, held) == {
         "of_learned_prompts": len(held), "answers": 20, "learned_answers": 0,
     }  # fmt: skip
-    said = reward.in_words({"held_out": 10, "accuracy": 0.8} | reward.familiar(learned, held))
+    said = reward.describe_accuracy(
+        {"held_out": 10, "accuracy": 0.8} | reward.count_familiar(learned, held)
+    )
     assert (
         "under prompts that it learned from" in said
         and "none of their answers was learned from" in said
@@ -210,7 +217,7 @@ def test_one_neutral_prompt_for_all_rows_is_held_out_by_answers() -> None:
 def test_many_prompts_are_held_out_whole_though_one_of_them_is_the_neutral_one() -> None:
     rows = [example("neutral", f"good {at}", f"bad {at}") for at in range(60)]
     rows += [example(f"prompt {at % 20}", f"yes {at}", f"no {at}") for at in range(40)]
-    learned, held = reward.parts(training(held_out={**HELD, "share": 0.2}), rows)
+    learned, held = reward.split_held_out(training(held_out={**HELD, "share": 0.2}), rows)
     both = {one["prompt_id"] for one in learned} & {one["prompt_id"] for one in held}
     assert both == {"neutral"} and any(one["prompt_id"] != "neutral" for one in held)
 
@@ -218,14 +225,16 @@ def test_many_prompts_are_held_out_whole_though_one_of_them_is_the_neutral_one()
 def test_held_out_answers_that_were_learned_from_elsewhere_are_counted() -> None:
     """Every rejected answer is the same refusal, and each prompt has its own chosen one."""
     rows = [example(f"prompt {at}", f"good {at}", "I cannot.") for at in range(40)]
-    learned, held = reward.parts(training(held_out=HELD), rows)
+    learned, held = reward.split_held_out(training(held_out=HELD), rows)
     assert len(held) == 8 and all(one["familiar"] for one in held)
-    figures = reward.familiar(learned, held)
+    figures = reward.count_familiar(learned, held)
     assert figures == {"of_learned_prompts": 0, "answers": 9, "learned_answers": 1}
-    said = reward.in_words({"held_out": 8, "accuracy": 0.9} | figures)
+    said = reward.describe_accuracy({"held_out": 8, "accuracy": 0.9} | figures)
     assert "1 of their 9 answers were learned from too" in said and "no row is free of them" in said
     unlike = [example(f"prompt {at}", f"good {at}", f"bad {at}") for at in range(40)]
-    assert not any(one["familiar"] for one in reward.parts(training(held_out=HELD), unlike)[1])
+    assert not any(
+        one["familiar"] for one in reward.split_held_out(training(held_out=HELD), unlike)[1]
+    )
 
 
 @model
@@ -250,7 +259,7 @@ def test_a_reward_model_of_one_neutral_prompt_is_trained_and_says_what_it_was_he
     )
 
 
-# ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── training ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -267,14 +276,15 @@ def test_the_accuracy_it_tells_is_that_of_its_scorer_on_prompts_it_never_learned
     made: Model, start: Model
 ) -> None:
     """Text by text through the scorer: what is scored is what was trained."""
-    from pipeline.data.prompts import prompt_row
-    from pipeline.pairing.split import held_out
+    from pipeline.data.prompts import build_prompt_row
+    from pipeline.pairing.split import hold_out
 
     cfg = training()
     rows = {
-        prompt_row(row["prompt"], {})["prompt_id"]: row for row in synthetic.preferences(pairs_of())
+        build_prompt_row(row["prompt"], {})["prompt_id"]: row
+        for row in synthetic.generate_preferences(pairs_of())
     }
-    apart = [rows[name] for name in sorted(held_out(rows, cfg.held_out, cfg.seed))]
+    apart = [rows[name] for name in sorted(hold_out(rows, cfg.held_out, cfg.seed))]
     good, bad = (
         [m.score for m in run_scorer(made.weights, asked_of(apart, s)).values()]
         for s in ("chosen", "rejected")
@@ -337,7 +347,8 @@ def test_half_the_micro_batch_gives_the_same_losses(
 def test_thumbs_are_learned_by_the_binary_cross_entropy_of_the_score(
     tmp_path: Path, start: Model
 ) -> None:
-    """The first loss is that of the untrained head, computed by hand; afterwards liked answers score above zero."""
+    """The first loss is that of the untrained head, computed by hand; afterwards liked answers
+    score above zero."""
     import torch
 
     from pipeline.models import loading
@@ -365,14 +376,15 @@ def test_thumbs_are_learned_by_the_binary_cross_entropy_of_the_score(
 
 @model
 def test_a_pad_token_that_ends_texts_is_not_where_a_reward_is_read(tmp_path: Path) -> None:
-    """transformers' own pooling, which anyone who opens the published model uses, reads what ours reads."""
+    """transformers' own pooling, which anyone who opens the published model uses, reads what ours
+    reads."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     start = tiny_model(tmp_path / "store" / "sft" / "bbbbbbbbbbbb", context=512)
     edit(start.tokenizer / "tokenizer_config.json", pad_token="<|end|>")
     made = train(training(), tmp_path / "out", start)
-    said = asked_of(list(synthetic.preferences(pairs_of(8))), "chosen")
+    said = asked_of(list(synthetic.generate_preferences(pairs_of(8))), "chosen")
     ours = [mark.score for mark in run_scorer(made.weights, said).values()]
     tokenizer = AutoTokenizer.from_pretrained(made.tokenizer)
     opened = AutoModelForSequenceClassification.from_pretrained(made.weights)
@@ -419,7 +431,8 @@ SEEDS = 3  # one training's luck is as large as the effect: their means are comp
 
 @model
 def test_a_proxy_of_wrong_labels_agrees_less_with_the_gold_rule(tmp_path: Path) -> None:
-    """Learned from 200 pairs, of which a fifth has the wrong label; judged on 1,000 others by the rule."""
+    """Learned from 200 pairs, of which a fifth has the wrong label; judged on 1,000 others by the
+    rule."""
     from pipeline.stages import base
     from tests.stages.test_sft import TINY
 

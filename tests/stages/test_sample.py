@@ -113,7 +113,10 @@ def test_what_a_person_watches_is_joined_over_hands_and_attempts(capfd):
             "truncated": truncated,
         }
         watched.update({**drawn, "billed_tokens": 250_000})
-    said = r"sample 20/20 prompts · speed \d+ tok/s · length 15 tokens · truncated 15% · money 3\.50 · 0:00 left"
+    said = (
+        r"sample 20/20 prompts · speed \d+ tok/s · length 15 tokens · truncated 15%"
+        r" · money 3\.50 · 0:00 left"
+    )
     assert re.search(said, capfd.readouterr().err)
     assert watched.measure_cost()[throughput.ENGINE] == 5.0
     told = {
@@ -128,7 +131,7 @@ def test_what_a_person_watches_is_joined_over_hands_and_attempts(capfd):
     )
 
 
-# ── seeds and ids ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── seeds and ids ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_no_two_draws_share_a_seed_or_an_id():
@@ -149,7 +152,8 @@ def test_no_two_draws_share_a_seed_or_an_id():
 
 
 def test_samples_stand_in_the_same_order_whatever_the_policy_is_called():
-    """Ties are broken by that order: a renamed knob, which changes every fingerprint, must not choose other pairs."""
+    """Ties are broken by that order: a renamed knob, which changes every fingerprint, must not
+    choose other pairs."""
     draws = list(itertools.product(("draw", "cold"), ("p", "q"), range(8)))
     orders = []
     for policy in ("0a1b2c3d4e5f", "f5e4d3c2b1a0", "sft"):
@@ -181,7 +185,7 @@ def test_the_order_of_settings_in_the_config_changes_nothing(tmp_path, prompts):
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
-# ── which prompts ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── which prompts ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_each_round_takes_its_own_block_in_the_order_the_prompts_lie_in(tmp_path, prompts):
@@ -239,7 +243,7 @@ def test_no_prompt_left_is_refused(tmp_path, prompts):
         run(tmp_path / "out", prompts, limits={"prompt": 3, "completion": 32})
 
 
-# ── resuming ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── resuming ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_only_what_is_missing_or_cut_short_is_drawn_again_and_comes_out_the_same(tmp_path, prompts):
@@ -414,7 +418,7 @@ def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_un
     assert files(tmp_path / "whole") == files(killed.drawn()[0].parent.parent)
 
 
-# ── the config ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the config ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_backends_of_rounds_and_exams_are_chosen_apart():
@@ -442,7 +446,7 @@ def test_the_exam_draws_for_kl_from_the_policy_itself():
 def test_a_completion_without_a_finite_log_probability_is_never_taken(tmp_path: Path) -> None:
     cfg = composed("recipes=smoke").sample.request("train")
     draws = collector.SampleCollector(
-        cfg, "policy", ScriptedTokenizer(8), shards.Shards(tmp_path, 1), worker_pool.Alone([])
+        cfg, "policy", ScriptedTokenizer(8), shards.Shards(tmp_path, 1), worker_pool.InProcess([])
     )
     with pytest.raises(StageError, match="log-probability nan"):
         draws.add_result(Completion("any", [0], float("nan"), "length"))

@@ -6,7 +6,7 @@ import pytest
 from pipeline.artifacts import Prompts, Samples, Scores, write_json, write_table
 from pipeline.errors import StageError
 from pipeline.scorers import Score, rules
-from pipeline.stages.score import Told, begun, run
+from pipeline.stages.score import ShardAnswers, run, start_shards
 from tests.stages.test_pair import SAMPLE
 from tests.support.house import composed
 
@@ -80,7 +80,10 @@ def test_a_rule_that_raises_costs_one_null_score(tmp_path, drawn, monkeypatch):
 
 def test_past_the_limit_the_stage_fails_and_names_the_file(tmp_path, drawn, monkeypatch):
     write_json(tmp_path / "step.json", {"knob": "exam.dev_score"})
-    said = r"1 of 10 scores failed \(most often rules: KeyError.*limit is exam.dev_score.max_failed=0.05"
+    said = (
+        r"1 of 10 scores failed \(most often rules: KeyError"
+        r".*limit is exam.dev_score.max_failed=0.05"
+    )
     with pytest.raises(StageError, match=said):
         scored(tmp_path, drawn, failing, monkeypatch, "score.max_failed=0.05")
     assert pl.read_parquet(tmp_path / "failed.parquet")["sample_id"].to_list() == ["p3-answer"]
@@ -114,7 +117,7 @@ class Waiting:
 
 def test_a_shard_is_handed_over_once_the_next_one_has_begun(drawn):
     scorer, shards = Waiting(), ["00000.parquet", "00001.parquet"]
-    coming = begun(shards, Told(*drawn, None), {"rules": scorer})
+    coming = start_shards(shards, ShardAnswers(*drawn, None), {"rules": scorer})
     shard, answers, marks = next(coming)
     assert shard == shards[0] and len(scorer.told) == 2
     assert (
@@ -126,7 +129,8 @@ def test_a_shard_is_handed_over_once_the_next_one_has_begun(drawn):
 
 
 def test_only_each_prompt_s_best_answer_is_shown_to_the_scorers(tmp_path, monkeypatch):
-    """Four prompts of three answers: the second is best but where its score failed, equal ones go by sample id."""
+    """Four prompts of three answers: the second is best but where its score failed, equal ones go
+    by sample id."""
     rows = [sample_row(f"p{p}", f"p{p}-{i}", f"answer {i}") for p in range(4) for i in range(3)]
     write_table(tmp_path / "sample" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
     table = pl.DataFrame([{"prompt_id": f"p{p}", "prompt": [], "columns": "{}"} for p in range(4)])

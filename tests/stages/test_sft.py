@@ -1,4 +1,5 @@
-"""base and sft: the tiny model, what a checkpoint is refused for, adapters merged, training on exactly the answers."""
+"""base and sft: the tiny model, what a checkpoint is refused for, adapters merged, training on
+exactly the answers."""
 
 import json
 import os
@@ -56,7 +57,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-# ── base=tiny ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── base=tiny ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_tiny_base_is_the_same_bytes_again_and_others_by_seed(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_a_tiny_base_that_cannot_be_is_refused(tmp_path: Path, knob: str, value:
         base.run(TINY.model_copy(update={knob: value}), tmp_path)
 
 
-# ── checkpoints ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── checkpoints ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("stage", [base, sft])
@@ -207,7 +208,7 @@ def test_what_is_trusted_by_name_is_let_in(folder: Path, tmp_path: Path) -> None
     assert sft.run(checkpoint(folder, trust=trust), tmp_path / "out").weights == folder
 
 
-# ── adapters ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── adapters ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def adapter_on(base_folder: Path, place: Path) -> Path:
@@ -285,7 +286,7 @@ def test_an_adapter_is_refused(folder: Path, tmp_path: Path, harm: Any, said: st
         sft.run(checkpoint(adapter), tmp_path / "out")
 
 
-# ── sft=train ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── sft=train ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def training(**changes: Any) -> SftTraining:
@@ -327,8 +328,8 @@ def test_weights_that_no_step_changed_are_told_to_be_so(
 def fenced(folder: Path, texts: list[str], ngram: int = 13) -> Decontamination:
     write_table(
         folder / "ngrams.parquet",
-        decontamination.table(
-            gram for text in texts for gram in decontamination.grams(text, ngram)
+        decontamination.ngram_table(
+            gram for text in texts for gram in decontamination.hash_ngrams(text, ngram)
         ),
     )
     return Decontamination(folder)
@@ -471,7 +472,7 @@ def test_demonstrations_behind_the_fence_or_too_long_are_left_out_and_accounted_
     tmp_path: Path,
 ) -> None:
     cfg = training(max_length=130)
-    asked = [row["messages"][0]["content"] for row in synthetic.demonstrations(cfg.data)]  # type: ignore[arg-type]
+    asked = [row["messages"][0]["content"] for row in synthetic.generate_demonstrations(cfg.data)]  # type: ignore[arg-type]
     made = train(cfg, tmp_path / "out", [asked[3].upper().replace(".", " !"), asked[7]])
     dropped = pl.read_parquet(made.path / "dropped.parquet")
     funnel = json.loads((made.path / "funnel.json").read_text())
@@ -533,7 +534,7 @@ def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "weights").exists()
 
 
-# ── sft=refit ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── sft=refit ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def refitting(**changes: Any) -> BestOfNConfig:
@@ -554,7 +555,8 @@ def refitting(**changes: Any) -> BestOfNConfig:
 def round_of(
     folder: Path, made: Model, answers: dict[str, list]
 ) -> tuple[list[Samples], list[Scores]]:
-    """`prompt → [(text, score, finish)]`, each prompt's first answer in one wave, the others in the next."""
+    """`prompt → [(text, score, finish)]`, each prompt's first answer in one wave, the others in the
+    next."""
     samples, scores = [], []
     chat = test_pair.ModelTokenizer(made)
     for wave, part in enumerate((slice(0, 1), slice(1, None))):
@@ -588,11 +590,11 @@ ROUND = {
 
 
 def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path) -> None:
-    from pipeline.data.best_samples import best_samples
+    from pipeline.data.best_samples import select_best
 
     made = tiny_model(tmp_path / "sft" / "x", layers=1)
     samples, scores = round_of(tmp_path / "in", made, ROUND)
-    best, dropped = best_samples(refitting(min_score=0.7), samples, scores, bos=1)
+    best, dropped = select_best(refitting(min_score=0.7), samples, scores, bos=1)
     assert best["sample_id"].to_list() == ["begun-0", "best-1", "cut-0", "tied-0"]
     drawn = pl.concat(each.read() for each in samples)
     for row in best.iter_rows(named=True):
@@ -607,12 +609,12 @@ def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path)
         "endless": "no finished sample",
         "long": "too long",
     }
-    everyone, _ = best_samples(refitting(), samples, scores, bos=1)
+    everyone, _ = select_best(refitting(), samples, scores, bos=1)
     assert everyone["sample_id"].to_list() == ["begun-0", "best-1", "cut-0", "poor-1", "tied-0"]
     with pytest.raises(
         UserError, match=r"refit.scorer=judge: no such scorer in the scores. .*rules"
     ):
-        best_samples(refitting(scorer="judge"), samples, scores, bos=1)
+        select_best(refitting(scorer="judge"), samples, scores, bos=1)
 
 
 def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_of_itself(
@@ -656,7 +658,8 @@ def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_o
 
 
 def test_a_checkpoint_that_moved_is_opened_where_it_lies_now(folder: Path, tmp_path: Path) -> None:
-    """The same bytes are the same step; what lies at their old place by now must never be taken for them."""
+    """The same bytes are the same step; what lies at their old place by now must never be taken for
+    them."""
     words = ["prompts=playground", "dtype=float32", "until=sft"]
 
     def built(place: Path) -> tuple[str, str, str]:

@@ -1,4 +1,5 @@
-"""DPO on ready ids: the sampler's tokens, TRL's losses, a right reference, exact resume, nothing half published."""
+"""DPO on ready ids: the sampler's tokens, TRL's losses, a right reference, exact resume, nothing
+half published."""
 
 import json
 import math
@@ -96,7 +97,8 @@ def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model, referenc
     from pipeline.training.monitoring import guards
 
     rows = {
-        part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")
+        part: train.prepare_pairs(cfg, [round_.pairs], part, [round_.logps])
+        for part in ("train", "dev")
     }
     watch = guards.build_guards(cfg, init, reference, None, rows["dev"], out)
     return build.build_trainer(
@@ -104,12 +106,13 @@ def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model, referenc
     )[0]
 
 
-# ── what is trained is what was sampled ───────────────────────────────────────────────────────────────────────────
+# ── what is trained is what was sampled ───────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("pad", ["<pad>", "<|end|>"])
 def test_the_batch_holds_the_sampler_s_own_ids(round_, tmp_path, pad):
-    """Also when padding is the end mark: what is learned follows from lengths, so the last token is always in it."""
+    """Also when padding is the end mark: what is learned follows from lengths, so the last token is
+    always in it."""
     padded = padded_with(round_, pad, tmp_path / "sft" / "padded")
     trainer = trainer_on(round_, dpo(), tmp_path / "out", init=padded, reference=round_.sft)
     assert trainer.processing_class.pad_token == pad
@@ -134,7 +137,8 @@ def test_the_batch_holds_the_sampler_s_own_ids(round_, tmp_path, pad):
 
 
 def test_losses_are_those_of_plain_trl_on_the_same_text(round_, tmp_path):
-    """TRL tokenises the conversations itself, loads its own reference and asks it as it goes. Its warm-up differs."""
+    """TRL tokenises the conversations itself, loads its own reference and asks it as it goes. Its
+    warm-up differs."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -190,7 +194,8 @@ def test_every_dev_pair_weighs_the_same_however_a_look_is_split(round_):
 
 
 def test_what_a_cluster_says_of_other_processes_changes_nothing_here(round_, full, monkeypatch):
-    """Kubernetes' jobs set these for every container; one that trains alone would take a quarter of each step."""
+    """Kubernetes' jobs set these for every container; one that trains alone would take a quarter of
+    each step."""
     for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert losses(round_.train("in a cluster", dpo(micro_batch=1))) == pytest.approx(
@@ -198,7 +203,7 @@ def test_what_a_cluster_says_of_other_processes_changes_nothing_here(round_, ful
     )
 
 
-# ── the reference ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the reference ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_first_loss_is_that_of_no_margin(full, lora):
@@ -245,7 +250,7 @@ def test_a_trainer_that_asks_another_reference_is_caught_by_its_first_loss(round
     from pipeline.training.monitoring import reference_check
 
     rows = (
-        train.ready(dpo(logps="live"), [round_.pairs], "train", [])
+        train.prepare_pairs(dpo(logps="live"), [round_.pairs], "train", [])
         .head(16)
         .to_dict(as_series=False)
     )
@@ -272,7 +277,8 @@ def test_training_from_elsewhere_takes_the_reference_s_values(round_, full):
     "start", ["new adapter", "its own adapter", "held to the base", "held to another"]
 )
 def test_live_and_ready_references_agree(round_, full, lora, tmp_path, start):
-    """TRL asks the disabled adapter, or a reference module, as it goes; `refer` asked them before."""
+    """TRL asks the disabled adapter, or a reference module, as it goes; `refer` asked them
+    before."""
     init, reference = {
         "new adapter": (round_.sft, round_.sft),
         "its own adapter": (lora, lora),
@@ -296,12 +302,13 @@ def test_bfloat16_starts_from_its_reference_too(round_, tmp_path):
         round_.train("half wrong", dpo(dtype="bfloat16"), logps=[wrong])
 
 
-# ── what is published ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is published ─────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_what_is_published_is_what_was_trained(round_, kind, request):
-    """The last look at the dev pairs and the model opened from its folder give the same log-probabilities."""
+    """The last look at the dev pairs and the model opened from its folder give the same
+    log-probabilities."""
     model = request.getfixturevalue(kind)
     last = [entry for entry in model.read_metrics() if "eval_loss" in entry][-1]
     assert last["step"] == 6
@@ -326,7 +333,8 @@ def test_no_pickle_and_no_place_of_this_machine_is_published(round_, kind, reque
 
 
 def test_the_trainer_s_marks_do_not_reach_the_published_config(round_, tmp_path):
-    """TRL writes its tokenizer's padding into the model's config; a user's model keeps what it said."""
+    """TRL writes its tokenizer's padding into the model's config; a user's model keeps what it
+    said."""
     init = padded_with(round_, "<|end|>", tmp_path / "sft" / "padded")
     model = round_.train("marks", dpo(batch=24), init=init)
     for name in ("config.json", "generation_config.json"):
@@ -381,7 +389,7 @@ def test_weights_that_are_not_finite_are_not_published():
         loading.check_finite(layer)
 
 
-# ── killed and run again ──────────────────────────────────────────────────────────────────────────────────────────
+# ── killed and run again ──────────────────────────────────────────────────────────────────────────
 
 CHILD = """
 import json, os, signal, sys
@@ -409,7 +417,8 @@ def save(self, folder):
 callbacks.MetricsLog.on_log, Trainer._save_optimizer_and_scheduler = on_log, save
 sft = Model(Path(store, "sft/aaaaaaaaaaaa"))
 train.run(TrainConfig(**json.loads(config)), Path(out), init=sft, reference=sft,
-          pairs=[Pairs(Path(store, "pair/aaaaaaaaaaaa"))], logps=[Logps(Path(store, "refer/aaaaaaaaaaaa"))])
+          pairs=[Pairs(Path(store, "pair/aaaaaaaaaaaa"))],
+          logps=[Logps(Path(store, "refer/aaaaaaaaaaaa"))])
 """
 
 
@@ -467,7 +476,7 @@ def test_only_a_checkpoint_with_every_byte_is_whole(tmp_path, capsys):
     assert capsys.readouterr().err.count("checkpoint-4 is not complete") == 2
 
 
-# ── refused before anything is trained ────────────────────────────────────────────────────────────────────────────
+# ── refused before anything is trained ────────────────────────────────────────────────────────────
 
 
 def test_a_batch_that_micro_batches_cannot_make_is_refused():

@@ -1,4 +1,5 @@
-"""Counts the bytes of all tensors that are alive at once, as they come and go: what an allocator would have to give."""
+"""Counts the bytes of all tensors that are alive at once, as they come and go: what an allocator
+would have to give."""
 
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch.utils.weak import WeakIdKeyDictionary, weakref
 
 
 class BytesHeld(TorchDispatchMode):
-    """Every storage that an operation takes or makes counts once, from then until nothing refers to it any more.
+    """Every storage that an operation takes or makes counts once, from then until nothing refers to
+    it any more.
 
     What a kernel needs inside itself and gives back before it returns is not seen.
     """

@@ -1,4 +1,5 @@
-"""Finished exams made from nothing: the folders that `evaluate` reads, with answers, scores and values as told."""
+"""Finished exams made from nothing: the folders that `evaluate` reads, with answers, scores and
+values as told."""
 
 import json
 import random
@@ -71,7 +72,8 @@ def prompts(
 def answer(
     prompt: str, score: float | None, text: str = "An answer.", index: int = 0, **more: Any
 ) -> dict[str, Any]:
-    """One answer and its score; `kinds` are scores of the criteria that apply to it, `others` other scorers'."""
+    """One answer and its score; `kinds` are scores of the criteria that apply to it, `others` other
+    scorers'."""
     plain = {
         "tokens": 10,
         "finish_reason": "stop",
@@ -106,7 +108,8 @@ def exam(
     kl: Sequence[tuple[str, float, float | None]] = (),
     without: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """`kl`: prompt, log π, log SFT (None: no row). `without`: what the exam lacks, of samples, scores, logps."""
+    """`kl`: prompt, log π, log SFT (None: no row). `without`: what the exam lacks, of samples,
+    scores, logps."""
     store, key = of.path.parent.parent, of.path.name
     samples, scores, logps = (store / stage / key for stage in ("sample", "score", "refer"))
     _write(samples / "samples" / "0.parquet", _drawn(answers, kl), SAMPLE)

@@ -1,4 +1,5 @@
-"""What tests of the engine room share: composing as the command line does, and running the real thing on toy stages."""
+"""What tests of the engine room share: composing as the command line does, and running the real
+thing on toy stages."""
 
 import json
 import os

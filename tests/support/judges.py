@@ -1,8 +1,9 @@
-"""A fake judge: a real HTTP server on loopback in a process of its own, that behaves as the asked model's name says.
+"""A fake judge: a real HTTP server on loopback in a process of its own, that behaves as the asked
+model's name says.
 
-It counts the word "good" in each text and prefers more of it. What stands outside a fence it takes for instructions
-and obeys: `answer with A`. It remembers every request; GET /seen tells.
-    python -m tests.judges [LATENCY]    prints its port
+It counts the word "good" in each text and prefers more of it. What stands outside a fence it takes
+for instructions and obeys: `answer with A`. It remembers every request; GET /seen tells. python -m
+tests.judges [LATENCY]    prints its port
 """
 
 import asyncio
@@ -23,7 +24,7 @@ SLOW = 0.02
 STUCK = 30.0
 
 
-# ── what a test sees ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── what a test sees ──────────────────────────────────────────────────────────────────────────────
 
 
 class FakeJudge:
@@ -51,7 +52,7 @@ def fake_judge(latency: float = 0.0):
         server.wait()
 
 
-# ── what it thinks ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what it thinks ────────────────────────────────────────────────────────────────────────────────
 
 
 def verdict(messages: list[dict[str, str]], labels: list[str]) -> dict[str, float]:
@@ -73,7 +74,8 @@ def verdict(messages: list[dict[str, str]], labels: list[str]) -> dict[str, floa
 
 
 def unfenced(text: str, instruction: str) -> tuple[dict[str, str], str]:
-    """The texts by their titles, and what is left. A mark counts only if the instruction names its nonce."""
+    """The texts by their titles, and what is left. A mark counts only if the instruction names its
+    nonce."""
     texts = {}
     for nonce in set(re.findall(r"\b[0-9a-f]{16}\b", instruction)):
         pattern = rf"^\[{nonce} ([^\n]*)\]\n(.*?)\n\[{nonce} end of the \1\]$"
@@ -83,7 +85,7 @@ def unfenced(text: str, instruction: str) -> tuple[dict[str, str], str]:
     return texts, text
 
 
-# ── how it behaves ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── how it behaves ────────────────────────────────────────────────────────────────────────────────
 
 
 class Server:

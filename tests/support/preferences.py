@@ -1,4 +1,5 @@
-"""Pairs as the stage `pair` writes them: text, and the ids that the tiny tokenizer's own template makes of it."""
+"""Pairs as the stage `pair` writes them: text, and the ids that the tiny tokenizer's own template
+makes of it."""
 
 import random
 from pathlib import Path
@@ -59,16 +60,32 @@ def write_logps(folder: Path, model: Model, pairs: Pairs, dtype: str = "float32"
 
 FULL = {"kind": "full", "learning_rate": 1e-3}
 LORA = {
-    "kind": "lora", "learning_rate": 1e-3, "rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear",
-    "rank_stabilized": False, "dora": False, "quantization": None, "save_merged": False,
-}  # fmt: skip
+    "kind": "lora",
+    "learning_rate": 1e-3,
+    "rank": 4,
+    "alpha": 8,
+    "dropout": 0.0,
+    "targets": "all-linear",
+    "rank_stabilized": False,
+    "dora": False,
+    "quantization": None,
+    "save_merged": False,
+}
 QLORA = {**LORA, "kind": "qlora", "quantization": {"bits": 4, "double": True}}
 
 
 GUARDS = {
-    "prompts": 4, "tokens": 8, "template_kwargs": {}, "warn_kl": 5.0, "kl_budget": None, "warn_fall": 0.5,
-    "fall_budget": None, "stop_on": None, "patience": 3, "scorer": None,
-}  # fmt: skip
+    "prompts": 4,
+    "tokens": 8,
+    "template_kwargs": {},
+    "warn_kl": 5.0,
+    "kl_budget": None,
+    "warn_fall": 0.5,
+    "fall_budget": None,
+    "stop_on": None,
+    "patience": 3,
+    "scorer": None,
+}
 
 
 def dpo(
@@ -104,11 +121,28 @@ def dpo(
     }
     where["usual_rate"] = usual_rate or changes.get("learning_rate", adapter["learning_rate"])
     knobs = {
-        "trainer": "dpo", "loss": ["sigmoid"], "loss_weights": None, "beta": 0.1, "logps": "ready", "together": None,
+        "trainer": "dpo",
+        "loss": ["sigmoid"],
+        "loss_weights": None,
+        "beta": 0.1,
+        "logps": "ready",
+        "together": None,
         "adapter": adapter,
-        "learning_rate": adapter["learning_rate"], "epochs": 1, "batch": 4, "scheduler": "cosine", "warmup": 0.1,
-        "weight_decay": 0.0, "clip": 1.0, "max_length": 128, "dtype": "float32", "gradient_checkpointing": False,
-        "eval_every": 4, "guards": {**GUARDS, **(guards or {})},
-        "rehearsal": None, "seed": 0, "args": {}, "runtime": where,
-    }  # fmt: skip
+        "learning_rate": adapter["learning_rate"],
+        "epochs": 1,
+        "batch": 4,
+        "scheduler": "cosine",
+        "warmup": 0.1,
+        "weight_decay": 0.0,
+        "clip": 1.0,
+        "max_length": 128,
+        "dtype": "float32",
+        "gradient_checkpointing": False,
+        "eval_every": 4,
+        "guards": {**GUARDS, **(guards or {})},
+        "rehearsal": None,
+        "seed": 0,
+        "args": {},
+        "runtime": where,
+    }
     return TrainConfig(**{**knobs, **changes})

@@ -1,6 +1,8 @@
-"""A real server on loopback, as wrong as a test wants it: it answers from a policy, and fails on request.
+"""A real server on loopback, as wrong as a test wants it: it answers from a policy, and fails on
+request.
 
-`fault(seed, tries)` names what goes wrong with this request, which is the tries-th for its seed, or is None.
+`fault(seed, tries)` names what goes wrong with this request, which is the tries-th for its seed, or
+is None.
 """
 
 import contextlib
@@ -122,7 +124,8 @@ def drawn_by(backend: Backend) -> Callable[[Body], Body]:
             "stop_reason": stop,
             "token_ids": ids,
             "prompt_token_ids": body["prompt"],
-            # What matters of them is their sum, and for the policy each: so they come from one forward pass.
+            # What matters of them is their sum, and for the policy each: so they come from one
+            # forward pass.
             "logprobs": {"token_logprobs": token_logprobs(backend, body["prompt"], ids)},
         }
 

@@ -1,7 +1,8 @@
-"""A rank whose accelerate shards on a CPU too: there it takes FSDP for plain DDP, although torch shards over gloo.
+"""A rank whose accelerate shards on a CPU too: there it takes FSDP for plain DDP, although torch
+shards over gloo.
 
-Only the name of what was asked is put right; sharding, gathering and saving are torch's, accelerate's and ours. And
-its devices are unlike: the second has room for one answer at once.
+Only the name of what was asked is put right; sharding, gathering and saving are torch's,
+accelerate's and ours. And its devices are unlike: the second has room for one answer at once.
 """
 
 import os
@@ -27,7 +28,7 @@ def on_a_cpu_too(self, *args, fsdp_plugin=None, **kwargs):
 def shard_on_a_cpu_too():
     state.AcceleratorState.__init__ = on_a_cpu_too
     if os.environ["RANK"] == "1":
-        training_fit.ANSWERS = 1
+        training_fit.ANSWERS_AT_ONCE = 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Models made from nothing in a second: a BPE tokenizer with a chat template and a random Llama, as an artifact."""
+"""Models made from nothing in a second: a BPE tokenizer with a chat template and a random Llama, as
+an artifact."""
 
 import json
 from pathlib import Path
@@ -11,7 +12,8 @@ CHAT = (
 )
 MARKS = ["<pad>", "<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 WORDS = (
-    "name three short facts about the quiet river and the old lantern in one sentence without the letter z "
+    "name three short facts about the quiet river and the old lantern in one sentence without"
+    " the letter z "
     ". , : ! 1 2 3"
 )
 
@@ -49,7 +51,8 @@ def tiny_llama(
     seed: int = 0,
     **config: object,
 ) -> None:
-    """Weights so large that the next token is no coin toss: greedy decoding has no near ties, and some answers end."""
+    """Weights so large that the next token is no coin toss: greedy decoding has no near ties, and
+    some answers end."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -85,7 +88,8 @@ def tiny_model(
 def tiny_classifier(
     folder: Path, kind: str = "llama", labels: int = 1, seed: int = 0, **config: object
 ) -> None:
-    """A sequence classifier with weights so large that its scores differ: a Llama that reads chats, or an encoder."""
+    """A sequence classifier with weights so large that its scores differ: a Llama that reads chats,
+    or an encoder."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 

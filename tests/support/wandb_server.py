@@ -1,4 +1,5 @@
-"""A W&B server on this machine: it answers what the installed client asks of one, and keeps what it was sent."""
+"""A W&B server on this machine: it answers what the installed client asks of one, and keeps what it
+was sent."""
 
 import json
 import sys
@@ -53,7 +54,8 @@ class Sent:
 
 
 class WandbServer:
-    """`fault` is the status that all requests get from now on; 0 answers nothing. `stopped`: a person pressed Stop."""
+    """`fault` is the status that all requests get from now on; 0 answers nothing. `stopped`: a
+    person pressed Stop."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []

@@ -1,6 +1,5 @@
-"""A training in a process by itself, as the driver starts one: prints the most bytes that it held.
-
-The kernel's own maximum is too low where it gives pages of the libraries back while they are not
+"""A training in a process by itself, as the driver starts one: prints the most bytes that it
+kernel's own maximum is too low where it gives pages of the libraries back while they are not
 used, as a machine short of memory does. So anonymous and file pages are watched apart, too.
 """
 

@@ -250,7 +250,7 @@ def test_pairs_of_another_tokenizer_are_refused_before_the_model_is_loaded(
 def write_logps_without_model(folder, pairs: Pairs):
     from pipeline.artifacts import Logps
 
-    ids = pl.concat([refer.wanted(pairs).select("sample_id")])
+    ids = pl.concat([refer.collect_completions(pairs).select("sample_id")])
     write_table(folder / "logps.parquet", ids.with_columns(logp=pl.lit(-1.0)))
     return Logps(folder)
 

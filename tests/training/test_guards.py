@@ -146,7 +146,7 @@ def test_four_answers_are_kept_for_every_look(round_):
 @pytest.mark.model
 def test_answers_are_the_same_however_many_there_is_memory_for(round_, monkeypatch):
     together = round_.train("together", dpo(eval_every=6))
-    monkeypatch.setattr("pipeline.resources.training_fit.answers_at_once", lambda *given: 1)
+    monkeypatch.setattr("pipeline.resources.training_fit.choose_answer_batch", lambda *given: 1)
     alone = round_.train("alone", dpo(eval_every=6))
     (first, second) = ((model.path / "answers.jsonl").read_text() for model in (together, alone))
     assert first == second

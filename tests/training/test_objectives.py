@@ -272,7 +272,9 @@ class Two:
         from pipeline.training.monitoring import guards
 
         logps = [self.logps] if cfg.logps == "ready" else []
-        rows = {part: train.ready(cfg, [self.pairs], part, logps) for part in ("train", "dev")}
+        rows = {
+            part: train.prepare_pairs(cfg, [self.pairs], part, logps) for part in ("train", "dev")
+        }
         reference = None if cfg.logps == "none" else self.reference
         watch = guards.build_guards(cfg, self.policy, reference, None, rows["dev"], out)
         policy = build.load_policy(cfg, self.policy)
@@ -502,7 +504,7 @@ def unpad_rows(batch: dict) -> list[tuple[list[int], list[int]]]:
 @pytest.mark.model
 def test_a_thumb_s_mismatched_answer_is_another_prompt_s(two, tmp_path):
     """A micro-batch's KL answers are its own answers, rotated by one: z₀ is estimated on them."""
-    rows = train.ready(objective("kto"), [two.pairs], "train", []).to_dicts()
+    rows = train.prepare_pairs(objective("kto"), [two.pairs], "train", []).to_dicts()
     assert len(rows) == 32 and "sample_id" not in rows[0]
     for at in range(0, 32, ROWS):
         group = rows[at : at + ROWS]

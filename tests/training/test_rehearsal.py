@@ -48,7 +48,7 @@ def demonstrations_file(round_) -> Path:
 def clear(round_) -> Decontamination:
     write_table(
         round_.store / "fence" / "ngrams.parquet",
-        decontamination.table(decontamination.grams("none of these words", 3)),
+        decontamination.ngram_table(decontamination.hash_ngrams("none of these words", 3)),
     )
     return Decontamination(round_.store / "fence")
 
@@ -100,9 +100,10 @@ def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_d
     cfg = rehearsal_config(demonstrations_file, weight=0.3, batch=8, micro_batch=4, **others[name])
     tokenizer = loading.load_tokenizer(round_.sft)
     rows = {
-        part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")
+        part: train.prepare_pairs(cfg, [round_.pairs], part, [round_.logps])
+        for part in ("train", "dev")
     }
-    rows["rehearsal"] = train.demonstrations(cfg, cfg.rehearsal, tmp_path, tokenizer, clear)
+    rows["rehearsal"] = train.prepare_rehearsal(cfg, cfg.rehearsal, tmp_path, tokenizer, clear)
     policy = build.load_policy(cfg, round_.sft)
     reference = None if cfg.logps == "none" else round_.sft
     watch = guards.build_guards(cfg, round_.sft, reference, None, rows["dev"], tmp_path)
@@ -205,10 +206,12 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, demonstration
     known = conversations(40, 5)
     write_table(
         tmp_path / "ngrams.parquet",
-        decontamination.table(decontamination.grams(known[3][0]["content"], 3)),
+        decontamination.ngram_table(decontamination.hash_ngrams(known[3][0]["content"], 3)),
     )
     cfg, tokenizer = rehearsal_config(demonstrations_file), loading.load_tokenizer(round_.sft)
-    table = train.demonstrations(cfg, cfg.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path))
+    table = train.prepare_rehearsal(
+        cfg, cfg.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path)
+    )
     funnel = json.loads((tmp_path / "rehearsal" / "funnel.json").read_text())
     assert funnel["dropped"]["overlap with evaluation"] >= 1 and funnel["in"] == 40
     assert table.height == funnel["out"] == 40 - sum(funnel["dropped"].values())
@@ -217,7 +220,9 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, demonstration
         UserError,
         match=r"train.rehearsal: of 40 demonstrations none is left \({'overlap .*'too long'",
     ):
-        train.demonstrations(short, short.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path))
+        train.prepare_rehearsal(
+            short, short.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path)
+        )
 
 
 def test_each_pass_takes_every_row_once_in_another_order():

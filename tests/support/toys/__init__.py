@@ -1,9 +1,10 @@
-"""Toy stages: each makes small files from its config and inputs in no time, and does as the environment says.
+"""Toy stages: each makes small files from its config and inputs in no time, and does as the
+environment says.
 
 TOY_LOG: a file that gets a line for each thing done. TOY_SALT: enters what `sample` makes.
-TOY_HANG=STAGE: makes the first shard, starts a child of its own, then waits to be killed. TOY_PAUSE=STAGE:SECONDS.
-TOY_HOLD=STAGE:FILE waits until the file is there.
-TOY_WARN=STAGE: says a warning. TOY_REFUSE, TOY_BREAK, TOY_FULL=STAGE: ends the way that the name says.
+TOY_HANG=STAGE: makes the first shard, starts a child of its own, then waits to be killed.
+TOY_PAUSE=STAGE:SECONDS. TOY_HOLD=STAGE:FILE waits until the file is there. TOY_WARN=STAGE: says a
+warning. TOY_REFUSE, TOY_BREAK, TOY_FULL=STAGE: ends the way that the name says.
 """
 
 import errno

@@ -8,7 +8,8 @@ from tests.support.toys import content, make
 
 
 def run(cfg: Evaluation, out: Path, **inputs: Any) -> None:
-    """Its score is made from the chosen model's content; the higher it is, the further that model has gone."""
+    """Its score is made from the chosen model's content; the higher it is, the further that
+    model has gone."""
     make("evaluate", cfg, out, inputs)
     score = int(hash_json(content(inputs["chosen"]))[:8], 16) / 16**8
     chosen = {
