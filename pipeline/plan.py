@@ -19,10 +19,10 @@ def plan(cfg: Config) -> Step:
     prior = Step("refer", cfg.refer, at=1, model=sft, rows=offline) if has_prior else None
 
     evals = EvalPlan(cfg, prompts, sft, reward)
-    (policy, models, pairs) = (sft, {"sft": sft}, list[Step]())
+    policy, models, pairs = (sft, {"sft": sft}, list[Step]())
     dev_evals: dict[str, EvalSteps] = {}  # what the gate compares, planned once for each model
     for r in range(1, cfg.rounds + 1):
-        (samples, scores) = plan_samples(cfg, r, policy, prompts / "train", reward)
+        samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
         pair = Step(
             "pair",
             cfg.pair.of(r),
@@ -89,14 +89,14 @@ def plan_samples(
 
     The first wave samples every prompt; each later one those whose scores so far all tie.
     """
-    (samples, scores) = (list[Step](), list[Step]())
+    samples, scores = (list[Step](), list[Step]())
     scorer = reward if cfg.score.asks_reward else None
     waves = cfg.sample.waves(r, cfg.pair.scorer) if cfg.pair.mix.on_policy else []
     for request in waves:
         wave = Step("sample", request, at=r, policy=policy, prompts=prompts, scores=scores)
         samples += [wave]
         scores += [Step("score", cfg.score, at=r, samples=wave, prompts=prompts, reward=scorer)]
-    return (samples, scores)
+    return samples, scores
 
 
 def plan_report(

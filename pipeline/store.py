@@ -206,7 +206,7 @@ def list_bases(path: Path) -> list[str]:
     """
     try:
         record = read_json(path / MODEL_FILE)
-        (stage, _, fingerprint) = (record.get("base") or record.get("target", "")).partition("/")
+        stage, _, fingerprint = (record.get("base") or record.get("target", "")).partition("/")
     except (FileNotFoundError, NotADirectoryError):
         return []
     if not fingerprint:
@@ -274,14 +274,14 @@ def check_places(finals: Iterable[Path]) -> None:
 
 
 def set_aside(path: Path, name: str) -> None:
-    """Keep a replaced folder until the next prune. pruned.
+    """Keep a replaced folder until the next prune.
 
-    `name` is its content hash, or `unknown`.
+    `name` is its content hash, or `unknown`: those are numbered, so that none replaces another.
     """
     fingerprint = path.name.partition(".")[0]
-    (aside, number) = (path.with_name(f"{fingerprint}.old-{name}"), 2)
+    aside, number = path.with_name(f"{fingerprint}.old-{name}"), 2
     while name == "unknown" and aside.exists():
-        (aside, number) = (path.with_name(f"{fingerprint}.old-{name}-{number}"), number + 1)
+        aside, number = path.with_name(f"{fingerprint}.old-{name}-{number}"), number + 1
     if aside.exists():
         remove(aside)
     path.rename(aside)

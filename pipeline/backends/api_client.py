@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.errors import UserError, make_printable
+from pipeline.errors import UserError
 
 MAX_QUOTED = 200  # characters of a server's message
 MAX_TOKENS = 10**9  # of one reply: a larger count is not believed
@@ -104,7 +104,7 @@ def fetch_model_card(knob: str, server: ServerSettings, model: str) -> dict[str,
     """The server's own entry of this model: `id` and, from vLLM, `root` and `max_model_len`."""
     from openai import APIConnectionError, AuthenticationError, OpenAIError, PermissionDeniedError
 
-    (url, knob_of_url) = (server.base_url, f"{knob}.runtime.base_url={server.base_url}")
+    url, knob_of_url = (server.base_url, f"{knob}.runtime.base_url={server.base_url}")
     try:
         cards = asyncio.run(_fetch_model_cards(knob, server))
     except (AuthenticationError, PermissionDeniedError) as error:
@@ -122,7 +122,7 @@ def fetch_model_card(knob: str, server: ServerSettings, model: str) -> dict[str,
             "  Give the address of an OpenAI-compatible server, up to and including /v1."
         ) from None
     if model not in cards:
-        served = shown(", ".join(cards)) or "nothing"
+        served = make_printable(", ".join(cards)) or "nothing"
         raise UserError(
             f"{knob}.model={model}: {url} does not serve it, but {served}.\n"
             "  Give the model's name on that server,"
@@ -239,4 +239,4 @@ def _quote_reply(server: ServerSettings, text: str) -> str:
     key = _read_environment_key(server)
     if key:
         text = text.replace(key, "[the key]")
-    return shown(" ".join(mask_secrets(text).split()), MAX_QUOTED)
+    return make_printable(" ".join(mask_secrets(text).split()), MAX_QUOTED)

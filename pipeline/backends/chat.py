@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Message
 from pipeline.errors import UnrenderableTemplate, UserError
-from pipeline.models.bos import REMEDY, find_bos_fault, suggest_bos_fix
+from pipeline.models.bos import REMEDY, starts_with_two_bos
 
 PROBE: list[Message] = [{"role": "user", "content": "Who are you?"}]
 
@@ -26,7 +26,6 @@ class ModelTokenizer:
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.stop_ids = sorted({self.tokenizer.eos_token_id, *_read_stop_ids(model, config)})
         self.bos: int | None = self.tokenizer.bos_token_id
-        self.adds_bos = adds_bos(self.tokenizer)
 
     @property
     def vocabulary_size(self) -> int:
@@ -131,22 +130,18 @@ class ModelTokenizer:
                 f"  {describe_difference(prompt, conversation[: len(prompt)])}\n"
                 "  Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
             )
-        return (prompt, conversation)
+        return prompt, conversation
 
     def spell_tokens(self, ids: list[int]) -> list[str]:
         """Each token as the vocabulary spells it."""
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
 
-    def find_bos_fault(self, ids: list[int]) -> None:
-        """`two BOS` or `no BOS` at the start of a prompt, if that is a fault."""
-        return find_bos_fault(ids, self.bos, self.adds_bos)
-
     def _check_bos(self, ids: list[int]) -> None:
-        if fault := self.find_bos_fault(ids):
+        if starts_with_two_bos(ids, self.bos):
             raise UserError(
-                f"{self.source}: a templated prompt begins with {fault}"
+                f"{self.source}: a templated prompt begins with two BOS"
                 f" ({self.tokenizer.bos_token}): {self.spell_tokens(ids[:4])}; one was expected.\n"
-                f"  {suggest_bos_fix(fault)}"
+                f"  {REMEDY}"
             )
 
 
@@ -167,7 +162,7 @@ def encode_continuation(tokenizer: Any, prompt: str, conversation: str) -> list[
     SentencePiece puts a space before the first word of a text, but not before the same word after
     a prompt.
     """
-    (before, ids) = (
+    before, ids = (
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, conversation)
     )
     if ids[: len(before)] == before:
@@ -183,7 +178,7 @@ def describe_difference(expected: Sequence[str], found: Sequence[str], around: i
         (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b),
         min(len(expected), len(found)),
     )
-    (start, end) = (max(0, at - around), at + around)
+    start, end = (max(0, at - around), at + around)
     return f"They part at {at}: {expected[start:end]!r} was expected, {found[start:end]!r} found."
 
 

@@ -20,14 +20,14 @@ from pipeline.backends.chat import ModelTokenizer
 from pipeline.backends.endpoint import is_text
 from pipeline.backends.in_flight import RequestPool
 from pipeline.config import Limits, ServedModel
-from pipeline.errors import UserError, make_printable
+from pipeline.errors import UserError
 
 MAX_QUOTED = 40  # characters of the server's reason for ending an answer
 
 
 class ChatApiSampler:
     def __init__(self, cfg: ServedModel, policy: Model, knob: str):
-        (self.cfg, self.knob) = (cfg, knob)
+        self.cfg, self.knob = (cfg, knob)
         self.tokenizer = ModelTokenizer(policy)
         self._pool = RequestPool(cfg.runtime.concurrency, cfg.runtime.timeout)
         self._max_tokens: int
@@ -101,7 +101,7 @@ class ChatApiSampler:
                 billed = _count_billed(reply, request, len(ids))
                 return Completion(request.sample_id, token_ids, None, finish_reason, text, billed)
             case {"choices": [{"finish_reason": str(finish_reason)}, *_]}:
-                quoted = shown(finish_reason, MAX_QUOTED)
+                quoted = make_printable(finish_reason, MAX_QUOTED)
                 reason = f"the server ended it with {quoted} and gave no text"
                 return FailedRequest(request.sample_id, reason, _count_billed(reply, request, 0))
             case _:

@@ -22,7 +22,7 @@ from pipeline.backends.chat import ModelTokenizer
 from pipeline.backends.in_flight import RequestPool
 from pipeline.backends.policy_check import check_by_logprobs, check_by_name
 from pipeline.config import EndpointBackend, Limits
-from pipeline.errors import UserError, make_printable
+from pipeline.errors import UserError
 
 # The server's own generation config would set these where a request does not.
 NEUTRAL_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0}
@@ -30,7 +30,7 @@ NEUTRAL_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0}
 
 class EndpointSampler:
     def __init__(self, cfg: EndpointBackend, policy: Model, knob: str):
-        (self.cfg, self.policy, self.knob) = (cfg, policy, knob)
+        self.cfg, self.policy, self.knob = (cfg, policy, knob)
         self.tokenizer = ModelTokenizer(policy)
         self.url = cfg.runtime.base_url
         api_client.read_key(knob, cfg.runtime)  # a missing key is refused before a minute is spent
@@ -62,10 +62,10 @@ class EndpointSampler:
 
         billed = BilledTokens()
         try:
-            (choice, billed) = await self.request_choice(request, self._max_tokens)
+            choice, billed = await self.request_choice(request, self._max_tokens)
             if _ended_at_stop_string(request, choice) and not self._contains_stop(request, choice):
                 request = replace(request, stop=())
-                (choice, billed_again) = await self.request_choice(request, self._max_tokens)
+                choice, billed_again = await self.request_choice(request, self._max_tokens)
                 billed += billed_again
         except (AuthenticationError, PermissionDeniedError) as error:
             raise api_client.make_key_error(
@@ -145,7 +145,7 @@ class EndpointSampler:
         self, request: CompletionRequest, choice: Any
     ) -> Completion | FailedRequest:
         if choice.finish_reason not in ("stop", "length"):
-            quoted = shown(str(choice.finish_reason), 40)
+            quoted = make_printable(str(choice.finish_reason), 40)
             return FailedRequest(request.sample_id, f"the server ended it with {quoted}")
         if not self.cfg.require_token_ids:
             return self._retokenise(request, choice)
@@ -213,7 +213,7 @@ class EndpointSampler:
         return self._pool.wait(work)
 
     def _check_context(self, card: dict[str, Any], limits: Limits) -> None:
-        (served, needed) = (card.get("max_model_len"), limits.prompt + limits.completion)
+        served, needed = (card.get("max_model_len"), limits.prompt + limits.completion)
         needed = min(needed, self.tokenizer.context or needed)
         if served and served < needed:
             raise UserError(

@@ -157,30 +157,26 @@ def hash_words(*words: str) -> str:
 
 
 def write_files(folder: Path, rows: list[PairRow]) -> None:
-    """Write page, spreadsheet and records, but never over a filled spreadsheet and its page."""
-    if is_filled(folder / "pairs.csv"):
-        move = shlex.join(["mv", str(folder), f"{folder}-judged"])
-        raise UserError(
-            f"{folder / 'pairs.csv'}: it has verdicts. Nothing was written.\n"
-            f"  Move the folder away first: {move}"
-        )
-    write_text(folder / "pairs.html", render_page(rows))
-    write_text(folder / "pairs.csv", render_spreadsheet(rows))
-    records = [json.dumps(record, ensure_ascii=False) for record in make_records(rows)]
-    write_text(folder / "pairs.jsonl", "".join(f"{record}\n" for record in records))
+    """Write page, spreadsheet and records, but never over a file that holds anything else.
 
-
-def is_filled(file: Path) -> bool:
-    """Whether a spreadsheet has what we did not write: verdicts, annotators or other columns."""
-    if not file.exists():
-        return False
-    try:
-        with file.open(newline="", encoding="utf-8") as opened:
-            table = csv.DictReader(opened)
-            is_ours = tuple(table.fieldnames or ()) == COLUMNS
-            return not is_ours or any(row["verdict"] or row["annotator"] for row in table)
-    except (ValueError, csv.Error):
-        return True
+    Such a file was filled in, or shows other pairs.
+    """
+    records = [json.dumps(record, ensure_ascii=False) + "\n" for record in make_records(rows)]
+    texts = {
+        "pairs.html": render_page(rows),
+        "pairs.csv": render_spreadsheet(rows),
+        "pairs.jsonl": "".join(records),
+    }
+    for name, text in texts.items():
+        file = folder / name
+        if file.exists() and file.read_bytes() != text.encode():
+            move = shlex.join(["mv", str(folder), f"{folder}-kept"])
+            raise UserError(
+                f"{file}: it exists and differs: it was filled in, or shows other pairs."
+                f" Nothing was written.\n  Move the folder away first: {move}"
+            )
+    for name, text in texts.items():
+        write_text(folder / name, text)
 
 
 def render_page(rows: list[PairRow]) -> str:

@@ -41,7 +41,7 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
 
 def _check_folders(cfg: "Config") -> Iterator[str]:
     """A run inside the store looks like a step; a store inside runs/ is removed along with runs."""
-    (store, runs) = (cfg.store.resolve(), cfg.runs.resolve())
+    store, runs = (cfg.store.resolve(), cfg.runs.resolve())
     if store.is_relative_to(runs) or runs.is_relative_to(store):
         yield (
             f"store={cfg.store} runs={cfg.runs}: one is inside the other, or they are the same."
@@ -51,14 +51,14 @@ def _check_folders(cfg: "Config") -> Iterator[str]:
 
 def _check_scorers(cfg: "Config") -> Iterator[str]:
     """The scorers that pairs and the report go by have to score there."""
-    (_, scoring) = cfg.eval_scoring
+    _, scoring = cfg.eval_scoring
     for knob, name, scorers in (
         ("pair.scorer", cfg.pair.scorer, cfg.score.scorers),
         ("evaluate.scorer", cfg.evaluate.scorer, scoring.scorers),
     ):
         if name in scorers:
             continue
-        known = nearest(name, list(scorers))
+        known = suggest(name, list(scorers))
         if name in cfg.score.scorers:
             yield (
                 f"{knob}={name}: it scores the training samples, and not the evaluations."
@@ -70,7 +70,7 @@ def _check_scorers(cfg: "Config") -> Iterator[str]:
 
 def _check_comparability(cfg: "Config") -> Iterator[str]:
     """Scores that only rank one model's answers cannot compare models: their mean is constant."""
-    (where, scoring) = cfg.eval_scoring
+    where, scoring = cfg.eval_scoring
     on_dev = cfg.exam.split == "dev"
     instead = " Score dev by other scorers: +score@exam.dev_score=rules." if on_dev else ""
     for name, scorer in scoring.scorers.items():
@@ -94,7 +94,7 @@ def _check_gate(cfg: "Config") -> Iterator[str]:
     """The gate compares models by a scorer of the dev evaluations."""
     if cfg.gate is None:
         return
-    (where, scoring) = cfg.scoring_on("dev")
+    where, scoring = cfg.scoring_on("dev")
     chief = scoring.scorers.get(cfg.gate.scorer)
     if chief is None:
         known = suggest(cfg.gate.scorer, [*scoring.scorers])
@@ -111,7 +111,7 @@ def _check_gate(cfg: "Config") -> Iterator[str]:
 
 def _check_retention(cfg: "Config") -> Iterator[str]:
     """Retention needs a figure to watch."""
-    (_, scoring) = cfg.eval_scoring
+    _, scoring = cfg.eval_scoring
     known = [*cfg.benchmark, *scoring.scorers]
     for name in cfg.evaluate.retention:
         scorer = name.partition("/")[0]  # or one of its criteria
@@ -148,7 +148,7 @@ def _check_endpoints(cfg: "Config") -> Iterator[str]:
             f"exam.others.{others[0]}: not every server knows min_p."
             f" Give exam.sample.settings.{ANSWER}.min_p=0."
         )
-    (backend, settings) = (cfg.sample.backend, cfg.sample.settings)
+    backend, settings = (cfg.sample.backend, cfg.sample.settings)
     knobs = [f"sample.settings.{name}.min_p" for name, one in settings.items() if one.min_p]
     if knobs and backend.kind == "endpoint" and not backend.require_token_ids:
         yield (

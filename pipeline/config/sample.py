@@ -24,7 +24,6 @@ from pipeline.config.base import (
     Share,
     Workers,
 )
-from pipeline.errors import pluralize
 
 KL = "kl"  # the setting whose samples serve the KL estimate alone
 ANSWER = "answer"  # the setting that scorers and judges read in evaluations
@@ -267,7 +266,7 @@ class SampleRequest(SamplingBlock):
         rounds = max(self.runtime.blocks, self.round)
         if self.per_round is None or rows >= self.per_round * rounds:
             return None
-        (needed, fits) = (many(self.per_round * rounds, "prompt"), rows // rounds)
+        needed, fits = (pluralize(self.per_round * rounds, "prompt"), rows // rounds)
         return (
             f"sample.per_round={self.per_round}: rounds={rounds} need {needed}, and there are"
             f"{' at most' if at_most else ''} {rows}.\n"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, make_printable, pluralize
+from pipeline.errors import UserError, make_printable
 
 MAX_LINE = 1 << 20  # bytes; a longer line is a file without line ends, not a prompt
 SHOWN = 10
@@ -39,7 +39,7 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
     if lines.bad and on_bad_row == "fail":
         first = [f"  line {number}: {fault}" for number, fault in lines.bad[:SHOWN]]
         more = [f"  … and {len(lines.bad) - SHOWN} more"] if len(lines.bad) > SHOWN else []
-        total = many(len(lines.bad) + len(lines.rows), "line")
+        total = pluralize(len(lines.bad) + len(lines.rows), "line")
         head = f"{path}: {len(lines.bad)} of {total} cannot be used:"
         advice = f"  Fix them, or leave them out and count them with {knob}=skip."
         raise UserError("\n".join([head, *first, *more, advice]))
@@ -49,7 +49,7 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
 def read_lines(path: Path) -> Iterator[tuple[int, str | None, dict[str, Any]]]:
     """Every line that is not blank: its number, its fault or None, its object."""
     for number, data in _read_numbered(path):
-        yield (number, *_parse_line(data, number))
+        yield number, *_parse_line(data, number)
 
 
 def message_fault(messages: list[Any]) -> str | None:
@@ -80,23 +80,23 @@ def _read_numbered(path: Path) -> Iterator[tuple[int, bytes]]:
             while len(rest) == MAX_LINE + 1 and not rest.endswith(b"\n"):
                 rest = file.readline(MAX_LINE + 1)
             if line.strip():
-                yield (number, line)
+                yield number, line
 
 
 def _parse_line(data: bytes, number: int) -> tuple[str | None, dict[str, Any]]:
     if len(data) > MAX_LINE:
-        return (f"longer than {MAX_LINE} bytes", {})
+        return f"longer than {MAX_LINE} bytes", {}
     if number == 1 and data.startswith(b"\xef\xbb\xbf"):
-        return ("starts with a byte order mark; save the file as UTF-8 without one", {})
+        return "starts with a byte order mark; save the file as UTF-8 without one", {}
     try:
         row = json.loads(data)
     except UnicodeDecodeError as error:
-        return (f"not UTF-8 at byte {error.start}", {})
+        return f"not UTF-8 at byte {error.start}", {}
     except (ValueError, RecursionError) as error:
-        return (f"not JSON ({error})", {})
+        return f"not JSON ({error})", {}
     if not isinstance(row, dict):
-        return (f"a JSON {type(row).__name__}, expected an object", {})
-    return (None, row)
+        return f"a JSON {type(row).__name__}, expected an object", {}
+    return None, row
 
 
 def find_unwritable(value: Any) -> str | None:
@@ -106,7 +106,7 @@ def find_unwritable(value: Any) -> str | None:
     """
     waiting = [(value, 0)]
     while waiting:
-        (item, depth) = waiting.pop()
+        item, depth = waiting.pop()
         if depth > MAX_DEPTH:
             return f"is nested more than {MAX_DEPTH} deep"
         if isinstance(item, str) and (fault := _find_unwritable_character(item)):

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config import HubRows, PreferenceRows
 from pipeline.data.jsonl import Lines, find_unwritable, message_fault
 from pipeline.data.readers import Row, RowFault, read_rows
-from pipeline.errors import UserError, make_printable, pluralize, suggest
+from pipeline.errors import UserError, make_printable, suggest
 
 Messages = list[dict[str, str]]
 SHOWN = 10
@@ -23,7 +23,7 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
 
     `on_bad_row: fail` refuses the file where there are broken ones.
     """
-    (rows, count) = (read_rows(cfg.source, knob), 0)
+    rows, count = (read_rows(cfg.source, knob), 0)
     shape: str = cfg.shape
     if shape == "columns" and not cfg.columns:
         raise UserError(
@@ -50,7 +50,7 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
 def _bad_rows_error(cfg: PreferenceRows, found: Lines, rows: int, shape: str, knob: str) -> str:
     source = cfg.source
     name = f"dataset={source.dataset}" if isinstance(source, HubRows) else f"path={source.path}"
-    total = many(rows, "row")
+    total = pluralize(rows, "row")
     head = f"{knob}.source.{name}: {len(found.bad)} of {total} cannot be used (read as {shape}):"
     first = [f"  row {number}: {fault}" for number, fault in sorted(found.bad)[:SHOWN]]
     more = [f"  … and {len(found.bad) - SHOWN} more"] if len(found.bad) > SHOWN else []
@@ -74,7 +74,7 @@ def detect_shape(row: Row, knob: str = "offline") -> str:
         return "scored"
     if {"prompt", "completion", "label"} <= columns:
         return "thumbs"
-    names = shown(", ".join(sorted(columns))) or "(none)"
+    names = make_printable(", ".join(sorted(columns))) or "(none)"
     raise UserError(
         f"{knob}.shape=auto: no known shape has the columns {names}.\n"
         f"  Give {knob}.shape=columns {knob}.columns={{prompt: …, chosen: …, rejected: …}},"
@@ -83,7 +83,7 @@ def detect_shape(row: Row, knob: str = "offline") -> str:
 
 
 def convert_row(cfg: PreferenceRows, shape: str, row: Row) -> Row:
-    (pairs, unpaired) = SHAPES[shape](cfg, row)
+    pairs, unpaired = SHAPES[shape](cfg, row)
     for pair in pairs:
         _check_prompt(pair["prompt"])
         for side in ("chosen", "rejected"):
@@ -106,41 +106,41 @@ def convert_trl(cfg: PreferenceRows, row: Row) -> Converted:
 
     ultrafeedback_binarized has the prompt both ways.
     """
-    (chosen, rejected) = (_read_side(row, "chosen"), _read_side(row, "rejected"))
+    chosen, rejected = (_read_side(row, "chosen"), _read_side(row, "rejected"))
     prompt = None
     if row.get("prompt") is not None:
         prompt = _read_prompt(row["prompt"], row.get("system"))
     if isinstance(chosen, str) or isinstance(rejected, str):
         if prompt is None or not (isinstance(chosen, str) and isinstance(rejected, str)):
             raise RowFault("chosen and rejected are not both messages, and the row has no prompt")
-        return ([_make_pair(prompt, chosen, rejected, row)], [])
-    (shared, answers) = _split_common(chosen, rejected)
+        return [_make_pair(prompt, chosen, rejected, row)], []
+    shared, answers = _split_common(chosen, rejected)
     differs = prompt is not None and shared and shared != prompt
     if differs and _user_turns(shared) != _user_turns(prompt or []):
         raise RowFault("the prompt is another one than the one inside chosen and rejected")
     if not (shared := shared or prompt or []):
         raise RowFault("no prompt comes before the answers")
-    return ([_make_pair(shared, *answers, row)], [])
+    return [_make_pair(shared, *answers, row)], []
 
 
 def convert_argilla(cfg: PreferenceRows, row: Row) -> Converted:
     scores = {"chosen_score": "chosen_avg_rating", "rejected_score": "rejected_avg_rating"}
     row = {**row, **{ours: row.get(theirs, row.get(ours)) for ours, theirs in scores.items()}}
     prompt = _read_prompt(_require(row, "instruction"), row.get("system"))
-    (chosen, rejected) = (_require_text(row, f"{s}_response") for s in ("chosen", "rejected"))
-    return ([_make_pair(prompt, chosen, rejected, row)], [])
+    chosen, rejected = (_require_text(row, f"{s}_response") for s in ("chosen", "rejected"))
+    return [_make_pair(prompt, chosen, rejected, row)], []
 
 
 def convert_intel(cfg: PreferenceRows, row: Row) -> Converted:
     prompt = _read_prompt(_require(row, "question"), row.get("system"))
-    (chosen, rejected) = (_require_text(row, side) for side in ("chosen", "rejected"))
-    return ([_make_pair(prompt, chosen, rejected, row)], [])
+    chosen, rejected = (_require_text(row, side) for side in ("chosen", "rejected"))
+    return [_make_pair(prompt, chosen, rejected, row)], []
 
 
 def convert_hh(cfg: PreferenceRows, row: Row) -> Converted:
-    (chosen, rejected) = (parse_transcript(_require_text(row, s)) for s in ("chosen", "rejected"))
-    (prompt, answers) = _split_common(chosen, rejected)
-    return ([_make_pair(prompt, *answers, row)], [])
+    chosen, rejected = (parse_transcript(_require_text(row, s)) for s in ("chosen", "rejected"))
+    prompt, answers = _split_common(chosen, rejected)
+    return [_make_pair(prompt, *answers, row)], []
 
 
 def convert_scored(cfg: PreferenceRows, row: Row) -> Converted:
@@ -151,7 +151,7 @@ def convert_scored(cfg: PreferenceRows, row: Row) -> Converted:
             "no answers with their scores (responses and rewards,"
             " or all_generated_responses and all_rm_scores)"
         )
-    (texts, scores) = (row[names[0]], row[names[1]])
+    texts, scores = (row[names[0]], row[names[1]])
     if not isinstance(texts, list) or not isinstance(scores, list) or len(texts) != len(scores):
         raise RowFault(f"{names[0]} and {names[1]} are not two lists of one length")
     numbers = [_parse_number(score) for score in scores]
@@ -162,13 +162,13 @@ def convert_scored(cfg: PreferenceRows, row: Row) -> Converted:
     unpaired: list[Row] = []
     if (threshold := cfg.thumbs_at) is not None:
         unpaired = [_make_unpaired(prompt, text, score >= threshold) for score, text in known]
-    (best, worst) = (max(known, key=lambda one: one[0]), min(known, key=lambda one: one[0]))
+    best, worst = (max(known, key=lambda one: one[0]), min(known, key=lambda one: one[0]))
     if best[0] == worst[0]:
         if unpaired:
-            return ([], unpaired)
+            return [], unpaired
         raise RowFault("all answers score alike")
     pair_scores = {"chosen_score": best[0], "rejected_score": worst[0]}
-    return ([_make_pair(prompt, best[1], worst[1], pair_scores)], unpaired)
+    return [_make_pair(prompt, best[1], worst[1], pair_scores)], unpaired
 
 
 def convert_unpaired(cfg: PreferenceRows, row: Row) -> Converted:
@@ -269,7 +269,7 @@ def _split_common(chosen: Messages, rejected: Messages) -> tuple[Messages, tuple
     answers = (_last_answer(chosen, "chosen"), _last_answer(rejected, "rejected"))
     if chosen[:-1] != rejected[:-1]:
         raise RowFault("chosen and rejected differ before their last turn")
-    return (chosen[:-1], answers)
+    return chosen[:-1], answers
 
 
 def _last_answer(messages: Messages, name: str) -> str:

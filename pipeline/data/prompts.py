@@ -18,7 +18,7 @@ from pipeline.data.jsonl import SHOWN, find_unwritable
 from pipeline.data.prompt_checks import PromptSummary
 from pipeline.data.prompt_shapes import BY_COLUMNS, SHAPES, Messages, detect_shape
 from pipeline.data.readers import BATCH, Row, RowFault, read_rows
-from pipeline.errors import UserError, make_printable, pluralize, suggest
+from pipeline.errors import UserError, make_printable, suggest
 
 PROMPT_ROW: dict[str, Any] = {
     "prompt_id": pl.String,
@@ -61,7 +61,7 @@ def read_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -> Pro
 def summarize_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -> PromptSummary:
     """Refuses what `read_prompts` refuses, and keeps no row."""
     found = PromptSet()
-    (count, columns) = (0, set[str]())
+    count, columns = (0, set[str]())
     for row in _convert_rows(source, knob, found):
         count += 1
         columns |= json.loads(row["columns"]).keys()
@@ -115,7 +115,7 @@ def _check_id(row: Row, ids: set[str]) -> Row:
 
 
 def _bad_rows_error(source: PromptRows, knob: str, usable: int, bad: list[tuple[str, str]]) -> str:
-    total = many(len(bad) + usable, "row")
+    total = pluralize(len(bad) + usable, "row")
     head = f"{_source_name(source)}: {len(bad)} of {total} cannot be used:"
     skip = "" if "." in knob else f", or leave them out and count them with {knob}.on_bad_row=skip"
     return "\n".join([head, *_list_faults(bad), f"  Fix them{skip}."])
@@ -154,7 +154,7 @@ def join_user_turns(messages: Messages) -> str:
 def convert_row(shape: str, row: Row) -> Row:
     """A row of the table. `named`: whether the file gives it an id."""
     row = dict(row)
-    (system, row_id) = (row.pop("system", None), _parse_id(row.pop("id", None)))
+    system, row_id = (row.pop("system", None), _parse_id(row.pop("id", None)))
     messages = _add_system(SHAPES[shape](row), system)
     turns = row["turns"] if shape == "turns" else None
     if fault := find_unwritable([messages, turns, row_id]):

@@ -56,12 +56,12 @@ def _read_files(place: Path) -> Iterator[ReadRow]:
     for file in files:
         name = f"{file.relative_to(place)} " if len(files) > 1 else ""
         for where, fault, row in READERS[file.suffix](file):
-            yield (f"{name}{where}", fault, row)
+            yield f"{name}{where}", fault, row
 
 
 def _number_rows(rows: Iterable[Row]) -> Iterator[ReadRow]:
     for number, row in enumerate(rows, start=1):
-        yield (f"row {number}", None, row)
+        yield f"row {number}", None, row
 
 
 def _name_unreadable(place: object, rows: Iterable[Row]) -> Iterator[Row]:
@@ -74,7 +74,7 @@ def _name_unreadable(place: object, rows: Iterable[Row]) -> Iterator[Row]:
             number += 1
             yield row
     except (Exception, PanicException) as error:
-        cause = shown(str(error) or type(error).__name__)
+        cause = make_printable(str(error) or type(error).__name__)
         raise UserError(
             f"{place}: what follows row {number} cannot be read ({cause}).\n"
             "  Write the file without the column in question, or as JSONL."
@@ -83,7 +83,7 @@ def _name_unreadable(place: object, rows: Iterable[Row]) -> Iterator[Row]:
 
 def _read_jsonl(file: Path) -> Iterator[ReadRow]:
     for number, fault, row in read_lines(file):
-        yield (f"line {number}", fault, row)
+        yield f"line {number}", fault, row
 
 
 def _read_json(file: Path) -> Iterator[ReadRow]:
@@ -123,10 +123,12 @@ def _read_csv(file: Path) -> Iterator[ReadRow]:
             for cells in lines:
                 fault = None
                 if len(cells) != len(header):
-                    fault = f"{many(len(cells), 'cell')} under {pluralize(len(header), 'column')}"
+                    fault = (
+                        f"{pluralize(len(cells), 'cell')} under {pluralize(len(header), 'column')}"
+                    )
                 row = dict(zip(header, cells, strict=False))
                 if cells:
-                    yield (f"line {lines.line_num}", fault, row)
+                    yield f"line {lines.line_num}", fault, row
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise UserError(
             f"{file}: cannot be read as CSV ({error})."

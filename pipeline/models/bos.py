@@ -1,6 +1,6 @@
 """BOS in a rendered chat template: what the template writes is right, unless BOS is doubled.
 
-ChatML writes `<|im_start|>` at each turn and Llama-2 `<s>` at each question: neither is a fault.
+ChatML writes `<|im_start|>` at each turn, Llama-2 `<s>` at each question, Zephyr none: all are right.
 Two BOS at the start are: the second comes from the template, or from a tokenizer that adds one.
 """
 
@@ -26,21 +26,8 @@ def contains_bos(tokenizer: Any, text: str) -> bool:
     return tokenizer.bos_token_id in tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def find_bos_fault(ids: Sequence[int], bos: int | None, adds: bool) -> str | None:
-    """`two BOS`, or `no BOS` where the tokenizer adds one: no model was trained on such prompts."""
-    if starts_with_two_bos(ids, bos):
-        return "two BOS"
-    return "no BOS" if adds and list(ids[:1]) != [bos] else None
-
-
-def suggest_bos_fix(fault: str) -> str:
-    """What to type. The template may be in either of two files."""
-    change = (
-        "remove one BOS from its start"
-        if fault == "two BOS"
-        else "put {{ bos_token }} at its start"
-    )
-    return (
-        "Copy the chat template (chat_template.jinja, or chat_template in tokenizer_config.json)"
-        f" to a file, {change}, and give template.chat_template=FILE."
-    )
+# The template may be in either of two files.
+REMEDY = (
+    "Copy the chat template (chat_template.jinja, or chat_template in tokenizer_config.json)"
+    " to a file, remove one BOS from its start, and give template.chat_template=FILE."
+)

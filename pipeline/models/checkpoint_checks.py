@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Template, Trust
 from pipeline.errors import UserError, many
-from pipeline.models.bos import adds_bos, find_bos_fault, suggest_bos_fix
+from pipeline.models.bos import REMEDY, starts_with_two_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -151,11 +151,11 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", settings: Template, nam
             "  Fix it, or give another as template.chat_template=FILE."
         ) from error
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if fault := find_bos_fault(ids, tokenizer.bos_token_id, adds_bos(tokenizer)):
+    if starts_with_two_bos(ids, tokenizer.bos_token_id):
         raise UserError(
-            f"{source}: a templated prompt begins with {fault} ({tokenizer.bos_token}):"
+            f"{source}: a templated prompt begins with two BOS ({tokenizer.bos_token}):"
             f" {tokenizer.convert_ids_to_tokens(ids[:4])}; one was expected.\n"
-            f"  {suggest_bos_fix(fault)}"
+            f"  {REMEDY}"
         )
 
 

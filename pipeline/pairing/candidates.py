@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.artifacts import Samples
-from pipeline.errors import UserError, pluralize, suggest
+from pipeline.errors import UserError, suggest
 
 
 def scan_metadata(samples: Samples, bos: int | None) -> pl.DataFrame:
@@ -46,7 +46,7 @@ def _scan_shards(samples: Samples) -> pl.LazyFrame:
 
 def join_candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.DataFrame:
     """Every sample, its prompt's number and the deciding scorer's score (null without one)."""
-    (rows, numbers) = number_prompts(samples)
+    rows, numbers = number_prompts(samples)
     own = scores.lazy().filter(pl.col("scorer") == scorer).select("sample_id", "score").collect()
     if not own.height:
         known = sorted(scores["scorer"].unique())
@@ -76,7 +76,7 @@ def align_scores(ids: pl.Series, own: pl.DataFrame) -> pl.Series:
     unknown = own.join(ids.to_frame(), on="sample_id", how="anti")
     if unknown.height:
         raise UserError(
-            f"pair: {unknown.height} of {many(own.height, 'score')} belong to samples that are not"
+            f"pair: {unknown.height} of {pluralize(own.height, 'score')} belong to samples that are not"
             f" here, such as {unknown['sample_id'][0]}.\n"
             "  The scores are of another sampling run. Score these samples."
         )

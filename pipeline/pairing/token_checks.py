@@ -11,10 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.backends.chat import Chat, differing
+from pipeline.backends.chat import ModelTokenizer, describe_difference
 from pipeline.config import PairConfig
 from pipeline.errors import UserError
-from pipeline.models.bos import holds_bos, remedy_for
+from pipeline.models.bos import REMEDY, contains_bos, starts_with_two_bos
 from pipeline.pairing.selection import OFFLINE, ON_POLICY
 
 SIDES = "chosen", "rejected"
@@ -29,7 +29,7 @@ class TokenFault:
     remedy: str
 
 
-def check_pairs(cfg: PairConfig, pairs: pl.DataFrame, chat: Chat) -> None:
+def check_pairs(cfg: PairConfig, pairs: pl.DataFrame, chat: ModelTokenizer) -> None:
     """Refuse with every fault: in how many pairs it is, and the first of them."""
     faults: dict[TokenFault, list[str]] = {}
     for row in pairs.iter_rows(named=True):
@@ -39,7 +39,7 @@ def check_pairs(cfg: PairConfig, pairs: pl.DataFrame, chat: Chat) -> None:
     if faults:
         lines = [
             "pair: the tokens that would be trained are not those"
-            f" that the policy {chat.where} samples:"
+            f" that the policy {chat.source} samples:"
         ]
         for fault, found in faults.items():
             lines.append(
@@ -50,48 +50,51 @@ def check_pairs(cfg: PairConfig, pairs: pl.DataFrame, chat: Chat) -> None:
 
 
 def _find_faults(
-    cfg: PairConfig, row: dict[str, Any], chat: Chat
+    cfg: PairConfig, row: dict[str, Any], chat: ModelTokenizer
 ) -> Iterator[tuple[TokenFault, str]]:
     prompt = row["prompt_token_ids"]
     rendered = chat.render(row["prompt"], cfg.template_kwargs, generation=True)
-    expected = chat.pieces(rendered)
-    if wrong := chat.bos_fault(expected):
-        what = f"the chat template's prompt begins with {wrong}"
-        yield TokenFault(what, remedy_for(wrong)), _show_start(chat, expected)
+    expected = chat.encode_text(rendered)
+    if starts_with_two_bos(expected, chat.bos):
+        what = "the chat template's prompt begins with two BOS"
+        yield TokenFault(what, REMEDY), _show_start(chat, expected)
     elif prompt != expected:
         what = "the prompt's tokens differ from its template's"
-        if wrong := chat.bos_fault(prompt):
-            what = f"the prompt begins with {wrong}"
+        if starts_with_two_bos(prompt, chat.bos):
+            what = "the prompt begins with two BOS"
         yield TokenFault(what, _remedy(row, chat)), _show_difference(chat, expected, prompt)
     for side in SIDES:
         yield from _find_faults_of_side(cfg, row, chat, rendered, side)
 
 
 def _find_faults_of_side(
-    cfg: PairConfig, row: dict[str, Any], chat: Chat, rendered: str, side: str
+    cfg: PairConfig, row: dict[str, Any], chat: ModelTokenizer, rendered: str, side: str
 ) -> Iterator[tuple[TokenFault, str]]:
     ids, text = row[f"{side}_token_ids"], row[side][-1]["content"]
     is_sampled = row["origin"] == ON_POLICY
-    if not ids or (ids[-1] not in chat.stops and not cfg.filters.allow_truncated):
+    if not ids or (ids[-1] not in chat.stop_ids and not cfg.filters.allow_truncated):
         what = f"{side} does not end with a stop token"
-        yield TokenFault(what, _remedy(row, chat)), f"it ends with {chat.spell(ids[-AROUND:])}"
-    if chat.only_bos is not None:
-        has_bos = chat.only_bos in ids if is_sampled else holds_bos(chat.tokenizer, text)
+        yield (
+            TokenFault(what, _remedy(row, chat)),
+            f"it ends with {chat.spell_tokens(ids[-AROUND:])}",
+        )
+    if chat.leading_bos is not None:
+        has_bos = chat.leading_bos in ids if is_sampled else contains_bos(chat.tokenizer, text)
         if has_bos:
             detail = f"{chat.tokenizer.bos_token} in {text[:80]!r}"
             yield TokenFault(f"{side} contains a BOS", REMOVE_BOS), detail
     whole = chat.render([*row["prompt"], *row[side]], cfg.template_kwargs, generation=False)
     if not whole.startswith(rendered):
         what = f"the prompt is not a prefix of the conversation with {side}"
-        yield TokenFault(what, KEEP_PROMPT), differing(rendered, whole[: len(rendered)])
+        yield TokenFault(what, KEEP_PROMPT), describe_difference(rendered, whole[: len(rendered)])
     if is_sampled and (decoded := _decode_answer(chat, ids)) != text:
         what = f"{side}'s tokens do not read as its text"
-        yield TokenFault(what, _remedy(row, chat)), differing(text, decoded)
+        yield TokenFault(what, _remedy(row, chat)), describe_difference(text, decoded)
 
 
-def _remedy(row: dict[str, Any], chat: Chat) -> str:
+def _remedy(row: dict[str, Any], chat: ModelTokenizer) -> str:
     """How to make such tokens again; a new seed is a new draw."""
-    if chat.dated:
+    if chat.writes_date:
         return (
             "Its chat template writes today's date, so a prompt differs from day to day: fix it by"
             " template.kwargs.date_string='26 Jul 2024',"
@@ -105,14 +108,14 @@ def _remedy(row: dict[str, Any], chat: Chat) -> str:
     return f"{as_before}, or draw anew: sample.seed=NUMBER, a new one."
 
 
-def _show_start(chat: Chat, ids: list[int]) -> str:
-    return f"it begins {chat.spell(ids[:AROUND])}"
+def _show_start(chat: ModelTokenizer, ids: list[int]) -> str:
+    return f"it begins {chat.spell_tokens(ids[:AROUND])}"
 
 
-def _decode_answer(chat: Chat, ids: list[int]) -> str:
-    kept = ids[:-1] if ids and ids[-1] in chat.stops else ids
+def _decode_answer(chat: ModelTokenizer, ids: list[int]) -> str:
+    kept = ids[:-1] if ids and ids[-1] in chat.stop_ids else ids
     return chat.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _show_difference(chat: Chat, expected: list[int], found: list[int]) -> str:
-    return differing(chat.spell(expected), chat.spell(found), AROUND)
+def _show_difference(chat: ModelTokenizer, expected: list[int], found: list[int]) -> str:
+    return describe_difference(chat.spell_tokens(expected), chat.spell_tokens(found), AROUND)

@@ -42,11 +42,7 @@ def list_checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
 
 def list_checkpoint_checks(cfg: object) -> Iterator[Callable[[], object]]:
     """Checks of a local checkpoint's files."""
-    if (
-        isinstance(cfg, Checkpoint | RewardCheckpoint)
-        and cfg.model.is_local
-        and exists(cfg.model)
-    ):
+    if isinstance(cfg, Checkpoint | RewardCheckpoint) and cfg.model.is_local and exists(cfg.model):
         yield partial(check_files, cfg)
 
 

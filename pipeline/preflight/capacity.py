@@ -40,7 +40,7 @@ def list_checks(run_plan: RunPlan, coming: list[Step]) -> Iterator[Callable[[], 
 
 
 def _check_training(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> None:
-    (rows, longest) = _count_rows_at_once(run_plan, step, cfg, _read_lengths(run_plan, step, cfg))
+    rows, longest = _count_rows_at_once(run_plan, step, cfg, _read_lengths(run_plan, step, cfg))
     if fault := _explain_misfit(run_plan, step, cfg, rows, longest):
         raise UserError(fault)
 
@@ -64,7 +64,7 @@ def _explain_misfit(
 
 def _find_unknown_layer(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> str | None:
     """The error for a target that no local layer has. A pattern is checked in training."""
-    (folder, adapter) = (find_weights(run_plan, step.inputs["init"]), cfg.adapter)
+    folder, adapter = (find_weights(run_plan, step.inputs["init"]), cfg.adapter)
     if folder is None or not isinstance(adapter, LoraAdapter) or isinstance(adapter.targets, str):
         return None
     layers = model_shape.read_layer_names(folder)
@@ -88,13 +88,13 @@ def check_engines(run_plan: RunPlan, coming: list[Step]) -> None:
 def describe_dtype(cfg: Config) -> Iterator[str]:
     """What `dtype=auto` means on this machine, and why."""
     if cfg.dtype == hardware.AUTO:
-        (_, reason) = hardware.check_bfloat16()
+        _, reason = hardware.check_bfloat16()
         yield f"dtype auto: {hardware.resolve_dtype(cfg.dtype)} ({reason})"
 
 
 def warn_of_slow_dtypes(steps: list[Step]) -> Iterator[str]:
     """Warn of models in bfloat16 on a device that does not compute in it."""
-    (computes, reason) = hardware.check_bfloat16()
+    computes, reason = hardware.check_bfloat16()
     if computes:
         return
     found: dict[str, None] = {}
@@ -143,7 +143,7 @@ def _list_engines(
         if not isinstance(step.config, SampleRequest):
             continue
         if needs := _estimate_engine(run_plan, step, step.config):
-            yield (step, needs, _describe_place(step, step.config, smallest) if smallest else None)
+            yield step, needs, _describe_place(step, step.config, smallest) if smallest else None
 
 
 def _estimate_engine(
@@ -154,7 +154,7 @@ def _estimate_engine(
     limits = (
         cfg.request_turn(cfg.turns).limits if isinstance(cfg, ConversationRequest) else cfg.limits
     )
-    (dtype, length, policy) = (
+    dtype, length, policy = (
         cfg.backend.dtype,
         limits.prompt + limits.completion,
         step.inputs["policy"],
@@ -182,18 +182,18 @@ def _describe_training(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> Itera
     lengths = _read_lengths(run_plan, step, cfg)
     rows = len(lengths) // sides if lengths else count_rows_at_most(run_plan, step, 2 // sides)
     longest = max(lengths, default=cfg.max_length)
-    (steps, tokens) = (None, None)
+    steps, tokens = (None, None)
     if rows is None:
         yield "how many rows is not known before prompts and pairs are counted"
     else:
-        (steps, tokens) = _count_steps_and_tokens(cfg, rows, sides, lengths)
+        steps, tokens = _count_steps_and_tokens(cfg, rows, sides, lengths)
         bound = "" if lengths else "at most "
         size = f"{pluralize(rows, 'row', grouped=True)} · {tokens:,} tokens"
         yield f"{bound}{pluralize(steps, 'step')} of {cfg.batch} · {size}"
     if lengths:
         yield training_fit.format_histogram(training_fit.build_histogram(lengths))
     shape = find_shape(run_plan, step.inputs["init"])
-    (world, pace) = (
+    world, pace = (
         cfg.runtime.world_size(len(hardware.list_gpus())),
         _find_pace(run_plan, step, shape),
     )
@@ -203,7 +203,7 @@ def _describe_training(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> Itera
     # With an upper bound of rows this warns only if even that is too few.
     if rows and (warning := cfg.explain_few_steps(model_shape.count_steps(cfg, rows))):
         yield f"! {warning}"
-    (rows_at_once, longest) = _count_rows_at_once(run_plan, step, cfg, lengths)
+    rows_at_once, longest = _count_rows_at_once(run_plan, step, cfg, lengths)
     if fault := _explain_misfit(run_plan, step, cfg, rows_at_once, longest):
         yield from f"! a run here refuses this: {fault}".splitlines()
 
@@ -216,7 +216,7 @@ def _count_steps_and_tokens(
     total = sum(lengths) if lengths else rows * sides * cfg.max_length
     mean_tokens = total / max(rows * sides, 1)
     rehearsal = steps * cfg.rehearsed * mean_tokens  # demonstrations count as long as the answers
-    return (steps, round(cfg.epochs * total + rehearsal))
+    return steps, round(cfg.epochs * total + rehearsal)
 
 
 def estimate_training_seconds(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> float | None:
@@ -227,8 +227,8 @@ def estimate_training_seconds(run_plan: RunPlan, step: Step, cfg: TrainConfig) -
     shape = find_shape(run_plan, step.inputs["init"])
     if rows is None or shape is None:
         return None
-    (steps, tokens) = _count_steps_and_tokens(cfg, rows, sides, lengths)
-    (world, pace) = (
+    steps, tokens = _count_steps_and_tokens(cfg, rows, sides, lengths)
+    world, pace = (
         cfg.runtime.world_size(len(hardware.list_gpus())),
         _find_pace(run_plan, step, shape),
     )
@@ -240,7 +240,7 @@ def _count_rows_at_once(
 ) -> tuple[int, int]:
     """Rows that are trained together and the longest of them; 0, 0 if the pairs are not known."""
     if not lengths:
-        return (0, 0)
+        return 0, 0
     shape = find_shape(run_plan, step.inputs["init"])
     world = cfg.runtime.world_size(len(hardware.list_gpus()))
     return (training_fit.choose_micro_batch(shape, cfg, max(lengths), world), max(lengths))
@@ -302,7 +302,7 @@ def _find_pace(run_plan: RunPlan, step: Step, shape: Shape | None) -> training_f
     """The newest like training's pace: the same model, or the same shape on this device."""
     cfg = step.config
     assert isinstance(cfg, TrainConfig)
-    (init, similar) = (run_plan.fingerprint(step.inputs["init"]), [])
+    init, similar = (run_plan.fingerprint(step.inputs["init"]), [])
     for folder in (run_plan.root / "train").glob("*/"):
         if not store.STEP_NAME.fullmatch(folder.name):
             continue
@@ -323,7 +323,7 @@ def _find_pace(run_plan: RunPlan, step: Step, shape: Shape | None) -> training_f
 def _compute_pace(made: store.Manifest) -> training_fit.Pace:
     """Tokens a second without evaluations, and the seconds of one evaluation."""
     cost = made["cost"]
-    (seconds_each, every) = (cost.get("look_seconds", 0.0), made["config"].get("eval_every"))
+    seconds_each, every = (cost.get("look_seconds", 0.0), made["config"].get("eval_every"))
     is_evaluated = seconds_each and every and "steps" in cost
     evaluations = 1 + cost["steps"] // every if is_evaluated else 0
     training_seconds = max(made["seconds"] - evaluations * seconds_each, 0.01)

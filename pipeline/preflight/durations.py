@@ -178,9 +178,7 @@ class TimeLeft:
         unknown = ""
         if missing := len(to_do) - len(known):
             unknown = f", and {pluralize(missing, 'step')} of unknown time"
-        return (
-            f" · then about {format_duration(sum(known))} for {pluralize(len(known), 'step')}{unknown}"
-        )
+        return f" · then about {format_duration(sum(known))} for {pluralize(len(known), 'step')}{unknown}"
 
 
 def _name_kind(step: Step) -> str:

@@ -61,7 +61,9 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
         identity = cfg.model_dump_json(exclude={"seed", "wave", "purpose", "runtime"})
         key = f"{table} {template} {context} {identity}"
         if key not in checked and not cfg.ties_by and (table / "prompts.parquet").exists():
-            check_one_fits(cfg, open_tokenizer(template, context), select_block(cfg, Prompts(table)))
+            check_one_fits(
+                cfg, open_tokenizer(template, context), select_block(cfg, Prompts(table))
+            )
         checked.add(key)
 
 

@@ -145,7 +145,9 @@ def _list_count_checks(
 def _summarize_playground(cfg: PlaygroundPrompts) -> PromptSummary:
     from pipeline.data import synthetic
 
-    first = list(synthetic.generate_prompts(min(cfg.rows, LARGEST_PLAYGROUND), cfg.constraints, cfg.seed))
+    first = list(
+        synthetic.generate_prompts(min(cfg.rows, LARGEST_PLAYGROUND), cfg.constraints, cfg.seed)
+    )
     return PromptSummary(cfg.rows, frozenset(first[0]["columns"]))
 
 

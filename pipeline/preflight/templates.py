@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.config import Checkpoint
 from pipeline.errors import UserError
 from pipeline.hashing import find_local_folder
-from pipeline.models.bos import REMEDY, is_doubled
+from pipeline.models.bos import REMEDY, starts_with_two_bos
 
 
 def check_template(cfg: Checkpoint) -> None:

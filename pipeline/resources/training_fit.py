@@ -51,7 +51,7 @@ def build_histogram(lengths: list[int]) -> dict[str, Any]:
 
 def format_histogram(histogram: dict[str, Any]) -> str:
     counts = " ".join(map(str, histogram["counts"]))
-    (width, longest) = (histogram["width"], histogram["longest"])
+    width, longest = (histogram["width"], histogram["longest"])
     return f"lengths  {counts} in bins of {width} tokens, up to {longest}"
 
 
@@ -66,7 +66,7 @@ def choose_micro_batch(shape: Shape | None, cfg: TrainConfig, longest: int, worl
         each = max(rows for rows in range(1, min(each, CPU_ROWS) + 1) if each % rows == 0)
     if shape is None:
         return each
-    (available, _) = available_memory(cfg)
+    available, _ = available_memory(cfg)
     return training_memory.largest_micro_batch(
         shape, cfg, each, longest, world, available, gpu=bool(hardware.list_gpus())
     )
@@ -91,15 +91,15 @@ def estimate_evaluation(shape: Shape, cfg: TrainConfig) -> tuple[int, float]:
     """How many answers an evaluation generates at once, and its bytes if all of them are long."""
     training = _between_steps(shape, cfg)
     if not training.generates_answers:
-        return (0, 0.0)
+        return 0, 0.0
     answers = choose_answer_batch(shape, cfg, min(ANSWERS_AT_ONCE, cfg.guards.prompts))
-    return (answers, training.between_steps + answers * training.token.generated_answer)
+    return answers, training.between_steps + answers * training.token.generated_answer
 
 
 def _between_steps(shape: Shape, cfg: TrainConfig) -> training_memory.ProcessMemory:
     gpus = len(hardware.list_gpus())
     world = cfg.runtime.world(gpus)
-    return training_memory.ProcessMemory(shape, cfg, 0, 0, world_size, bool(gpus))
+    return training_memory.ProcessMemory(shape, cfg, 0, 0, world, bool(gpus))
 
 
 def available_memory(cfg: TrainConfig) -> tuple[float, str]:
@@ -107,12 +107,12 @@ def available_memory(cfg: TrainConfig) -> tuple[float, str]:
 
     A share of what is free on its GPU, or of this process' part of the free main memory.
     """
-    (size, where) = hardware.measure_memory()
+    size, where = hardware.measure_memory()
     sharing = 1 if hardware.list_gpus() else cfg.runtime.count_processes(0)
     for_each = f", for each of {sharing} processes" if sharing > 1 else ""
     share = f"train.runtime.memory={cfg.runtime.memory:g}"
     source = f"{share} of {format_bytes(size)} {where}{for_each}"
-    return (size * cfg.runtime.memory / sharing, source)
+    return size * cfg.runtime.memory / sharing, source
 
 
 def describe_needs(
@@ -131,14 +131,14 @@ def describe_needs(
     rows = choose_micro_batch(shape, cfg, longest, world)
     needs = estimate_needs(shape, cfg, rows, longest, world)
     yield f"memory   {needs} for {pluralize(rows, 'row')} at once"
-    (answers, peak) = estimate_evaluation(shape, cfg)
+    answers, peak = estimate_evaluation(shape, cfg)
     if peak > needs.total:
-        at_once = f"{many(answers, 'answer')} at once"
+        at_once = f"{pluralize(answers, 'answer')} at once"
         yield (
             f"         up to {format_bytes(peak)} where an evaluation generates {at_once}"
             " and all are long"
         )
-    (available, source) = available_memory(cfg)
+    available, source = available_memory(cfg)
     yield f"         there are {format_bytes(available)} ({source})"
     disk = model_shape.estimate_disk(shape, cfg)
     checkpoints = f"two checkpoints of {format_bytes(disk.checkpoint)}"
@@ -190,7 +190,7 @@ def memory_shortage(
 ) -> str | None:
     """The error where the training does not fit. `rows=0`: whatever it will read."""
     needs = estimate_needs(shape, cfg, rows, longest, world)
-    (available, source) = available_memory(cfg)
+    available, source = available_memory(cfg)
     if needs.total <= available:
         return None
     if rows:

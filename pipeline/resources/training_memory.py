@@ -15,9 +15,9 @@ from pipeline.resources.model_shape import MIB, Shape, count_trained, format_byt
 
 # The tile of logits that TRL's fused head holds: TOKEN_CHUNK_SIZE of trl/kernels/chunked_logprob.py
 # by _CHUNKED_LOGPROB_CHUNK_SIZE of trl/trainer/utils.py.
-(TILE_ROWS, TILE_COLUMNS) = (4096, 32768)
+TILE_ROWS, TILE_COLUMNS = (4096, 32768)
 # Bytes for each logit of a tile without Triton: _forward_tile and _backward_tile copy it.
-(COPIED_FORWARD, COPIED_BACKWARD) = (13, 29)
+COPIED_FORWARD, COPIED_BACKWARD = (13, 29)
 # Main memory of a training's process before it has any tensor: torch, transformers, TRL, peft,
 # datasets and polars. Measured as VmRSS less the weights, once the trainer is built: 500 MiB of
 # data, 216 MiB of mapped code.
@@ -117,7 +117,7 @@ class ProcessMemory:
 
     def _moments_at_head(self) -> Iterator[MemoryEstimate]:
         """The end of the forward pass, then the backward passes of untiled and of tiled logits."""
-        (a_token, carried) = (
+        a_token, carried = (
             self.kept_per_token + self.token.after_last_block,
             self.gradients_carried,
         )

@@ -78,7 +78,7 @@ class InProcess:
         self, shards: list[str], on_finish: OnFinish = _ignore, on_report: OnReport = _ignore
     ):
         self._queue = deque(shards)
-        (self._on_finish, self._on_report) = (on_finish, on_report)
+        self._on_finish, self._on_report = (on_finish, on_report)
 
     def claim(self, wait: bool = True) -> str | None:
         return self._queue.popleft() if self._queue else None
@@ -117,7 +117,7 @@ class WorkerProcess:
         self.name = f"worker {number} (GPU {gpus})" if gpus else f"worker {number}"
         self.claimed: list[str] = []
         self.is_waiting = False
-        (self.pipe, theirs) = get_context("spawn").Pipe()
+        self.pipe, theirs = get_context("spawn").Pipe()
         # Not a daemon: a daemon may have no children, and an engine on a GPU starts some.
         self.process = get_context("spawn").Process(
             target=_run_worker, args=(work, environment, theirs, self.log)
@@ -145,7 +145,7 @@ class WorkerPool:
     def __init__(self, shards: list[str], on_finish: OnFinish, on_report: OnReport):
         self.queue = deque(shards)
         self.workers: list[WorkerProcess] = []
-        (self._on_finish, self._on_report) = (on_finish, on_report)
+        self._on_finish, self._on_report = (on_finish, on_report)
         self._last_crashed: WorkerProcess
 
     def run(self, work: Work, environments: list[Environment], logs: Path) -> None:
@@ -219,7 +219,7 @@ class WorkerPool:
         self.queue.extendleft(reversed(worker.claimed))
         if worker.process.exitcode or worker.claimed:
             self._last_crashed = worker
-            shards = many(len(worker.claimed), "shard")
+            shards = pluralize(len(worker.claimed), "shard")
             _print(f"│ {worker.name} {worker.exit_cause} and gives back {shards}.")
         worker.claimed = []
 

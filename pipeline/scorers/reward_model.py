@@ -16,7 +16,6 @@ from pipeline.errors import StageError, UserError, suggest
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.pooling import ClassifierSource, Logits, PoolingEngine, open_engine
 from pipeline.scorers.reward_text import EncodedRow, RewardEncoder, UnreadableText
-from pipeline.text import strip_reasoning
 
 # Of different lengths, so that they are padded when they share a batch.
 PROBES = (
@@ -36,7 +35,7 @@ class RewardModel:
     def __init__(
         self, cfg: RewardModelScorer, reward: Model | None, knob: str = "score.scorers.NAME"
     ):
-        (self.cfg, self.reward, self.knob) = (cfg, reward, knob)
+        self.cfg, self.reward, self.knob = (cfg, reward, knob)
         self.engine: PoolingEngine | None = None
         self.encoder: RewardEncoder
         self.read_score: Callable[[Logits], float]
@@ -47,7 +46,7 @@ class RewardModel:
         for answer in answers:
             text = answer.completion
             if self.cfg.strip_reasoning:
-                text = without_reasoning(text)
+                text = strip_reasoning(text)
             try:
                 rows[answer.sample_id] = self.encoder.encode(answer.prompt, text)
             except UnreadableText as fault:
@@ -63,8 +62,8 @@ class RewardModel:
     def _open(self) -> PoolingEngine:
         from transformers import AutoConfig
 
-        (cfg, knob) = (self.cfg, self.knob)
-        (source, tokenizer) = self._find_checkpoint()
+        cfg, knob = (self.cfg, self.knob)
+        source, tokenizer = self._find_checkpoint()
         name = str(source.weights)
         config = AutoConfig.from_pretrained(
             source.weights, revision=source.revision, trust_remote_code=source.remote_code
@@ -80,10 +79,10 @@ class RewardModel:
     def _find_checkpoint(self) -> tuple[ClassifierSource, Any]:
         from pipeline.models.checkpoint import locate_classifier, open_tokenizer
 
-        (cfg, reward) = (self.cfg, self.reward)
+        cfg, reward = (self.cfg, self.reward)
         if cfg.model is not None:
-            (folder, _) = locate_classifier(cfg.model, cfg.revision, cfg.trust)
-            (source, tokenizer) = (ClassifierSource(folder, None, cfg.trust.remote_code), folder)
+            folder, _ = locate_classifier(cfg.model, cfg.revision, cfg.trust)
+            source, tokenizer = (ClassifierSource(folder, None, cfg.trust.remote_code), folder)
         elif reward is not None:
             source = ClassifierSource(reward.weights, reward.revision, reward.remote_code)
             tokenizer = reward.tokenizer

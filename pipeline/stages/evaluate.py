@@ -32,7 +32,7 @@ from pipeline.report.analysis.benchmarks import (
     list_unavailable,
 )
 from pipeline.report.analysis.changes import describe_changes
-from pipeline.report.analysis.chats import QuestionSet, describe_chat, read_question_set
+from pipeline.report.analysis.chats import QuestionSet, read_question_set
 from pipeline.report.analysis.cost import describe_cost
 from pipeline.report.analysis.distributions import describe_distributions
 from pipeline.report.analysis.eval_results import SFT, EvalResult, read_eval
@@ -40,7 +40,7 @@ from pipeline.report.analysis.funnel import read_funnel
 from pipeline.report.analysis.gates import read_gates
 from pipeline.report.analysis.judges import judge_duels
 from pipeline.report.analysis.multiple_testing import correct_families
-from pipeline.report.analysis.people import HumanResults, Vote, collect_human_results
+from pipeline.report.analysis.people import HumanResults, Vote
 from pipeline.report.analysis.slices import describe_slices
 from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict
 from pipeline.report.render.answer_files import write_answers
@@ -122,15 +122,15 @@ def collect_findings(
 
     The others go to the evaluation's prompts.
     """
-    (draw, names) = (aggregate.bootstrap_config(cfg), aggregate.list_scorers(examined, cfg.scorer))
+    draw, names = (aggregate.bootstrap_config(cfg), aggregate.list_scorers(examined, cfg.scorer))
     votes = {name: read_label_votes(name, path) for name, path in sorted(cfg.labels.items())}
     judges = [*aggregate.score_duels(examined, names, draw), *judge_duels(duels, examined, draw)]
     others = {name: exclude_votes(given, sets) for name, given in votes.items()}
-    annotators = said_of(examined, others, judges, draw)
+    annotators = collect_human_results(examined, others, judges, draw)
     reports = {}
     for of in sets:
         own = {name: select_votes(of, given) for name, given in votes.items()}
-        reports[of.name] = chat_report(of, own, draw)
+        reports[of.name] = describe_chat(of, own, draw)
     return Findings(examined, [*judges, *annotators.duels], published, annotators, reports)
 
 
@@ -142,12 +142,12 @@ def assemble_report(
     found: Findings,
     pairs: list[Pairs],
 ) -> dict[str, Any]:
-    (draw, columns, asked) = (
+    draw, columns, asked = (
         aggregate.bootstrap_config(cfg),
         prompts.read_columns(),
         last_turns(prompts),
     )
-    (examined, published) = (found.examined, found.published)
+    examined, published = (found.examined, found.published)
     names = (
         [model.name for model in aggregate.select_rounds(examined)][-1:]
         if chosen == SFT
@@ -160,7 +160,7 @@ def assemble_report(
     )
     names = aggregate.list_scorers(examined, cfg.scorer)
     models = aggregate.describe_models(examined, names, asked, draw)
-    (differences, contests) = correct_families(
+    differences, contests = correct_families(
         aggregate.describe_differences(examined, names, draw),
         [aggregate.describe_duel(duel) for duel in found.duels],
     )

@@ -50,10 +50,10 @@ def _train(cfg: RewardTraining, out: Path, start: Model, decontamination: Decont
 
     tokenizer = loading.load_tokenizer(start)
     text = RewardEncoder(tokenizer, "chat", cfg.template_kwargs, limit=None)
-    (learned, held_out) = split_held_out(cfg, _read_examples(cfg, out, text, decontamination))
+    learned, held_out = split_held_out(cfg, _read_examples(cfg, out, text, decontamination))
     reward.set_pad_token(tokenizer, [*learned, *held_out])
     module = reward.load(start, cfg.seed)
-    (trainer, ledger) = reward.build_trainer(cfg, module, tokenizer, learned, out)
+    trainer, ledger = reward.build_trainer(cfg, module, tokenizer, learned, out)
     trackers.train_with_trackers(trainer, ledger.find_newest())
     loading.check_finite(module)
 
@@ -155,7 +155,7 @@ def split_held_out(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row],
     chosen = hold_out(units, cfg.held_out, cfg.seed)
     learned = [example for example, unit in zip(examples, units, strict=True) if unit not in chosen]
     if not chosen or not learned:
-        prompts = many(len(set(units)), "prompt")
+        prompts = pluralize(len(set(units)), "prompt")
         raise UserError(
             f"reward: of {pluralize(len(examples), 'row')}, to hold out {len(chosen)} of {prompts}"
             f" leaves {len(learned)} to learn from.\n"
@@ -167,7 +167,7 @@ def split_held_out(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row],
         if unit in chosen:
             familiar = not seen.isdisjoint(example["answers"])
             held_out.append({**example, "familiar": familiar})
-    return (learned, held_out)
+    return learned, held_out
 
 
 def _held_out_units(cfg: RewardTraining, examples: Sequence[Row]) -> list[str]:
@@ -197,7 +197,7 @@ def count_familiar(learned: Sequence[Row], held_out: Sequence[Row]) -> dict[str,
 
 
 def describe_accuracy(figures: dict[str, float]) -> str:
-    rows = many(int(figures["held_out"]), "held-out row")
+    rows = pluralize(int(figures["held_out"]), "held-out row")
     text = f"agrees with {figures['accuracy']:.3f} of {rows}"
     if shared := figures["of_learned_prompts"]:
         text += (
@@ -205,11 +205,11 @@ def describe_accuracy(figures: dict[str, float]) -> str:
         )
     if not figures["learned_answers"]:
         return f"{text}; none of their answers was learned from"
-    answers = many(int(figures["answers"]), "answer")
+    answers = pluralize(int(figures["answers"]), "answer")
     text += f"; {figures['learned_answers']:g} of their {answers} were learned from too"
     if "accuracy_new" not in figures:
         return f"{text}, and no row is free of them: the accuracy is one on familiar answers"
-    (new, accuracy) = (figures["held_out_new"], figures["accuracy_new"])
+    new, accuracy = (figures["held_out_new"], figures["accuracy_new"])
     return f"{text}: of the {new:g} rows without such answers, {accuracy:.3f}"
 
 

@@ -77,7 +77,9 @@ def run(
     progress.resume_at(len(shards) - len(missing))
     with open_scorers(cfg.other_scorers, reward, out) as scorers:
         for shard, answers, arriving in start_shards(missing, answers_of, scorers):
-            scores = read_local_scores(out / LOCAL_SCORES / shard) if cfg.local_model_scorers else {}
+            scores = (
+                read_local_scores(out / LOCAL_SCORES / shard) if cfg.local_model_scorers else {}
+            )
             scores |= {name: [*each] for name, each in arriving.items()}
             write_table(out / "scores" / shard, build_table(scores, cfg.ensembles, answers))
             note_cost(out, **add_bills(bill, sum_costs(scorers)))

@@ -31,8 +31,8 @@ def choose_micro_batch(
     cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", world: int, out: Path
 ) -> TrainConfig:
     """The config with a number as `micro_batch`. Print the estimate; raise where it cannot fit."""
-    (table, shape) = (rows["train"], model_shape.read_shape(Path(init.weights)))
-    (lengths, steps) = (
+    table, shape = (rows["train"], model_shape.read_shape(Path(init.weights)))
+    lengths, steps = (
         training_fit.sequence_lengths(table),
         model_shape.count_steps(cfg, table.height),
     )
@@ -48,7 +48,7 @@ def choose_micro_batch(
     auto = cfg.runtime.micro_batch == "auto"
     cfg = with_micro_batch(cfg, _find_micro_batch(cfg, shape, longest, world, out))
     at_once = cfg.runtime.per_device
-    height = many(table.height, "row", grouped=True)
+    height = pluralize(table.height, "row", grouped=True)
     amount = f"{pluralize(steps, 'step')} of {cfg.batch} · {height} · {tokens:,} tokens"
     print(SIGN, "train", amount, f"· {at_once} at once", file=sys.stderr)
     log_lines(

@@ -46,7 +46,7 @@ def train(
         start = dict(loading.compute_checksums(trainable_weights(policy), published_dtype))
     settings = loading.copy_settings(policy)
     watch = guards.build_guards(cfg, init, reference, dev, rows["dev"], out, processes)
-    (trainer, ledger) = build.build_trainer(cfg, policy, init, reference, rows, out, watch)
+    trainer, ledger = build.build_trainer(cfg, policy, init, reference, rows, out, watch)
     _check_processes(trainer, cfg, processes)
 
     trackers.train_with_trackers(trainer, ledger.find_newest())
@@ -57,10 +57,10 @@ def train(
         state = trainer.state
         kept = watch.restore_weights(state.global_step, state.log_history, trained)
         loading.check_finite(policy, whole)
-        checksums = loading.checksums(trained, published_dtype)
-        unchanged = all(start.get(name) == number for name, number in compute_checksums)
-        few_steps = cfg.few_steps(state.max_steps)
-        summary.write(out, state, kept, watch.stop_reason, explain_few_steps, unchanged)
+        checksums = loading.compute_checksums(trained, published_dtype)
+        unchanged = all(start.get(name) == number for name, number in checksums)
+        few_steps = cfg.explain_few_steps(state.max_steps)
+        summary.write(out, state, kept, watch.stop_reason, few_steps, unchanged)
         if isinstance(cfg.adapter, FullAdapter):
             loading.save_full(policy, settings, init, cfg.dtype, out, whole)
         else:
@@ -82,7 +82,7 @@ def _is_first_process() -> bool:
 
 def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:
     """A launcher that lacks what was requested runs what it finds, without a warning."""
-    (started, kind) = (trainer.args.world_size, trainer.accelerator.distributed_type.value)
+    started, kind = (trainer.args.world_size, trainer.accelerator.distributed_type.value)
     expected = ("NO",) if wanted == 1 else DISTRIBUTED_TYPES[cfg.runtime.launch]
     if started != wanted or kind not in expected or trainer.args.n_gpu > 1:
         raise UserError(

@@ -116,7 +116,9 @@ def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_aga
     for step in built[:3]:
         store.prune(first.folder(step), store.read_manifest(first.folder(step)))
     monkeypatch.setenv("TOY_SALT", "other")
-    second = prepare_plan(cfg, [Step("pair", cfg.pair.for_round(2), samples=samples, scores=scores)])
+    second = prepare_plan(
+        cfg, [Step("pair", cfg.pair.for_round(2), samples=samples, scores=scores)]
+    )
     build_missing(cfg, second, tmp_path / "second")
     assert "once more" in capsys.readouterr().out
     assert all(

@@ -92,7 +92,7 @@ def test_a_measured_draw_tells_the_others_and_the_exams(planned):
     each = sum(setting.n for setting in exam.config.settings.values())
     assert found.estimate(exam) == 20 + 30 * each * 50 / 100
     assert found.estimate(steps["score@2"]) is None
-    (told, unknown) = lines(planned)
+    told, unknown = lines(planned)
     for kind in ("sample", "sample of evaluations"):
         assert re.search(rf"\b{kind} \d+\.\d min \(\d+ steps?\)", told)
     assert (

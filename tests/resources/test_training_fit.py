@@ -121,7 +121,7 @@ def test_the_fullest_moment_of_a_7b_by_hand():
 
 
 def test_a_step_of_one_micro_batch_has_no_gradients_until_its_backward_pass():
-    (one, four) = (
+    one, four = (
         training_memory.estimate_memory(
             shape(LLAMA_7B), settled(FULL, batch=n, micro_batch=1), 1, 1024, 1
         )
@@ -132,7 +132,7 @@ def test_a_step_of_one_micro_batch_has_no_gradients_until_its_backward_pass():
 
 def test_a_gpu_folds_logits_without_the_copies_of_a_cpu():
     cfg = settled(RANK_16)
-    (gpu, cpu) = (training(shape(LLAMA_1B), cfg, 1, 512, there) for there in (True, False))
+    gpu, cpu = (training(shape(LLAMA_1B), cfg, 1, 512, there) for there in (True, False))
     assert gpu._tile_bytes(29) == 2 * 1024 * 32768, "in bfloat16"
     assert cpu._tile_bytes(29) == gpu._tile_bytes(29) + 29 * 1024 * 32768
 
@@ -156,7 +156,7 @@ def test_processes_share_what_their_launcher_shares():
         cfg = settled(FULL, batch=8, processes=processes, launch=launch)
         return training(shape(LLAMA_7B), cfg, 2, 512, world=processes)
 
-    (alone, ddp, zero1, zero2, fsdp) = (
+    alone, ddp, zero1, zero2, fsdp = (
         of("ddp", 1),
         of("ddp"),
         of("zero1"),
@@ -175,7 +175,7 @@ def test_processes_share_what_their_launcher_shares():
 
 
 def test_disk_by_hand():
-    (full, lora) = (
+    full, lora = (
         model_shape.estimate_disk(shape(LLAMA_7B), settled(adapter)) for adapter in (FULL, RANK_16)
     )
     assert (
@@ -254,7 +254,7 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
         "chosen_ids": [[1] * 1000] * 8,
         "rejected_ids": [[1] * 1000] * 8,
     }
-    (cfg, rows) = (settled(RANK_16, batch=8, micro_batch="auto"), {"train": pl.DataFrame(ids)})
+    cfg, rows = (settled(RANK_16, batch=8, micro_batch="auto"), {"train": pl.DataFrame(ids)})
 
     def choose_micro_batch(name: str, free: float) -> int:
         card(80, free=free)
@@ -262,7 +262,7 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
             cfg, init, rows, 1, tmp_path / name
         ).runtime.per_device
 
-    (tight, roomy) = (choose_micro_batch("tight", 6), choose_micro_batch("roomy", 80))
+    tight, roomy = (choose_micro_batch("tight", 6), choose_micro_batch("roomy", 80))
     assert tight < roomy == 8
     assert (choose_micro_batch("tight", 80), choose_micro_batch("roomy", 80)) == (tight, roomy)
     with pytest.raises(UserError, match="train needs about"):
@@ -368,7 +368,7 @@ def test_what_is_rehearsed_beside_the_pairs_needs_memory_too():
     ).train
     cfg = plain.model_copy(update={"rehearsal": rehearsing.rehearsal})
     assert cfg.rehearsal_rows == 4
-    (without, found) = (training(shape(LLAMA_1B), one, 2, 512) for one in (plain, cfg))
+    without, found = (training(shape(LLAMA_1B), one, 2, 512) for one in (plain, cfg))
     assert (without.untiled_logits, found.untiled_logits) == (0, 512 * shape(LLAMA_1B).vocabulary)
     assert (
         without.pair_tokens,
@@ -475,7 +475,7 @@ def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, 
     named = {"model.embed_tokens.weight": "1", "model.layers.0.self_attn.q_proj.weight": "1"}
     (tmp_path / "model").mkdir()
     write_json(tmp_path / "model" / "model.safetensors.index.json", {"weight_map": named})
-    (wrong, right) = (
+    wrong, right = (
         planned_on(
             tmp_path, LLAMA_1B, "adapter@train.adapter=lora", f"train.adapter.targets={names}"
         )

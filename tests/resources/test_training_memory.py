@@ -316,7 +316,9 @@ def test_a_whole_process_on_a_cpu_comes_to_what_the_plan_tells(tmp_path, adapter
     ).stdout
     found = int(shown.splitlines()[-1])
     told = (
-        json.loads((tmp_path / "train" / "adapter" / "cost.json").read_text())["memory_estimate_gib"]
+        json.loads((tmp_path / "train" / "adapter" / "cost.json").read_text())[
+            "memory_estimate_gib"
+        ]
         * model_shape.GIB
     )
     assert told == pytest.approx(found, rel=0.1)

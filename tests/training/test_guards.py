@@ -116,13 +116,13 @@ def test_kl_is_nothing_at_the_start_and_is_that_of_the_published_model_at_the_en
     assert abs(kl[0]) < 1e-4 < abs(kl[6])
 
     generations = EvalGenerations(cfg, round_.sft, round_.sft, round_.dev)
-    (policy, reference) = (loading.load(model, "float32"), loading.load(round_.sft, "float32"))
+    policy, reference = (loading.load(model, "float32"), loading.load(round_.sft, "float32"))
     drawn = generations._generate(policy, in_step=False)
-    (prompts, answers) = (
+    prompts, answers = (
         [request.prompt_token_ids for _, request in generations.rows],
         [one.token_ids for one in drawn],
     )
-    (here, there) = (
+    here, there = (
         logprobs.compute_logps(module, prompts, answers, 512) for module in (policy, reference)
     )
     assert kl[6] == pytest.approx((sum(here) - sum(there)) / len(here), abs=1e-3)
@@ -148,7 +148,7 @@ def test_answers_are_the_same_however_many_there_is_memory_for(round_, monkeypat
     together = round_.train("together", dpo(eval_every=6))
     monkeypatch.setattr("pipeline.resources.training_fit.choose_answer_batch", lambda *given: 1)
     alone = round_.train("alone", dpo(eval_every=6))
-    (first, second) = ((model.path / "answers.jsonl").read_text() for model in (together, alone))
+    first, second = ((model.path / "answers.jsonl").read_text() for model in (together, alone))
     assert first == second
 
 
@@ -161,7 +161,7 @@ def test_a_reference_that_is_loaded_for_a_look_is_gone_when_its_memory_is_given_
     from pipeline.models import loading
     from pipeline.training.monitoring import eval_generations
 
-    (loaded, alive, load) = ([], [], loading.load)
+    loaded, alive, load = ([], [], loading.load)
 
     def load_and_remember(*args):
         module = load(*args)
@@ -316,7 +316,7 @@ def test_a_stopped_training_that_was_cut_off_ends_with_the_same_bytes(round_, mo
 
     cfg = dpo(**{**FAST, "learning_rate": 1e-1}, guards={"stop_on": "loss", "patience": 2})
     whole = round_.train("whole", cfg)
-    (steps, finish) = (training_summary(whole)["steps"], room.Guards.restore_weights)
+    steps, finish = (training_summary(whole)["steps"], room.Guards.restore_weights)
 
     def cut(self, *given):
         raise KeyboardInterrupt
@@ -343,7 +343,9 @@ def test_what_cannot_be_watched_is_refused():
 @pytest.mark.model
 def test_a_margin_that_thumbs_of_one_kind_do_not_have_is_said(round_, tmp_path):
     """TRL logs none where no batch holds both kinds, as when every unpaired dev answer is good."""
-    up = unpaired_rows(pl.concat([round_.pairs.read_train(), round_.pairs.read_dev()]), "chosen", True)
+    up = unpaired_rows(
+        pl.concat([round_.pairs.read_train(), round_.pairs.read_dev()]), "chosen", True
+    )
     write_table(
         tmp_path / "unpaired.parquet",
         pl.concat([up, unpaired_rows(round_.pairs.read_train(), "rejected", False)]),
@@ -410,7 +412,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_symptom_is_seen_where_it_is_and_not_beside_it(name):
-    (ill, well) = CASES[name]
+    ill, well = CASES[name]
     assert [one.name for one in find_symptoms(ill)] == [name]
     assert find_symptoms(well) == []
 

@@ -93,7 +93,7 @@ class Facts:
 
     @property
     def lengths(self) -> tuple[Tensor, Tensor]:
-        return (counts(self.chosen_tokens), counts(self.rejected_tokens))
+        return counts(self.chosen_tokens), counts(self.rejected_tokens)
 
     @property
     def nll(self) -> Tensor:
@@ -125,13 +125,13 @@ def cdpo(f: Facts) -> Tensor:
 
 def robust(f: Facts) -> Tensor:
     """2403.00409, Sec. 3.1: the loss whose mean over flipped labels is the clean one."""
-    (clean, flipped) = (-log_sigma(f.b * f.delta), -log_sigma(-f.b * f.delta))
+    clean, flipped = (-log_sigma(f.b * f.delta), -log_sigma(-f.b * f.delta))
     return ((1 - f.wrong) * clean - f.wrong * flipped) / (1 - 2 * f.wrong)
 
 
 def ipo(f: Facts) -> Tensor:
     """2310.12036, Eq. 17, with log-ratios per token."""
-    (mine, theirs) = f.lengths
+    mine, theirs = f.lengths
     return (f.up / mine - f.down / theirs - 1 / (2 * f.b)) ** 2
 
 
@@ -142,24 +142,24 @@ def hinge(f: Facts) -> Tensor:
 
 def sigmoid_norm(f: Facts) -> Tensor:
     """2411.15124 (Tülu 3), Eq. 6."""
-    (mine, theirs) = f.lengths
+    mine, theirs = f.lengths
     return -log_sigma(f.b / mine * f.up - f.b / theirs * f.down)
 
 
 def ld_dpo(f: Facts) -> Tensor:
     """2409.06411, Sec. 3: tokens beyond the shorter answer's length weigh α."""
-    (alpha, total) = (f.cfg.args["ld_alpha"], [])
+    alpha, total = (f.cfg.args["ld_alpha"], [])
     sides = (f.chosen_tokens, f.rejected_tokens, f.ref_chosen_tokens, f.ref_rejected_tokens)
     for row in zip(*sides, strict=True):
         shared = min(len(row[0]), len(row[1]))
-        (c, r, rc, rr) = (each[:shared].sum() + alpha * each[shared:].sum() for each in row)
+        c, r, rc, rr = (each[:shared].sum() + alpha * each[shared:].sum() for each in row)
         total.append((c - rc) - (r - rr))
     return -log_sigma(f.b * torch.stack(total))
 
 
 def wpo(f: Facts) -> Tensor:
     """2406.11827, Eq. 2, each token aligned by Σ_v π(v)² (Sec. 3.2)."""
-    (chosen, rejected) = f.overlap
+    chosen, rejected = f.overlap
     weights = [
         torch.exp((c - oc).mean()) * torch.exp((r - orr).mean())
         for c, oc, r, orr in zip(f.chosen_tokens, chosen, f.rejected_tokens, rejected, strict=True)
@@ -180,7 +180,7 @@ def exo(f: Facts) -> Tensor:
 
 def nca(f: Facts) -> Tensor:
     """2402.05369, Sec. 4.1, for two answers."""
-    (up, down) = (f.b * f.up, f.b * f.down)
+    up, down = (f.b * f.up, f.b * f.down)
     return -log_sigma(up) - 0.5 * log_sigma(-up) - 0.5 * log_sigma(-down)
 
 
@@ -191,7 +191,7 @@ def sppo_hard(f: Facts) -> Tensor:
 
 def aot(f: Facts) -> Tensor:
     """2406.05882, Sec. 3, paired: the policy's sorted margins over the reference's."""
-    (mine, theirs) = (
+    mine, theirs = (
         torch.sort(f.chosen - f.rejected).values,
         torch.sort(f.ref_chosen - f.ref_rejected).values,
     )
@@ -227,7 +227,7 @@ def bco_pair(f: Facts) -> Tensor:
 
 def simpo(f: Facts) -> Tensor:
     """2405.14734, Eq. 6."""
-    (mine, theirs) = f.lengths
+    mine, theirs = f.lengths
     return -log_sigma(f.b / mine * f.chosen - f.b / theirs * f.rejected - f.cfg.args["simpo_gamma"])
 
 
@@ -238,8 +238,8 @@ def cpo(f: Facts) -> Tensor:
 
 def orpo(f: Facts) -> Tensor:
     """2403.07691, Eq. 6 and 7: odds of the mean log-probabilities."""
-    (mine, theirs) = f.lengths
-    (up, down) = (f.chosen / mine, f.rejected / theirs)
+    mine, theirs = f.lengths
+    up, down = (f.chosen / mine, f.rejected / theirs)
     odds = up - torch.log(1 - torch.exp(up)) - down + torch.log(1 - torch.exp(down))
     return -f.whole - f.b * log_sigma(odds)
 
@@ -336,7 +336,7 @@ def token_logps(
         logs = module(ids).logits[0].log_softmax(-1)[:-1]
     picked = logs[torch.arange(len(logs)), ids[0, 1:]]
     start = len(prompt) - 1
-    return (picked[start:], torch.logsumexp(2 * logs, -1)[start:], picked)
+    return picked[start:], torch.logsumexp(2 * logs, -1)[start:], picked
 
 
 opened: dict[str, torch.nn.Module] = {}
@@ -346,8 +346,8 @@ def facts(cfg: TrainConfig, two: Two, rows: list[dict]) -> Facts:
     def side(model: Model, name: str) -> list[tuple[Tensor, Tensor, Tensor]]:
         return [token_logps(model, row["prompt_ids"], row[f"{name}_ids"]) for row in rows]
 
-    (chosen, rejected) = (side(two.policy, "chosen"), side(two.policy, "rejected"))
-    (ref_chosen, ref_rejected) = (side(two.reference, "chosen"), side(two.reference, "rejected"))
+    chosen, rejected = (side(two.policy, "chosen"), side(two.policy, "rejected"))
+    ref_chosen, ref_rejected = (side(two.reference, "chosen"), side(two.reference, "rejected"))
     sums = [
         torch.stack([each[0].sum() for each in one])
         for one in (chosen, rejected, ref_chosen, ref_rejected)
@@ -410,10 +410,10 @@ def test_the_loss_on_thumbs_is_the_paper_s(two, tmp_path, name):
         shift = max(shifts)
         assert shift > 0.1  # where it is not, the loss would not know it
     else:
-        (rows, shift) = (mixed[0], 0.0)
+        rows, shift = (mixed[0], 0.0)
     losses = []
     for row in rows:
-        (sign, weight) = (1, 1.5) if row["label"] else (-1, 0.5)
+        sign, weight = (1, 1.5) if row["label"] else (-1, 0.5)
         losses.append(
             weight * (1 - sigma(cfg.beta * sign * (ratio(two, row, "completion_ids") - shift)))
         )
@@ -421,7 +421,7 @@ def test_the_loss_on_thumbs_is_the_paper_s(two, tmp_path, name):
 
 
 def ratio(two: Two, row: dict, answer: str) -> Tensor:
-    (policy, reference) = (
+    policy, reference = (
         token_logps(module, row["prompt_ids"], row[answer])[0].sum()
         for module in (two.policy, two.reference)
     )
@@ -540,7 +540,7 @@ def test_a_training_cut_off_goes_on_to_the_same_bytes(two, name, monkeypatch):
     given = {} if objective(name).logps != "none" else {"reference": None, "logps": None}
     runtime = objective(name).runtime.model_copy(update={"save_every": 1})
     cfg = objective(name, runtime=runtime, batch=4)
-    (whole, plain) = (two.run(cfg, f"{name}-whole", **given), callbacks.MetricsLog.on_log)
+    whole, plain = (two.run(cfg, f"{name}-whole", **given), callbacks.MetricsLog.on_log)
 
     def cut(self, args, state, control, **kwargs):
         plain(self, args, state, control, **kwargs)
@@ -564,9 +564,7 @@ def test_the_reference_of_tr_dpo_moves(two, tmp_path):
     )
     trainer = two.trainer(cfg, tmp_path)
     trainer.train()
-    (mine, theirs) = (
-        dict(model.named_parameters()) for model in (trainer.model, trainer.ref_model)
-    )
+    mine, theirs = (dict(model.named_parameters()) for model in (trainer.model, trainer.ref_model))
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert not list(tmp_path.rglob("checkpoint-*"))  # its reference would be lost with a checkpoint
 

@@ -142,7 +142,10 @@ def test_a_training_that_failed_and_is_run_again_is_one_run_with_every_step_once
 
     model = train_with_tracker(round_, "again", make_run_dir(tmp_path, "3"), ONLINE)
     [run] = server.runs.values()
-    assert without_answers(run.rows) == expected_rows(model.read_metrics()) and run.exit_codes == [1, 0]
+    assert without_answers(run.rows) == expected_rows(model.read_metrics()) and run.exit_codes == [
+        1,
+        0,
+    ]
     assert [step for step, row in run.rows if "dev/answers" in row] == [0, 4, 6]
     assert run.told["displayName"] == "3/train-1" and "wandb" not in capfd.readouterr().err
 

@@ -48,7 +48,7 @@ class EvalResult:
 def read_eval(
     name: str, artifacts: EvalArtifacts, prompt_ids: frozenset[str], primary: str
 ) -> EvalResult:
-    (model, score_artifact) = (artifacts["model"], artifacts.get("scores"))
+    model, score_artifact = (artifacts["model"], artifacts.get("scores"))
     samples = _read_samples(artifacts.get("samples"))
     if name.startswith(BEST_OF_PREFIX):
         samples = _keep_scored(samples, score_artifact)
@@ -73,10 +73,8 @@ def read_eval(
             "its weights are byte for byte those that its training started from: "
             "no step changed them"
         )
-    metrics = model.metrics()
-    return EvalResult(
-        name, model.path, read_metrics, answers, scores, kl, missing, reason, unchanged
-    )
+    metrics = model.read_metrics()
+    return EvalResult(name, model.path, metrics, answers, scores, kl, missing, reason, unchanged)
 
 
 def read_training_summary(model: Model) -> dict[str, Any]:
@@ -190,12 +188,12 @@ def _summarize_scorer(
     scorer: str, rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]
 ) -> ModelScores:
     """A scorer scores every answer, a criterion (`scorer/criterion`) only those with a row."""
-    (scored, abstained) = (
+    scored, abstained = (
         rows.filter(pl.col("score").is_not_null()),
         rows.filter(status="abstained"),
     )
     not_abstained = rows.filter(pl.col("status") != "abstained")
-    (means, answered) = (mean_by_prompt(scored, "score"), frozenset(not_abstained["prompt_id"]))
+    means, answered = (mean_by_prompt(scored, "score"), frozenset(not_abstained["prompt_id"]))
     if is_criterion(scorer):
         return ModelScores(means, answered, len(not_abstained) - len(scored))
     expected = prompt_ids - (frozenset(abstained["prompt_id"]) - answered)

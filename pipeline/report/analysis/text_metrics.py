@@ -16,7 +16,7 @@ NGRAM = 3
 OPENING_WORDS = 3
 DISTINCT_WORDS = 50  # of each answer: over whole texts, longer answers would seem less varied
 # Fewer characters do not reveal a language; more than the second bound add nothing.
-(MIN_CHARACTERS, MAX_CHARACTERS) = (40, 1000)
+MIN_CHARACTERS, MAX_CHARACTERS = (40, 1000)
 # Scripts written without spaces count by character.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)*")
 # A heading, a list, bold words, a code fence or a table.
@@ -59,7 +59,7 @@ def find_commonest_opening(answers: pl.DataFrame) -> dict[str, Any]:
     prompts = answers["prompt_id"].n_unique()
     shares = weighted.group_by("opening").agg(pl.col("weight").sum() / prompts)
     rounded = shares.with_columns(pl.col("weight").round(9))
-    (text, share) = rounded.sort(["weight", "opening"], descending=[True, False]).row(0)
+    text, share = rounded.sort(["weight", "opening"], descending=[True, False]).row(0)
     return {"text": text, "share": share}
 
 
@@ -86,7 +86,7 @@ def measure_other_language(
     differs: dict[str, list[bool]] = {}
     for key, text in answers.select("prompt_id", ANSWER_TEXT).iter_rows():
         if key in asked_in and len(text) >= MIN_CHARACTERS:
-            answered_in = language_of(text[:MAX_CHARACTERS])
+            answered_in = guess_language(text[:MAX_CHARACTERS])
             differs.setdefault(key, []).append(answered_in != asked_in[key])
     return {key: sum(flags) / len(flags) for key, flags in sorted(differs.items())}
 

@@ -17,7 +17,7 @@ from pipeline.report.render.svg import WIDTH, Figure, SvgPoint
 from pipeline.report.render.table import Cell, ReportTable
 
 SweepPoint = Mapping[str, Any]
-(HEADER_HEIGHT, CELL_HEIGHT) = (24, 44)  # of a heat map
+HEADER_HEIGHT, CELL_HEIGHT = (24, 44)  # of a heat map
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def choose_best(points: Sequence[SweepPoint], budget: float | None) -> SweepPoin
 
 
 def is_dominated(point: SweepPoint, points: Sequence[SweepPoint]) -> bool:
-    (score, kl) = (point["score"], _kl(point))
+    score, kl = (point["score"], _kl(point))
     return any(
         p["score"] >= score and _kl(p) <= kl and (p["score"] > score or _kl(p) < kl) for p in points
     )
@@ -150,12 +150,12 @@ def draw_heat_map(grid: SweepGrid, what: str, title: str) -> Figure | None:
     axes = grid.axes[:2]
     if not axes or not grid.finished_points:
         return None
-    (columns, rows) = (axes[-1], axes[0] if len(axes) == 2 else None)
+    columns, rows = (axes[-1], axes[0] if len(axes) == 2 else None)
     best_of_cell: dict[tuple[str, str], SweepPoint] = {}
     for point in sorted(grid.finished_points, key=lambda p: p["score"]):
         best_of_cell[_find_cell(point, rows, columns)] = point
     cells = {_find_cell(point, rows, columns) for point in grid.points}
-    (down, across) = (_sort_values({cell[side] for cell in cells}) for side in (0, 1))
+    down, across = (_sort_values({cell[side] for cell in cells}) for side in (0, 1))
     left = 12 + 8 * max((len(name) for name in down), default=0)
     width = (WIDTH - left) / len(across)
     known = [point[what] for point in best_of_cell.values() if point[what] is not None]
@@ -181,7 +181,7 @@ def draw_heat_map(grid: SweepGrid, what: str, title: str) -> Figure | None:
 
 def _find_cell(point: SweepPoint, rows: str | None, columns: str) -> tuple[str, str]:
     values = parse_overrides(point)
-    return (values.get(rows or "", ""), values.get(columns, ""))
+    return values.get(rows or "", ""), values.get(columns, "")
 
 
 def _draw_cell(
@@ -196,7 +196,7 @@ def _draw_cell(
     middle = (at[0] + width / 2, at[1] + CELL_HEIGHT / 2 + 4)
     if value is None:
         return [svg.label(middle, "failed" if point is None else UNKNOWN, "tick", "middle")]
-    (low, high) = (min(known), max(known))
+    low, high = (min(known), max(known))
     shade = (value - low) / (high - low) if high > low else 0.5
     kind = "heat best" if point is best else "heat"
     return [
@@ -210,9 +210,9 @@ def _sort_values(names: set[str]) -> list[str]:
 
     def sort_key(name: str) -> tuple[int, float, str]:
         try:
-            return (0, float(name), name)
+            return 0, float(name), name
         except ValueError:
-            return (1, 0.0, name)
+            return 1, 0.0, name
 
     return sorted(names, key=sort_key)
 

@@ -78,7 +78,7 @@ def judge_comparisons(judge: CachedJudge, comparisons: Sequence[Comparison]) -> 
         )
     ]
     verdicts = iter(judge.get_verdicts(requests))
-    equal = OrderVerdict("tie", 0.5, detail=EQUAL)
+    equal = OrderVerdict("tie", 0.5, detail=EQUAL_ANSWERS)
     pairs = []
     for comparison in comparisons:
         if comparison.a == comparison.b:

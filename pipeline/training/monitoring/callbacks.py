@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from pipeline.artifacts import note_cost, write_json, write_text
 from pipeline.errors import StageError
-from pipeline.progress import Progress, format_clock, print_phase
+from pipeline.progress import Progress, print_phase
 
 # These differ between attempts: wall-clock times, and sums that restart when training resumes.
 UNSTABLE = (
@@ -179,7 +179,7 @@ class ProgressLine(TrainerCallback):
     """
 
     def __init__(self, stage: str, out: Path | None = None):
-        (self.stage, self.out) = (stage, out)
+        self.stage, self.out = (stage, out)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._line = Progress(self.stage, state.max_steps, "steps")
@@ -232,7 +232,7 @@ class ProgressLine(TrainerCallback):
             note_cost(self.out, look_seconds=round(mean, 2))
 
     def _end_lap(self) -> float:
-        (before, self._lap_start) = (self._lap_start, time.monotonic())
+        before, self._lap_start = (self._lap_start, time.monotonic())
         return self._lap_start - before
 
     def _end_evaluation(self) -> None:
@@ -250,4 +250,4 @@ class ProgressLine(TrainerCallback):
         if every and self._evaluation_seconds:
             evaluations = state.max_steps // every - state.global_step // every
             seconds += evaluations * self._evaluation_seconds[-1]
-        return clock(seconds)
+        return format_clock(seconds)
