@@ -1,4 +1,4 @@
-"""The shape of conf/: frozen pydantic models, a file per group. They have no defaults: conf/ has them.
+"""The shape of conf/: frozen pydantic models, a file per group. The defaults are in conf/.
 
 A stage's block is its whole identity, except for keys named `runtime`. Local files enter identity
 by their content, not their path (see `Local`).

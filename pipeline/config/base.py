@@ -165,7 +165,7 @@ def _refuse_keys(body: dict[str, JsonValue]) -> dict[str, JsonValue]:
     pending: list[JsonValue] = [body]
     while pending:
         item = pending.pop()
-        has_key = isinstance(item, str) and _KEY_VALUES.match(item.strip())
+        has_key = isinstance(item, str) and bool(_KEY_VALUES.match(item.strip()))
         if isinstance(item, dict):
             names = [re.sub(r"[^a-z]", "", name.lower()) for name in item]
             has_key = any(map(_KEY_NAMES.search, names))
