@@ -143,7 +143,7 @@ def test_a_script_in_an_answer_stays_text(open_page):
     tab = open_page(render_page(make_report(), *make_answers()))
     answer = tab.locator("#found .answer p").nth(1)
     assert answer.inner_text().startswith(SLY)
-    assert tab.title() == "Strop: round-1 is better than sft."
+    assert tab.title() == "Strop · round-1 is better than sft."
     assert tab.locator("#found img, #found script").count() == 0
     quiet = open_page(
         render_page(make_report(name="<b>x</b>"), *make_answers()),

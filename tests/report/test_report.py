@@ -633,8 +633,8 @@ def test_the_page_runs_its_own_script_alone():
     """The policy names the script by its hash, so a script within a text would not run."""
     text = render_page(a_report(), TWO)
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
-    told = b64encode(sha256(script.encode()).digest()).decode()
-    assert f"script-src 'sha256-{told}'" in text
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
 
 
 def test_every_answer_and_both_orders_of_each_verdict_are_packed_into_the_page():
