@@ -120,7 +120,7 @@ def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_aga
         cfg, [Step("pair", cfg.pair.for_round(2), samples=samples, scores=scores)]
     )
     build_missing(cfg, second, tmp_path / "second")
-    assert "once more" in capsys.readouterr().out
+    assert "rebuilt with other content" in capsys.readouterr().out
     assert all(
         manifest and not store.is_pruned(manifest)
         for manifest, _ in read_statuses(second, verify=True).values()
