@@ -27,7 +27,7 @@ State = dict[str, Any]  # tensors by their name
 def choose_device() -> "torch.device":
     import torch
 
-    return torch.choose_device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_tokenizer(model: Model) -> Any:
