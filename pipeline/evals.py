@@ -34,7 +34,7 @@ class EvalPlan:
 
     def plan_eval(self, name: str, model: Step, split: Literal["dev", "test"]) -> EvalSteps:
         """A model of this run: its answers, their scores, what its KL needs, and its benchmarks."""
-        cfg, part, label = (self.cfg.exam, self.prompts / split, f"{split} {name}")
+        cfg, part, label = self.cfg.exam, self.prompts / split, f"{split} {name}"
         request = cfg.sample.request("exam")
         samples = Step("sample", request, at=label, knob="exam.sample", policy=model, prompts=part)
         # The KL from SFT is estimated from SFT's log-probabilities of the model's samples.
@@ -46,7 +46,7 @@ class EvalPlan:
             )
             for task, block in tasks.items()
         }
-        knob, scorers = self.cfg.marking_on(split)
+        knob, scorers = self.cfg.scoring_on(split)
         return {
             "model": model,
             "logps": logps,
@@ -71,7 +71,7 @@ class EvalPlan:
             knob=knob,
             samples=samples,
             prompts=prompts,
-            reward=self.reward if scorers.asks_reward else None,
+            reward=self.reward if scorers.uses_reward_stage else None,
             best=best,
         )
 
@@ -92,7 +92,7 @@ class EvalPlan:
 
         The answers of a model behind a server are counted in SFT's tokens: its own are not known.
         """
-        part, label, knob = (self.prompts / "test", f"test {name}", f"exam.others.{name}")
+        part, label, knob = self.prompts / "test", f"test {name}", f"exam.others.{name}"
         tokenizer = self.sft if isinstance(config, ServedModel) else None
         model = Step("base", config, at=label, knob=knob, like=tokenizer)
         request, asks = (
@@ -110,11 +110,11 @@ class EvalPlan:
 
     def plan_control(self, name: str, request: SampleRequest) -> EvalSteps:
         """SFT's answers to `request`. Best of n is chosen by the scorer that also chooses pairs."""
-        part, label = (self.prompts / "test", f"test {name}")
+        part, label = self.prompts / "test", f"test {name}"
         samples = Step(
             "sample", request, at=label, knob="exam.sample", policy=self.sft, prompts=part
         )
-        scorers, best = (self.cfg.exam.score, None)
+        scorers, best = self.cfg.exam.score, None
         if name.startswith(BEST_OF_PREFIX):
             best = self.plan_scores("score", self.cfg.score, label, samples, part)
             scorers = scorers.for_best_answers(self.cfg.pair.scorer)
@@ -123,17 +123,17 @@ class EvalPlan:
 
     def plan_chat(self, name: str, evals: Mapping[str, EvalSteps]) -> dict[str, Input]:
         """A chat benchmark: a set of questions, other than the test prompts, for every model."""
-        block, knob = (self.cfg.exam.chats[name], f"exam.chats.{name}")
+        block, knob = self.cfg.exam.chats[name], f"exam.chats.{name}"
         rows = EvaluationQuestions(rows=self.cfg.prompts.evaluation[name])
         rows_knob = f"prompts.evaluation.{name}"
         questions = Step("prompts", rows, at=f"test {name}", knob=rows_knob) / "test"
         answered: dict[str, EvalSteps] = {}
         for model_name, steps in evals.items():
-            label, model = (f"test {model_name} {name}", steps["model"])
+            label, model = f"test {model_name} {name}", steps["model"]
             baseline = self.cfg.exam.others.get(model_name)
             samples = Step(
                 "sample",
-                self.cfg.exam.sample.conversation(block.turns, baseline),
+                self.cfg.exam.sample.request_conversation(block.turns, baseline),
                 at=label,
                 knob=self.find_sampler_knob(model_name),
                 policy=model,

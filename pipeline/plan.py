@@ -15,24 +15,24 @@ def plan(cfg: Config) -> Step:
     sft = plan_sft(cfg, base, fence)
     reward = plan_reward(cfg, base, sft, fence) if cfg.reward else None
     offline = Step("offline", cfg.offline, policy=sft, fence=fence) if cfg.offline else None
-    has_prior = offline and cfg.pair.asks_prior
+    has_prior = offline and cfg.pair.needs_sft_logps
     prior = Step("refer", cfg.refer, at=1, model=sft, rows=offline) if has_prior else None
 
     evals = EvalPlan(cfg, prompts, sft, reward)
-    policy, models, pairs = (sft, {"sft": sft}, list[Step]())
+    policy, models, pairs = sft, {"sft": sft}, list[Step]()
     dev_evals: dict[str, EvalSteps] = {}  # what the gate compares, planned once for each model
     for r in range(1, cfg.rounds + 1):
         samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
         pair = Step(
             "pair",
-            cfg.pair.of(r),
+            cfg.pair.for_round(r),
             at=r,
             policy=policy,
             offline=offline,
             prior=prior,
             samples=samples,
             scores=scores,
-            prompts=prompts / "train" if cfg.pair.asks_prompts else None,
+            prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
         )
         pairs += [pair]
 
@@ -89,9 +89,9 @@ def plan_samples(
 
     The first wave samples every prompt; each later one those whose scores so far all tie.
     """
-    samples, scores = (list[Step](), list[Step]())
-    scorer = reward if cfg.score.asks_reward else None
-    waves = cfg.sample.waves(r, cfg.pair.scorer) if cfg.pair.mix.on_policy else []
+    samples, scores = list[Step](), list[Step]()
+    scorer = reward if cfg.score.uses_reward_stage else None
+    waves = cfg.sample.request_waves(r, cfg.pair.scorer) if cfg.pair.mix.on_policy else []
     for request in waves:
         wave = Step("sample", request, at=r, policy=policy, prompts=prompts, scores=scores)
         samples += [wave]
@@ -119,7 +119,7 @@ def plan_report(
         duels = evals.plan_duels(cfg.exam.duels, evaluated, prompts / split)
     return Step(
         "evaluate",
-        cfg.evaluate.told(cfg.pair.made_by, cfg.exam.gold),
+        cfg.evaluate.with_scorers(cfg.pair.pairing_scorer, cfg.exam.gold_scorers),
         at="report",
         prompts=prompts / split,
         exams=evaluated,

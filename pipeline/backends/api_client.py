@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, make_printable
 
 MAX_QUOTED = 200  # characters of a server's message
 MAX_TOKENS = 10**9  # of one reply: a larger count is not believed

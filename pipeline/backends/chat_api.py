@@ -20,7 +20,7 @@ from pipeline.backends.chat import ModelTokenizer
 from pipeline.backends.endpoint import is_text
 from pipeline.backends.in_flight import RequestPool
 from pipeline.config import Limits, ServedModel
-from pipeline.errors import UserError
+from pipeline.errors import UserError, make_printable
 
 MAX_QUOTED = 40  # characters of the server's reason for ending an answer
 

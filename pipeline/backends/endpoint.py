@@ -22,7 +22,7 @@ from pipeline.backends.chat import ModelTokenizer
 from pipeline.backends.in_flight import RequestPool
 from pipeline.backends.policy_check import check_by_logprobs, check_by_name
 from pipeline.config import EndpointBackend, Limits
-from pipeline.errors import UserError
+from pipeline.errors import UserError, make_printable
 
 # The server's own generation config would set these where a request does not.
 NEUTRAL_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0}

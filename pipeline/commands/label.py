@@ -19,10 +19,10 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, Samples, resolve_run, write_text
-from pipeline.config import LATER
+from pipeline.config import LATER_TURN
 from pipeline.errors import USER_ERROR, UserError, pluralize, suggest
-from pipeline.report.render.examples import prompt_text
-from pipeline.scorers.label_files import FORMULA
+from pipeline.report.render.examples import format_prompt
+from pipeline.scorers.label_files import FORMULA_SIGNS
 
 PAGE = Path(__file__).with_suffix(".html")
 USAGE = (
@@ -125,11 +125,11 @@ def read_answers(samples: list[Samples]) -> dict[str, list[PairRow]]:
     is_answer = pl.col("setting") != KL
     table = pl.concat([each.read().filter(is_answer).select(columns) for each in samples])
     table = table.with_columns(turns=pl.lit(1))
-    later = pl.col("setting").str.starts_with(LATER)
+    later = pl.col("setting").str.starts_with(LATER_TURN)
     by_prompt: dict[str, list[PairRow]] = {}
     for row in table.filter(~later).iter_rows(named=True):
         by_prompt.setdefault(row["prompt_id"], []).append(row)
-    turn = pl.col("setting").str.strip_prefix(LATER).cast(pl.Int64)
+    turn = pl.col("setting").str.strip_prefix(LATER_TURN).cast(pl.Int64)
     for row in table.filter(later).sort("prompt_id", turn).iter_rows(named=True):
         for first in by_prompt.get(row["prompt_id"], []):
             first["completion"] += f"\n\n[{row['prompt'][-1]['content']}]\n\n{row['completion']}"
@@ -192,13 +192,13 @@ def render_spreadsheet(rows: list[PairRow]) -> str:
     table = csv.DictWriter(text, COLUMNS, restval="")
     table.writeheader()
     for row in rows:
-        texts = {**row, "prompt": prompt_text(row["prompt"])}
+        texts = {**row, "prompt": format_prompt(row["prompt"])}
         table.writerow({name: escape_formula(value) for name, value in texts.items()})
     return text.getvalue()
 
 
 def escape_formula(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return f"'{text}" if text.startswith(FORMULA_SIGNS) else text
 
 
 def make_records(rows: list[PairRow]) -> Iterator[PairRow]:
@@ -210,7 +210,7 @@ def make_records(rows: list[PairRow]) -> Iterator[PairRow]:
     for row in rows:
         yield {
             "id": f"{row['a_id']} {row['b_id']}",
-            "fields": {"prompt": prompt_text(row["prompt"]), "a": row["a"], "b": row["b"]},
+            "fields": {"prompt": format_prompt(row["prompt"]), "a": row["a"], "b": row["b"]},
             "metadata": {name: row[name] for name in ("prompt_id", "a_id", "b_id")},
         }
 

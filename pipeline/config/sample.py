@@ -24,6 +24,7 @@ from pipeline.config.base import (
     Share,
     Workers,
 )
+from pipeline.errors import pluralize
 
 KL = "kl"  # the setting whose samples serve the KL estimate alone
 ANSWER = "answer"  # the setting that scorers and judges read in evaluations

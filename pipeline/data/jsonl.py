@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, make_printable
+from pipeline.errors import UserError, make_printable, pluralize
 
 MAX_LINE = 1 << 20  # bytes; a longer line is a file without line ends, not a prompt
 SHOWN = 10

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config import HubRows, PreferenceRows
 from pipeline.data.jsonl import Lines, find_unwritable, message_fault
 from pipeline.data.readers import Row, RowFault, read_rows
-from pipeline.errors import UserError, make_printable, suggest
+from pipeline.errors import UserError, make_printable, pluralize, suggest
 
 Messages = list[dict[str, str]]
 SHOWN = 10

@@ -18,7 +18,7 @@ from pipeline.data.jsonl import SHOWN, find_unwritable
 from pipeline.data.prompt_checks import PromptSummary
 from pipeline.data.prompt_shapes import BY_COLUMNS, SHAPES, Messages, detect_shape
 from pipeline.data.readers import BATCH, Row, RowFault, read_rows
-from pipeline.errors import UserError, make_printable, suggest
+from pipeline.errors import UserError, make_printable, pluralize, suggest
 
 PROMPT_ROW: dict[str, Any] = {
     "prompt_id": pl.String,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Template, Trust
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, pluralize
 from pipeline.models.bos import REMEDY, starts_with_two_bos
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def check_complete(folder: Path, name: str, trust: Trust) -> None:
         logging.set_verbosity(verbosity)
     if missing := sorted(info["missing_keys"]):
         raise UserError(
-            f"{name}: its weights lack {many(len(missing), 'tensor')} ({missing[0]} is one),"
+            f"{name}: its weights lack {pluralize(len(missing), 'tensor')} ({missing[0]} is one),"
             " which would be random.\n"
             "  Give a complete checkpoint of a causal language model."
         )

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.artifacts import Samples
-from pipeline.errors import UserError, suggest
+from pipeline.errors import UserError, pluralize, suggest
 
 
 def scan_metadata(samples: Samples, bos: int | None) -> pl.DataFrame:

@@ -215,7 +215,9 @@ def _count_steps_and_tokens(
     steps = model_shape.count_steps(cfg, rows)
     total = sum(lengths) if lengths else rows * sides * cfg.max_length
     mean_tokens = total / max(rows * sides, 1)
-    rehearsal = steps * cfg.rehearsed * mean_tokens  # demonstrations count as long as the answers
+    rehearsal = (
+        steps * cfg.rehearsal_rows * mean_tokens
+    )  # demonstrations count as long as the answers
     return steps, round(cfg.epochs * total + rehearsal)
 
 
@@ -261,7 +263,7 @@ def _read_lengths(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> list[int]:
     held_out = pl.concat(each.read_dev()["prompt_id"] for each in pairs)
     unpaired = pl.concat(each.read_unpaired() for each in pairs).unique(["sample_id", "label"])
     trained = unpaired.filter(~pl.col("prompt_id").is_in(held_out.implode()))
-    return training_fit.sides(trained, "token_ids")
+    return training_fit.sequence_lengths(trained, "token_ids")
 
 
 def count_rows_at_most(run_plan: RunPlan, step: Step, rows_per_pair: int) -> int | None:

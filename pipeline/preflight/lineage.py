@@ -45,7 +45,7 @@ def find_weights(run_plan: RunPlan, model: Step) -> Path | None:
             return None
     if not isinstance(nearest.config, Checkpoint):
         return None
-    return find_local_folder(nearest.config.place, nearest.config.revision)
+    return find_local_folder(nearest.config.name_or_path, nearest.config.revision)
 
 
 def _find_nearest(run_plan: RunPlan, model: Step) -> Step:

@@ -76,7 +76,7 @@ def estimate_needs(
     shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int
 ) -> training_memory.MemoryEstimate:
     """On the kind of device that is here."""
-    gpu = bool(hardware.gpus())
+    gpu = bool(hardware.list_gpus())
     return training_memory.estimate_memory(shape, cfg, rows, longest, world, gpu)
 
 
@@ -98,7 +98,7 @@ def estimate_evaluation(shape: Shape, cfg: TrainConfig) -> tuple[int, float]:
 
 def _between_steps(shape: Shape, cfg: TrainConfig) -> training_memory.ProcessMemory:
     gpus = len(hardware.list_gpus())
-    world = cfg.runtime.world(gpus)
+    world = cfg.runtime.world_size(gpus)
     return training_memory.ProcessMemory(shape, cfg, 0, 0, world, bool(gpus))
 
 

@@ -285,7 +285,7 @@ class ProcessMemory:
         if not self.rows:
             return 0
         micro_batches = self.cfg.batch // self.rows
-        return self.longest * -(-self.cfg.rehearsed // micro_batches)
+        return self.longest * -(-self.cfg.rehearsal_rows // micro_batches)
 
     @property
     def tokens_in_pass(self) -> int:

@@ -16,6 +16,7 @@ from pipeline.errors import StageError, UserError, suggest
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.pooling import ClassifierSource, Logits, PoolingEngine, open_engine
 from pipeline.scorers.reward_text import EncodedRow, RewardEncoder, UnreadableText
+from pipeline.text import strip_reasoning
 
 # Of different lengths, so that they are padded when they share a batch.
 PROBES = (

@@ -32,7 +32,7 @@ from pipeline.report.analysis.benchmarks import (
     list_unavailable,
 )
 from pipeline.report.analysis.changes import describe_changes
-from pipeline.report.analysis.chats import QuestionSet, read_question_set
+from pipeline.report.analysis.chats import QuestionSet, describe_chat, read_question_set
 from pipeline.report.analysis.cost import describe_cost
 from pipeline.report.analysis.distributions import describe_distributions
 from pipeline.report.analysis.eval_results import SFT, EvalResult, read_eval
@@ -40,7 +40,7 @@ from pipeline.report.analysis.funnel import read_funnel
 from pipeline.report.analysis.gates import read_gates
 from pipeline.report.analysis.judges import judge_duels
 from pipeline.report.analysis.multiple_testing import correct_families
-from pipeline.report.analysis.people import HumanResults, Vote
+from pipeline.report.analysis.people import HumanResults, Vote, collect_human_results
 from pipeline.report.analysis.slices import describe_slices
 from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict
 from pipeline.report.render.answer_files import write_answers

@@ -109,7 +109,7 @@ def _encode_row(text: "RewardEncoder", row: Row) -> Row:
     }
     for side in ("good", "bad"):
         answer = row[side]
-        example[f"{side}_ids"] = None if answer is None else text.row(row["prompt"], answer).ids
+        example[f"{side}_ids"] = None if answer is None else text.encode(row["prompt"], answer).ids
     return example
 
 
@@ -172,7 +172,7 @@ def split_held_out(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row],
 
 def _held_out_units(cfg: RewardTraining, examples: Sequence[Row]) -> list[str]:
     """What is held out as a whole: prompts, or answers where one neutral prompt has most rows."""
-    from pipeline.hashing import digest_of
+    from pipeline.hashing import hash_json
 
     rows = Counter(example["prompt_id"] for example in examples)
     most = cfg.held_out.most_share * len(examples)
@@ -180,7 +180,7 @@ def _held_out_units(cfg: RewardTraining, examples: Sequence[Row]) -> list[str]:
     for example in examples:
         prompt_id = example["prompt_id"]
         is_shared = rows[prompt_id] > most
-        units.append(digest_of([prompt_id, example["answers"]]) if is_shared else prompt_id)
+        units.append(hash_json([prompt_id, example["answers"]]) if is_shared else prompt_id)
     return units
 
 

@@ -75,7 +75,7 @@ def count_tokens(cfg: TrainConfig, rows: "dict[str, pl.DataFrame]") -> int:
     pairs = cfg.epochs * sum(training_fit.sequence_lengths(rows["train"]))
     if not cfg.rehearsal:
         return round(pairs)
-    per_step = fmean(training_fit.sequence_lengths(rows["rehearsal"])) * cfg.rehearsed
+    per_step = fmean(training_fit.sequence_lengths(rows["rehearsal"])) * cfg.rehearsal_rows
     return round(pairs + per_step * model_shape.count_steps(cfg, rows["train"].height))
 
 

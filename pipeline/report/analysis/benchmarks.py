@@ -48,7 +48,7 @@ def _describe_model(
     if metrics is None:
         return
     head = {"benchmark": name, "model": model}
-    if metrics.absent:
+    if metrics.unavailable_reason:
         empty = {"chief": True, "cut": 0, "gain": None, "absent": metrics.unavailable_reason}
         yield {**head, **dict.fromkeys(FIGURES), **empty}
         return

@@ -48,7 +48,10 @@ def parse_response(text: str) -> Response:
     if not isinstance(body, dict) or not isinstance(body.get("content"), list):
         return Response(None, fault="the server's reply is not a message")
     usage, model = (body.get("usage"), read_model_name(body))
-    tokens = (api_client.counted(usage, "input_tokens"), api_client.counted(usage, "output_tokens"))
+    tokens = (
+        api_client.read_usage(usage, "input_tokens"),
+        api_client.read_usage(usage, "output_tokens"),
+    )
     parts = [
         part["text"]
         for part in body["content"]

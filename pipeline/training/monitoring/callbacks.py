@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from pipeline.artifacts import note_cost, write_json, write_text
 from pipeline.errors import StageError
-from pipeline.progress import Progress, print_phase
+from pipeline.progress import Progress, format_clock, print_phase
 
 # These differ between attempts: wall-clock times, and sums that restart when training resumes.
 UNSTABLE = (

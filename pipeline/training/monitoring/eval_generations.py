@@ -180,7 +180,7 @@ def _fit_batch_size(cfg: TrainConfig, init: Model) -> int:
     """How many answers fit into the memory that weights and optimizer state leave."""
     shape = model_shape.read_shape(Path(init.weights))
     if not shape:
-        return training_fit.ANSWERS
+        return training_fit.ANSWERS_AT_ONCE
     return training_fit.choose_answer_batch(shape, cfg, training_fit.ANSWERS_AT_ONCE)
 
 
