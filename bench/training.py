@@ -136,7 +136,7 @@ def train_trl(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
         disable_tqdm=True,
     )
     assert args.per_device_train_batch_size == MICRO_BATCH and args.gradient_checkpointing
-    rows = pairs.train().select("prompt", "chosen", "rejected").to_dicts()
+    rows = pairs.read_train().select("prompt", "chosen", "rejected").to_dicts()
     trainer = DPOTrainer(
         model=loading.load_merged(sft),
         args=args,

@@ -131,7 +131,7 @@ FAMILIES = {
         stops=("<|endoftext|>", "<|end|>"), sentencepiece="LlamaTokenizer",
     ),
     # Its tokenizer adds a BOS that its template has not: TinyLlama's chats are like it.
-    "zephyr": Family(ZEPHYR, "<s>", "</s>", "</s>", adds_bos=True, spaced="LlamaTokenizer"),
+    "zephyr": Family(ZEPHYR, "<s>", "</s>", "</s>", adds_bos=True, sentencepiece="LlamaTokenizer"),
     "olmo": Family(
         OLMO, "<|endoftext|>", "<|endoftext|>", "<|pad|>",
         ("<|system|>", "<|user|>", "<|assistant|>"),

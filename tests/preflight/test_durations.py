@@ -192,15 +192,15 @@ def test_the_first_shard_of_a_draw_that_runs_tells_what_follows(planned, monkeyp
     monkeypatch.setattr(durations, "REFRESH_SECONDS", 0.0)
     at = planned.steps.index(steps["sample@1"])
     rest = TimeLeft(planned, planned.steps[at:])
-    assert rest.told() == ""
+    assert rest.describe() == ""
     work = store.partial_folder(planned.folder(steps["sample@1"]))
     config = steps["sample@1"].config.model_dump(mode="json")
     write_json(
         work / "step.json", {"config": config, "device": hardware.describe_device(), "inputs": {}}
     )
     write_json(work / "cost.json", {"parameters": PARAMETERS})
-    assert rest.told() == ""
+    assert rest.describe() == ""
     write_json(work / "cost.json", DRAWN)
     assert re.fullmatch(
-        r" · then about \d+\.\d min for \d+ steps, and \d+ steps of unknown time", rest.told()
+        r" · then about \d+\.\d min for \d+ steps, and \d+ steps of unknown time", rest.describe()
     )

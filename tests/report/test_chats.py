@@ -219,7 +219,7 @@ def test_killed_between_the_turns_it_comes_out_the_same(tmp_path, monkeypatch):
 
 
 def test_what_a_model_thought_is_not_said_to_it_again():
-    said = sample.multi_turn.spoken(
+    said = sample.multi_turn.append_turn(
         [{"role": "user", "content": "Hi"}], "<think>hm</think>Hello.", "And?"
     )
     assert said[1] == {"role": "assistant", "content": "Hello."}

@@ -11,7 +11,7 @@ from pipeline.config import Checkpoint, ExamConfig, ServedModel
 from pipeline.config.cross_checks import find_mismatches
 from pipeline.errors import UserError
 from pipeline.plan import plan
-from pipeline.sampling.multi_turn import folder
+from pipeline.sampling.multi_turn import turn_folder
 from pipeline.stages import base, sample
 from tests.stages import test_sample
 from tests.stages.test_evaluate import Run, scored
@@ -228,4 +228,4 @@ def test_a_key_that_a_server_does_not_take_is_named_by_the_other_s_own_knob(sft,
             r" name it as exam\.others\.rival\.runtime\.api_key_env="
         )
         with pytest.raises(UserError, match=said):
-            sample.run(asked, folder(tmp_path / "out", 2), policy=rival, prompts=prompts)
+            sample.run(asked, turn_folder(tmp_path / "out", 2), policy=rival, prompts=prompts)
