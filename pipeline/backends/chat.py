@@ -12,10 +12,11 @@ PROBE: list[Message] = [{"role": "user", "content": "Who are you?"}]
 
 
 class ModelTokenizer:
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, tokenizer: Any = None):
+        """`tokenizer`: the model's, already loaded, perhaps with another chat template."""
         from transformers import AutoConfig, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(
+        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(
             model.tokenizer, trust_remote_code=model.remote_code
         )
         config = AutoConfig.from_pretrained(

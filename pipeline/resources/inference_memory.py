@@ -74,7 +74,7 @@ class EnginePlace:
 
     def __str__(self) -> str:
         device = format_bytes(self.device)
-        source = f"memory={self.share:g} of {device}" if self.vllm else ""
+        source = f"{self.knob}.runtime.memory={self.share:g} of {device}" if self.vllm else ""
         if self.is_occupied:
             source = f"what is free of {source or device}"
         on_each = f" on each of {self.gpus} GPUs" if self.gpus > 1 else ""
@@ -108,7 +108,7 @@ def _occupancy(needs: EngineNeeds, place: EnginePlace) -> str | None:
     fits = needs.total <= lower * place.device * place.gpus
     remedy = f", or give {place.knob}.runtime.memory={lower:g}" if fits else ""
     return (
-        f"{place.knob}: vLLM takes memory={place.share:g} of {format_bytes(place.device)}"
+        f"{place.knob}: vLLM takes a share of {place.share:g} of {format_bytes(place.device)}"
         f" as it starts, and {format_bytes(place.free)} are free.\n"
         f"  Wait until other processes have left the GPU{remedy}."
     )

@@ -176,7 +176,7 @@ class FunctionProcess:
             while not _is_complete(received):
                 events = ready.select(left) if (left := deadline - time.monotonic()) > 0 else []
                 if not events:
-                    raise CallFailed(f"took longer than timeout={timeout:g} s")
+                    raise CallFailed(f"took longer than {timeout:g} s")
                 for key, _ in events:
                     if key.fd == self._in:
                         unsent = self._send(unsent)

@@ -8,12 +8,15 @@ evaluation sets. Demonstrations that overlap an evaluation prompt or are too lon
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Decontamination, Model, Samples, Scores, note_cost, write_json
 from pipeline.config import BestOfNConfig, Checkpoint, SftTraining
 from pipeline.errors import UserError, pluralize
 from pipeline.training.launch import expose_one_device
+
+if TYPE_CHECKING:
+    from pipeline.backends.chat import ModelTokenizer
 
 Row = dict[str, Any]
 OTHER_DATA = "Raise sft.max_length, or give other demonstrations."
@@ -57,11 +60,12 @@ def _check_template(model: Model, cfg: Checkpoint) -> None:
 
 def _train(cfg: SftTraining, out: Path, base: Model, decontamination: Decontamination) -> Model:
     expose_one_device()
+    from pipeline.backends.chat import ModelTokenizer
     from pipeline.models import loading
     from pipeline.models.checkpoint import load_tokenizer, save_weights, to_torch_dtype
 
     tokenizer = load_tokenizer(base.tokenizer, cfg.template, str(base.path), base.remote_code)
-    examples = _read_examples(cfg, out, tokenizer, decontamination)
+    examples = _read_examples(cfg, out, ModelTokenizer(base, tokenizer), decontamination)
     model = loading.load_merged(base)
     _train_model(cfg, out, model, tokenizer, examples)
     return save_weights(model.to(to_torch_dtype(cfg.dtype)), tokenizer, out)
@@ -114,7 +118,7 @@ def _train_model(
 
 
 def _read_examples(
-    cfg: SftTraining, out: Path, tokenizer: Any, decontamination: Decontamination
+    cfg: SftTraining, out: Path, tokenizer: "ModelTokenizer", decontamination: Decontamination
 ) -> list[dict[str, list[int]]]:
     """The demonstrations to train on, in tokens. Every other row is recorded with its reason."""
     from pipeline.data.decontamination import OverlapCheck

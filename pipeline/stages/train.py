@@ -29,6 +29,8 @@ from pipeline.training.monitoring import curves, model_card
 if TYPE_CHECKING:
     import polars as pl
 
+    from pipeline.backends.chat import ModelTokenizer
+
 SHOWN = 16  # pairs that are read to see whose tokens they are
 
 
@@ -95,13 +97,15 @@ def _read_rows(
     decontamination: Decontamination | None,
 ) -> "dict[str, pl.DataFrame]":
     """The trainer's columns of the pairs and of the rehearsal, in the policy's own tokens."""
+    from pipeline.backends.chat import ModelTokenizer
     from pipeline.models import loading
 
     rows = {part: prepare_pairs(cfg, pairs, part, logps) for part in ("train", "dev")}
     tokenizer = loading.load_tokenizer(init)
     _refuse_other_tokens(pairs, tokenizer)
     if cfg.rehearsal:
-        rows["rehearsal"] = prepare_rehearsal(cfg, cfg.rehearsal, out, tokenizer, decontamination)
+        chat = ModelTokenizer(init, tokenizer)
+        rows["rehearsal"] = prepare_rehearsal(cfg, cfg.rehearsal, out, chat, decontamination)
     return rows
 
 
@@ -183,7 +187,7 @@ def prepare_rehearsal(
     cfg: TrainConfig,
     rehearsal: RehearsalConfig,
     out: Path,
-    tokenizer: Any,
+    tokenizer: "ModelTokenizer",
     decontamination: Decontamination | None,
 ) -> "pl.DataFrame":
     """The demonstrations to rehearse, in the policy's tokens.

@@ -216,15 +216,13 @@ def test_a_demonstration_has_the_tokens_that_the_template_gives_it(policy, name)
     chat = ModelTokenizer(policy(name))
     answer = {"role": "assistant", "content": "A quiet garden."}
     for messages in conversations(name, 3):
-        if name == "gemma":  # its template ends no turn with the tokenizer's EOS
-            with pytest.raises(UserError, match="does not close an answer.*<eos>.*\n.*eos_token"):
-                encode(chat.tokenizer, [*messages, answer], {})
-            continue
-        example = encode(chat.tokenizer, [*messages, answer], {})
+        example = encode(chat, [*messages, answer], {})
         ids = example["prompt_ids"] + example["completion_ids"]
         whole = chat.tokenizer.apply_chat_template([*messages, answer], tokenize=False)
         assert ids == chat.tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)]
-        assert ids[-1] == chat.tokenizer.eos_token_id
+        assert [token in chat.stop_ids for token in example["completion_ids"]].index(True) == (
+            len(example["completion_ids"]) - 1
+        )
 
 
 @pytest.fixture
@@ -481,7 +479,7 @@ def test_a_demonstration_in_roles_that_the_template_does_not_take_is_a_bad_row(p
 
     def taken(on_bad_row: str):
         cfg = JsonlDemonstrations(kind="jsonl", path=str(file), on_bad_row=on_bad_row)
-        tokens = partial(encode, ModelTokenizer(policy("llama2")).tokenizer, kwargs={})
+        tokens = partial(encode, ModelTokenizer(policy("llama2")), kwargs={})
         return encode_demonstrations(
             read_demonstrations(cfg), tokens, OverlapCheck(Decontamination(tmp_path), 8), 512, cfg
         )

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning by TRL's SFTTrainer on token ids; the loss sees the answer and its EOS."""
+"""Supervised fine-tuning by TRL's SFTTrainer on token ids; the loss sees the answer and its stop token."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from pipeline.backends.chat import apply_template, encode_continuation
+from pipeline.backends.chat import ModelTokenizer
 from pipeline.config import Optimization
 from pipeline.errors import UserError
 from pipeline.training.monitoring.callbacks import (
@@ -25,33 +25,13 @@ Example = dict[str, list[int]]
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
-def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> Example:
-    """The prompt as a sampler sends it, and the tokens of the last turn up to and with its EOS."""
-    where = str(tokenizer.name_or_path)
-    shown = apply_template(
-        tokenizer, where, messages[:-1], tokenize=False, add_generation_prompt=True, **kwargs
-    )
-    whole = apply_template(tokenizer, where, messages, tokenize=False, **kwargs)
-    if not whole.startswith(shown):
-        differing = (i for i, (a, b) in enumerate(zip(shown, whole, strict=False)) if a != b)
-        at = next(differing, min(len(shown), len(whole)))
-        raise UserError(
-            f"the chat template renders a prompt differently alone and followed by its answer: "
-            f"{shown[at:][:40]!r} became {whole[at:][:40]!r}.\n"
-            f"  Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
-        )
-    prompt = tokenizer(shown, add_special_tokens=False)["input_ids"]
-    completion = encode_continuation(tokenizer, shown, whole)
-    if tokenizer.eos_token_id not in completion:
-        raise UserError(
-            f"the chat template does not close an answer with the tokenizer's EOS "
-            f"({tokenizer.eos_token}): it ends with {whole[-20:]!r}, and the model would never "
-            f"learn to stop.\n"
-            f"  Set eos_token in tokenizer_config.json to what ends a turn, or give a "
-            f"template.chat_template=FILE."
-        )
-    last = len(completion) - completion[::-1].index(tokenizer.eos_token_id)
-    return {"prompt_ids": prompt, "completion_ids": completion[:last]}
+def encode(tokenizer: ModelTokenizer, messages: list[Message], kwargs: dict[str, Any]) -> Example:
+    """The prompt as a sampler sends it, and the last turn up to and with its stop token."""
+    *prompt, answer = messages
+    return {
+        "prompt_ids": tokenizer.encode(prompt, kwargs),
+        "completion_ids": tokenizer.encode_answer(prompt, answer["content"], kwargs),
+    }
 
 
 class PretokenizedSFTTrainer(NonzeroWarmup, SFTTrainer):
