@@ -16,7 +16,7 @@ BASE_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; d
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all pilot edit label calibrate compare sweep report merge store prune bench
+.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all pilot edit label calibrate compare sweep report merge store prune docs bench
 
 help:
 	@echo 'make TARGET [RECIPE=name] [ARGS="key=value …"]'
@@ -49,6 +49,9 @@ test-slow: install ## the rest, in parts of at most 20 minutes [PART=1|2|3|4]
 
 test-browser: install ## the report in a real browser
 	$(PYTHON) -m pytest -m browser $(ARGS)
+
+docs: ## docs/configuration.md from the comments in conf/
+	$(or $(BASE_PYTHON),python3) docs/configuration.py
 
 check: install ## ruff and mypy
 	$(PYTHON) -m ruff check .

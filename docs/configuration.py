@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md: every knob of conf/ with its default and its comment (`make docs`)."""
+"""`make docs`: writes docs/configuration.md, every knob of conf/ with its default and comment."""
 
 import re
 from collections.abc import Iterator

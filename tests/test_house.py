@@ -30,8 +30,9 @@ HEAVY = {
     "openai",
     "anthropic",
 }
-# The floors of the house, lowest first: a place imports from those above it in this table alone, so that no import
-# runs upward and no circle can close. A folder is one place, but for the rooms of `report/` and `training/`.
+# The floors of the house, lowest first: a place imports only from places above it in this table, so
+# no import runs upward and no circle can close. A folder is one place; `report/` and `training/`
+# have several.
 MAY_IMPORT = {
     "errors": "",
     "hardware": "",
@@ -58,20 +59,27 @@ MAY_IMPORT = {
     "scorers": "artifacts backends config data errors hashing models progress text",
     "pairing": "artifacts backends config data errors hashing models text",
     "benchmarks": "artifacts backends config errors models progress scorers",
-    "preflight": "artifacts backends config data errors hardware hashing models pairing resources sampling scorers"
+    "preflight": "artifacts backends config data errors hardware hashing models pairing resources"
+    " sampling scorers"
     " status step store text",
     "training.distributed": "artifacts errors models",
-    "training.monitoring": "artifacts backends config errors hashing models progress resources scorers"
+    "training.monitoring": "artifacts backends config errors hashing models progress resources"
+    " scorers"
     " training.distributed",
-    "training.trainers": "artifacts backends config errors models scorers training.distributed training.monitoring",
+    "training.trainers": "artifacts backends config errors models scorers training.distributed"
+    " training.monitoring",
     "training": "artifacts config errors hardware models progress resources training.distributed"
     " training.monitoring training.trainers",
-    "stages": "artifacts backends benchmarks config data errors hardware hashing models pairing progress"
-    " report.analysis report.render resources sampling scorers training training.monitoring training.trainers",
-    "driver": "artifacts backends config errors hardware hashing models plan preflight progress report.render status"
+    "stages": "artifacts backends benchmarks config data errors hardware hashing models pairing"
+    " progress"
+    " report.analysis report.render resources sampling scorers training training.monitoring"
+    " training.trainers",
+    "driver": "artifacts backends config errors hardware hashing models plan preflight progress"
+    " report.render status"
     " step store",
     "__main__": "errors",
-    "commands": "artifacts config driver errors hardware hashing models plan preflight report report.analysis"
+    "commands": "artifacts config driver errors hardware hashing models plan preflight report"
+    " report.analysis"
     " report.render scorers stages status step store",
 }
 
@@ -144,7 +152,8 @@ def test_importing_the_driver_imports_nothing_heavy():
     import subprocess
     import sys
 
-    code = f"import sys; import pipeline.__main__, pipeline.driver.sweep; print(sorted({HEAVY} & set(sys.modules)))"
+    code = "import sys; import pipeline.__main__, pipeline.driver.sweep;"
+    code += f"print(sorted({HEAVY} & set(sys.modules)))"
     assert (
         subprocess.check_output([sys.executable, "-c", code], text=True, cwd=HOUSE).strip() == "[]"
     )
@@ -188,7 +197,7 @@ def test_configs_have_no_defaults():
     ] == []
 
 
-# ── every file of conf/ and recipes/ composes, validates and plans ────────────────────────────────────────────────
+# ── every file of conf/ and recipes/ composes, validates and plans ────────────────────────────────
 
 GIVEN = ["prompts.path=prompts.jsonl", "sft.model=./model"]
 REWARDED = ["scorer@score.scorers.rules=reward_model"]
@@ -325,7 +334,9 @@ def test_no_file_was_overlooked():
 
 
 def test_every_knob_has_a_word_on_it():
-    """A knob of conf/ has a comment on its line, right above it, or above the block that it is in."""
+    """A knob of conf/ has a comment on its line, right above it, or above the block that it is
+    in.
+    """
     bare = [
         f"{path.relative_to(HOUSE)}: {line.strip()}" for path in CONF for line in unexplained(path)
     ]
@@ -355,7 +366,7 @@ def unexplained(path: Path) -> list[str]:
     return found
 
 
-# ── the plan and the stages agree ─────────────────────────────────────────────────────────────────────────────────
+# ── the plan and the stages agree ─────────────────────────────────────────────────────────────────
 
 PLANS = [
     ["recipes=smoke"],
@@ -456,7 +467,7 @@ def test_whole_prompts_are_read_by_part_only():
         )
 
 
-# ── habits ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── habits ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(HOUSE)))

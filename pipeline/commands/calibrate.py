@@ -196,7 +196,8 @@ def list_warnings(name: str, advantage: Estimate) -> Iterator[str]:
     elif advantage.low is None or advantage.low <= 0:
         yield (
             f"{name} does not beat '{LONGER}': {format_signed(advantage.mean)} agreement by prompt"
-            f" ({format_interval(asdict(advantage), format_signed)}). Do not trust it on texts like these."
+            f" ({format_interval(asdict(advantage), format_signed)}). Do not trust it on texts"
+            " like these."
         )
 
 
@@ -224,7 +225,8 @@ def format_lines(results: dict[str, Any]) -> Iterator[str]:
         f" {results['decided']} decided, {results['split']} without a majority"
     )
     yield (
-        f"annotators prefer the first answer in {format_share(prefer['first'])} and the longer one in"
+        f"annotators prefer the first answer in {format_share(prefer['first'])} and the longer"
+        " one in"
         f" {format_share(prefer['longer'])} of their decisions"
     )
     yield "agreement on decided pairs, where a tie counts one half:"

@@ -1,6 +1,6 @@
 """BOS in a rendered chat template: what the template writes is right, unless BOS is doubled.
 
-ChatML writes `<|im_start|>` at each turn, Llama-2 `<s>` at each question, Zephyr none: all are right.
+ChatML writes `<|im_start|>` at each turn, Llama-2 `<s>` at each question, Zephyr none: all right.
 Two BOS at the start are: the second comes from the template, or from a tokenizer that adds one.
 """
 

@@ -76,7 +76,8 @@ def align_scores(ids: pl.Series, own: pl.DataFrame) -> pl.Series:
     unknown = own.join(ids.to_frame(), on="sample_id", how="anti")
     if unknown.height:
         raise UserError(
-            f"pair: {unknown.height} of {pluralize(own.height, 'score')} belong to samples that are not"
+            f"pair: {unknown.height} of {pluralize(own.height, 'score')} belong to samples that"
+            " are not"
             f" here, such as {unknown['sample_id'][0]}.\n"
             "  The scores are of another sampling run. Score these samples."
         )

@@ -88,7 +88,8 @@ def _too_few_error(cfg: PairRound, mine: int, wanted: int, there: int) -> str:
     share = there / (mine + there) if there else 0.0
     offline = int(share * 1000) / 1000
     return (
-        f"pair.mix: a share of {cfg.mix.on_policy:g} for {pluralize(mine, 'pair')} of the policy's own"
+        f"pair.mix: a share of {cfg.mix.on_policy:g} for {pluralize(mine, 'pair')} of the"
+        " policy's own"
         f" asks for {pluralize(wanted, 'offline pair')}, and the filters leave {there}.\n"
         "  Give more offline rows (or a larger pair.mix.per_round),"
         f" or pair.mix.offline={offline:g} and pair.mix.on_policy={1 - offline:g}."

@@ -145,7 +145,8 @@ class Durations:
         steps = [step for step in to_do if step.stage in LONG_STAGES]
         known = {id(step): time for step in steps if (time := self.estimate(step)) is not None}
         if kinds := " · ".join(_describe_kinds(steps, known)):
-            yield f"  time {kinds}: {format_duration(sum(known.values()))} together, as measured here"
+            total = format_duration(sum(known.values()))
+            yield f"  time {kinds}: {total} together, as measured here"
         if unknown := ", ".join(_count_kinds(step for step in steps if id(step) not in known)):
             yield (
                 f"  time of {unknown} is not known: the first sampled shard gives that of sampling;"
@@ -178,7 +179,8 @@ class TimeLeft:
         unknown = ""
         if missing := len(to_do) - len(known):
             unknown = f", and {pluralize(missing, 'step')} of unknown time"
-        return f" · then about {format_duration(sum(known))} for {pluralize(len(known), 'step')}{unknown}"
+        steps = pluralize(len(known), "step")
+        return f" · then about {format_duration(sum(known))} for {steps}{unknown}"
 
 
 def _name_kind(step: Step) -> str:

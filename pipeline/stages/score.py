@@ -283,7 +283,8 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
     counts = failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail")
     scorer, reason, _ = counts.row(-1)
     raise StageError(
-        f"{failed.height} of {pluralize(table.height, 'score')} failed (most often {scorer}: {reason})."
+        f"{failed.height} of {pluralize(table.height, 'score')} failed (most often {scorer}:"
+        f" {reason})."
         f" The limit is {knob}.\n  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or fix the scorer and run the same command again."
     )

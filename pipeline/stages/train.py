@@ -219,7 +219,8 @@ def prepare_rehearsal(
     write_json(out / "rehearsal" / "funnel.json", counts)
     if not examples:
         raise UserError(
-            f"train.rehearsal: of {pluralize(counts['in'], 'demonstration')} none is left ({reasons}).\n"
+            f"train.rehearsal: of {pluralize(counts['in'], 'demonstration')} none is left"
+            f" ({reasons}).\n"
             "  Raise train.max_length, or give others as train.rehearsal.data;"
             " train.rehearsal=null trains without."
         )

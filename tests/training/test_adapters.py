@@ -260,7 +260,7 @@ def write_logps_without_model(folder, pairs: Pairs):
     [
         (
             ["train.adapter=lora"],
-            r"train.adapter=lora: choose a file of conf/adapter/ .* Type adapter@train.adapter=lora",
+            r"train.adapter=lora: .* conf/adapter/ .* Type adapter@train.adapter=lora",
         ),
         (
             ["train.adapter.kind=prefix_tuning"],

@@ -70,10 +70,10 @@ def test_every_trainer_climbs_so():
     from pipeline.training.trainers.learning_rate import NonzeroWarmup
 
     kinds = [
-        cpo.Trainer,
-        dpo.Trainer,
-        kto.Trainer,
-        orpo.Trainer,
+        cpo.PretokenizedCPOTrainer,
+        dpo.PretokenizedDPOTrainer,
+        kto.PretokenizedKTOTrainer,
+        orpo.PretokenizedORPOTrainer,
         reward.PretokenizedRewardTrainer,
         reward.UnpairedRewardTrainer,
     ]

@@ -150,7 +150,7 @@ def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monke
     """At the third step memory runs out: resume with half the rows and the same optimizer steps."""
     from pipeline.training.trainers import dpo as trl_dpo
 
-    step, asked = (trl_dpo.Trainer.training_step, [])
+    step, asked = (trl_dpo.PretokenizedDPOTrainer.training_step, [])
 
     def full(self, model, inputs, *args):
         rows = self.count_rows(inputs)
@@ -159,14 +159,14 @@ def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monke
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return step(self, model, inputs, *args)
 
-    monkeypatch.setattr(trl_dpo.Trainer, "training_step", full)
+    monkeypatch.setattr(trl_dpo.PretokenizedDPOTrainer, "training_step", full)
     short = round_.train("short", dpo(LORA, batch=4, micro_batch="auto", save_every=1))
     assert asked == [4, 4, 4, *[2] * 8]
     assert json.loads((short.path / "cost.json").read_text())["micro_batch"] == 2
     monkeypatch.undo()
     plain = metric_by_step(round_.train("plain", dpo(LORA, batch=4, micro_batch=4)), "loss")
     assert metric_by_step(short, "loss") == pytest.approx(plain, abs=1e-5)
-    monkeypatch.setattr(trl_dpo.Trainer, "training_step", full)
+    monkeypatch.setattr(trl_dpo.PretokenizedDPOTrainer, "training_step", full)
     with pytest.raises(
         StageError,
         match=r"ran out with 4 rows at once.\n  Give train.runtime.micro_batch=2 or auto",

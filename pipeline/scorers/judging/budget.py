@@ -57,7 +57,8 @@ class JudgeBudget:
         tokens = spent.tokens_in + spent.tokens_out
         raise StageError(
             f"{self.judge}: its next request could exceed {self.knob}.{cap}."
-            f" This store has sent it {pluralize(spent.requests, 'request')}, {tokens} tokens{money}.\n"
+            f" This store has sent it {pluralize(spent.requests, 'request')}, {tokens}"
+            f" tokens{money}.\n"
             f"  All of its verdicts are kept. Raise {self.knob}.{cap.partition('=')[0]}"
             " and run the same command again."
         )

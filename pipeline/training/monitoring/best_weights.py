@@ -6,7 +6,7 @@ from pipeline.models.loading import State
 
 
 class BestWeights:
-    """Keeps the best weights, and the best at the newest checkpoint, which a resumed run may need."""
+    """Keeps the best weights, and the best at the newest checkpoint, which a resumed run needs."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -54,7 +54,8 @@ def find_stop_reason(cfg: GuardsConfig, evaluations: list[Evaluation]) -> str | 
     best = evaluations[-1 - since]
     return (
         f"{cfg.stop_on} was not better than {best[METRIC_KEYS[cfg.stop_on]]:.4g} (step "
-        f"{best['step']}) for {pluralize(since, 'evaluation')} (train.guards.patience={cfg.patience})"
+        f"{best['step']}) for {pluralize(since, 'evaluation')}"
+        f" (train.guards.patience={cfg.patience})"
     )
 
 

@@ -11,7 +11,7 @@ Arguments = CPOConfig
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
-class Trainer(PretokenizedTrainer, CPOTrainer):
+class PretokenizedCPOTrainer(PretokenizedTrainer, CPOTrainer):
     """Takes the columns `prompt_ids, chosen_ids, rejected_ids`."""
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Arguments = DPOConfig
 
 
-class Trainer(PretokenizedTrainer, DPOTrainer):
+class PretokenizedDPOTrainer(PretokenizedTrainer, DPOTrainer):
     """Takes the columns `prompt_ids, chosen_ids, rejected_ids`.
 
     Precomputed reference values come as `ref_chosen_logps, ref_rejected_logps`.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Arguments = KTOConfig
 
 
-class Trainer(PretokenizedTrainer, KTOTrainer):
+class PretokenizedKTOTrainer(PretokenizedTrainer, KTOTrainer):
     """Takes the columns `prompt_ids, completion_ids, KL_completion_ids, label`."""
 
     def _prepare_dataset(self, dataset: "Dataset", *args: Any) -> "Dataset":

@@ -11,7 +11,7 @@ from pipeline.training.trainers.cpo import build_columns
 Arguments = ORPOConfig
 
 
-class Trainer(PretokenizedTrainer, ORPOTrainer):
+class PretokenizedORPOTrainer(PretokenizedTrainer, ORPOTrainer):
     """Takes the columns `prompt_ids, chosen_ids, rejected_ids`."""
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:

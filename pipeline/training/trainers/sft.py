@@ -1,4 +1,4 @@
-"""Supervised fine-tuning by TRL's SFTTrainer on token ids; the loss sees the answer and its stop token."""
+"""Supervised fine-tuning by TRL's SFTTrainer on token ids; the loss sees the answer alone."""
 
 from pathlib import Path
 from typing import Any
