@@ -91,6 +91,8 @@ def test_an_installed_wheel_plans_without_anything_heavy(wheel, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("26 steps, 26 to do")
+    assert "torch, transformers, trl: not installed" in done.stdout + done.stderr
+    assert "pip install 'strop[cpu]'" in done.stdout + done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"site"}, "a plan writes nothing"
 
 

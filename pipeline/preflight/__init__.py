@@ -8,7 +8,7 @@ from pipeline.config import Checkpoint, RewardCheckpoint, SampleRequest
 from pipeline.errors import run_all
 from pipeline.models.checkpoint import check_files
 from pipeline.preflight.context_length import check_context
-from pipeline.preflight.environment import check_engine, check_keys
+from pipeline.preflight.environment import check_engine, check_keys, check_packages
 from pipeline.preflight.inputs import check_lengths, check_offline, check_prompts
 from pipeline.preflight.rows import describe_unread as describe_unread
 from pipeline.preflight.rows import list_row_checks
@@ -25,6 +25,7 @@ def check_steps(coming: Iterable[Step]) -> None:
 
 def list_checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
     coming, engines = list(coming), list[object]()
+    yield partial(check_packages, {step.stage for step in coming})
     for step in coming:
         yield partial(check_keys, step)
         yield from list_scorer_checks(step)

@@ -29,6 +29,17 @@ WANDB_OFF = {
 }
 
 
+def check_packages(stages: set[str]) -> None:
+    """The core of the package plans, and reads prompts; every other stage needs the extra models."""
+    missing = [name for name in ("torch", "transformers", "trl") if find_spec(name) is None]
+    if missing and stages - {"prompts"}:
+        raise UserError(
+            f"{', '.join(missing)}: not installed. Without them strop plans and runs nothing.\n"
+            "  Type `pip install 'strop[cpu]'` (gpu with an NVIDIA GPU, portable without vLLM),"
+            " or `make install` in a checkout."
+        )
+
+
 def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Workers) -> None:
     match backend:
         case VllmBackend():
