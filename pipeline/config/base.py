@@ -63,7 +63,8 @@ class Function(str):
     @classmethod
     def _parse(cls, text: str) -> "Function":
         function = cls(text)
-        if not (function.name.isidentifier() and function.source):
+        is_bare_file = ":" not in text and (text.endswith(".py") or "/" in text)
+        if is_bare_file or not (function.name.isidentifier() and function.source):
             raise ValueError("a function is written ./file.py:name or package.module.name")
         return function
 

@@ -122,7 +122,7 @@ def describe_memory(run_plan: RunPlan, statuses: dict[str, StepStatus]) -> Itera
     to_do = [step for step in run_plan.steps if statuses[run_plan.fingerprint(step)][0] is None]
     labels: dict[str, list[str]] = {}
     for step, needs, place in _list_engines(run_plan, to_do):
-        there = f"there are {place}" if place else "on a GPU; here there is none"
+        there = f"there are {place}" if place else "on a GPU (here there is none: main memory)"
         labels.setdefault(f"memory {needs} · {there}", []).append(step.label_text)
     for need, alike in labels.items():
         others = f" and {len(alike) - 1} more" if alike[1:] else ""

@@ -51,7 +51,8 @@ def check_function(
     bound = dict(_list_bound_names(body))
     if name not in bound and "*" not in bound:
         known = [one for one, node in bound.items() if isinstance(node, ast.FunctionDef)]
-        raise UserError(f"{typed}: {place} has no function {name}. {suggest(name, known)}")
+        hint = suggest(name, known) if known else "It defines none."
+        raise UserError(f"{typed}: {place} has no function {name}. {hint}")
     if isinstance(bound.get(name), ast.AsyncFunctionDef):
         raise UserError(
             f"{typed}: it is async, and functions are called one after the other. Give a plain one."

@@ -418,7 +418,7 @@ def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
             )
         )
         assert "memory 2.36 GiB at least" in shown[0] and shown[0].endswith(
-            "on a GPU; here there is none"
+            "on a GPU (here there is none: main memory)"
         )
         assert said in shown[1]
 
