@@ -30,7 +30,7 @@ WANDB_OFF = {
 
 
 def check_packages(stages: set[str]) -> None:
-    """The core of the package plans, and reads prompts; every other stage needs the extra models."""
+    """The core plans and reads prompts; all other stages need what the extra `models` installs."""
     missing = [name for name in ("torch", "transformers", "trl") if find_spec(name) is None]
     if missing and stages - {"prompts"}:
         raise UserError(

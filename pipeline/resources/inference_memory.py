@@ -74,7 +74,7 @@ class EnginePlace:
 
     def __str__(self) -> str:
         device = format_bytes(self.device)
-        source = f"{self.knob}.runtime.memory={self.share:g} of {device}" if self.vllm else ""
+        source = f"a share of {self.share:g} of {device}" if self.vllm else ""
         if self.is_occupied:
             source = f"what is free of {source or device}"
         on_each = f" on each of {self.gpus} GPUs" if self.gpus > 1 else ""

@@ -30,7 +30,7 @@ def test_a_gpu_too_small_is_told_what_it_needs_and_what_to_lower():
     assert said is not None
     assert (
         "needs 20 GiB at least (weights 16 GiB, one longest sequence 4 GiB),"
-        " and there are 18 GiB (sample.backend.runtime.memory=" in said
+        " and there are 18 GiB (a share of 0.9 of 20" in said
     )
     assert "Lower limits.prompt" in said and "tensor_parallel=2 or more" in said
 
@@ -38,10 +38,7 @@ def test_a_gpu_too_small_is_told_what_it_needs_and_what_to_lower():
 def test_what_other_processes_hold_of_a_gpu_is_not_there():
     needs = EngineNeeds(weights=16 * GIB, cache=4 * GIB)
     said = shortage(needs, EnginePlace("sample.backend", 80 * GIB, 0.9, 1, free=12 * GIB))
-    assert (
-        said
-        and "there are 12 GiB (what is free of sample.backend.runtime.memory=0.9 of 80 GiB)" in said
-    )
+    assert said and "there are 12 GiB (what is free of a share of 0.9 of 80 GiB)" in said
     assert "raise sample.backend.runtime.memory" not in said, "which would not help"
     said = shortage(needs, EnginePlace("sample.backend", 80 * GIB, 0.9, 1, free=30 * GIB))
     assert said and "vLLM takes a share of 0.9 of 80 GiB as it starts, and 30 GiB are free" in said
@@ -61,7 +58,7 @@ def test_a_gpu_that_is_in_use_is_refused_at_the_door(card, tmp_path):
     card(80, free=5)
     with pytest.raises(
         UserError,
-        match=r"needs 13.6 GiB at least .* what is free of exam.sample.backend.runtime.memory",
+        match=r"needs 13.6 GiB at least .* what is free of a share of 0.9",
     ):
         capacity.check_engines(planned, planned.steps)
 
@@ -121,7 +118,7 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
     )
     assert refusal.value.args[0] == (
         f"exam.sample.backend: the policy needs {needs},"
-        f" and there are 10.8 GiB ({runtime}.memory=0.9 of 12 GiB).\n"
+        " and there are 10.8 GiB (a share of 0.9 of 12 GiB).\n"
         "  Lower limits.prompt or limits.completion, give dtype=bfloat16 where it is float32,"
         f" raise {runtime}.memory, or give {runtime}.tensor_parallel=2 or more."
     )

@@ -325,7 +325,7 @@ def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     engine = "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)"
     assert (
         shown[0] == f"  sample test sft and 3 more: memory {engine}"
-        " · there are 72 GiB (memory=0.9 of 80 GiB)"
+        " · there are 72 GiB (a share of 0.9 of 80 GiB)"
     )
     assert shown[1] == "  train round 1: at most 2 steps of 64 · 100 rows · 409,600 tokens"
     assert any("memory" in line and "weights 12.7 GiB" in line for line in shown)
