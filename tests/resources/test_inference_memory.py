@@ -58,7 +58,7 @@ def test_a_gpu_that_is_in_use_is_refused_at_the_door(card, tmp_path):
     card(80, free=5)
     with pytest.raises(
         UserError,
-        match=r"needs 13.6 GiB at least .* what is free of a share of 0.9",
+        match=r"needs 13.6 GiB at least .* there are 5 GiB .what is free of a share of 0.9",
     ):
         capacity.check_engines(planned, planned.steps)
 
