@@ -183,7 +183,7 @@ def pin_revisions(value: Any, resolve_commit: Callable[[str, str | None], str]) 
     if not isinstance(value, Block) or not _is_floating(value):
         return value
     changes = {name: pin_revisions(item, resolve_commit) for name, item in value}
-    name, revision = (_find_hub_name(value), changes.get("revision"))
+    name, revision = _find_hub_name(value), changes.get("revision")
     if name and not is_commit(revision):
         changes["revision"] = resolve_commit(name, revision)
     return value.model_copy(update=changes)
@@ -191,7 +191,7 @@ def pin_revisions(value: Any, resolve_commit: Callable[[str, str | None], str]) 
 
 def _find_hub_name(value: Block) -> str | None:
     """The hub repository that a block names, if any: a model's name or `datasets/NAME`."""
-    model, dataset = (getattr(value, "model", None), getattr(value, "dataset", None))
+    model, dataset = getattr(value, "model", None), getattr(value, "dataset", None)
     if isinstance(model, Weights) and not model.is_local:
         return str(model)
     return f"datasets/{dataset}" if isinstance(dataset, HubDataset) else None

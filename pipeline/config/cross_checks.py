@@ -41,7 +41,7 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
 
 def _check_folders(cfg: "Config") -> Iterator[str]:
     """A run inside the store looks like a step; a store inside runs/ is removed along with runs."""
-    store, runs = (cfg.store.resolve(), cfg.runs.resolve())
+    store, runs = cfg.store.resolve(), cfg.runs.resolve()
     if store.is_relative_to(runs) or runs.is_relative_to(store):
         yield (
             f"store={cfg.store} runs={cfg.runs}: one is inside the other, or they are the same."
@@ -148,7 +148,7 @@ def _check_endpoints(cfg: "Config") -> Iterator[str]:
             f"exam.others.{others[0]}: not every server knows min_p."
             f" Give exam.sample.settings.{ANSWER}.min_p=0."
         )
-    backend, settings = (cfg.sample.backend, cfg.sample.settings)
+    backend, settings = cfg.sample.backend, cfg.sample.settings
     knobs = [f"sample.settings.{name}.min_p" for name, one in settings.items() if one.min_p]
     if knobs and backend.kind == "endpoint" and not backend.require_token_ids:
         yield (

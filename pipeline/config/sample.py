@@ -267,7 +267,7 @@ class SampleRequest(SamplingBlock):
         rounds = max(self.runtime.blocks, self.round)
         if self.per_round is None or rows >= self.per_round * rounds:
             return None
-        needed, fits = (pluralize(self.per_round * rounds, "prompt"), rows // rounds)
+        needed, fits = pluralize(self.per_round * rounds, "prompt"), rows // rounds
         return (
             f"sample.per_round={self.per_round}: rounds={rounds} need {needed}, and there are"
             f"{' at most' if at_most else ''} {rows}.\n"

@@ -40,7 +40,7 @@ PIPE_CHUNK = 1 << 16
 
 class UserFunction:
     def __init__(self, cfg: FunctionScorer, knob: str = "score.scorers.NAME"):
-        self.cfg, self.knob = (cfg, knob)
+        self.cfg, self.knob = cfg, knob
         self._process: FunctionProcess | None = None
         self._failures_in_a_row = 0
 
@@ -145,7 +145,7 @@ class FunctionProcess:
             stderr=subprocess.PIPE,
         )
         assert self._process.stdin and self._process.stdout and self._process.stderr
-        self._in, self._out = (self._process.stdin.fileno(), self._process.stdout.fileno())
+        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
         self._relay = threading.Thread(
@@ -168,7 +168,7 @@ class FunctionProcess:
     def call(self, message: Any, timeout: float) -> dict[str, Any]:
         """Send a message and wait for the answer, both within `timeout` seconds."""
         data = pickle.dumps(message)
-        unsent, received = (memoryview(LENGTH.pack(len(data)) + data), bytearray())
+        unsent, received = memoryview(LENGTH.pack(len(data)) + data), bytearray()
         deadline = time.monotonic() + timeout
         with selectors.DefaultSelector() as ready:
             ready.register(self._in, selectors.EVENT_WRITE)
@@ -231,7 +231,7 @@ def _is_complete(received: bytearray) -> bool:
 
 
 def build_import_error(knob: str, function: Function, kind: str, *detail: str) -> UserError:
-    place, name, typed = (function.source, function.name, f"{knob}.function={function}")
+    place, name, typed = function.source, function.name, f"{knob}.function={function}"
     match kind:
         case "absent":
             return UserError(f"{typed}: {place} has no function {name}. {suggest(name, [*detail])}")

@@ -36,7 +36,7 @@ class RewardModel:
     def __init__(
         self, cfg: RewardModelScorer, reward: Model | None, knob: str = "score.scorers.NAME"
     ):
-        self.cfg, self.reward, self.knob = (cfg, reward, knob)
+        self.cfg, self.reward, self.knob = cfg, reward, knob
         self.engine: PoolingEngine | None = None
         self.encoder: RewardEncoder
         self.read_score: Callable[[Logits], float]
@@ -63,7 +63,7 @@ class RewardModel:
     def _open(self) -> PoolingEngine:
         from transformers import AutoConfig
 
-        cfg, knob = (self.cfg, self.knob)
+        cfg, knob = self.cfg, self.knob
         source, tokenizer = self._find_checkpoint()
         name = str(source.weights)
         config = AutoConfig.from_pretrained(
@@ -80,10 +80,10 @@ class RewardModel:
     def _find_checkpoint(self) -> tuple[ClassifierSource, Any]:
         from pipeline.models.checkpoint import locate_classifier, open_tokenizer
 
-        cfg, reward = (self.cfg, self.reward)
+        cfg, reward = self.cfg, self.reward
         if cfg.model is not None:
             folder, _ = locate_classifier(cfg.model, cfg.revision, cfg.trust)
-            source, tokenizer = (ClassifierSource(folder, None, cfg.trust.remote_code), folder)
+            source, tokenizer = ClassifierSource(folder, None, cfg.trust.remote_code), folder
         elif reward is not None:
             source = ClassifierSource(reward.weights, reward.revision, reward.remote_code)
             tokenizer = reward.tokenizer

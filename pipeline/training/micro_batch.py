@@ -31,7 +31,7 @@ def choose_micro_batch(
     cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", world: int, out: Path
 ) -> TrainConfig:
     """The config with a number as `micro_batch`. Print the estimate; raise where it cannot fit."""
-    table, shape = (rows["train"], model_shape.read_shape(Path(init.weights)))
+    table, shape = rows["train"], model_shape.read_shape(Path(init.weights))
     lengths, steps = (
         training_fit.sequence_lengths(table),
         model_shape.count_steps(cfg, table.height),

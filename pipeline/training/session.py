@@ -82,7 +82,7 @@ def _is_first_process() -> bool:
 
 def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:
     """A launcher that lacks what was requested runs what it finds, without a warning."""
-    started, kind = (trainer.args.world_size, trainer.accelerator.distributed_type.value)
+    started, kind = trainer.args.world_size, trainer.accelerator.distributed_type.value
     expected = ("NO",) if wanted == 1 else DISTRIBUTED_TYPES[cfg.runtime.launch]
     if started != wanted or kind not in expected or trainer.args.n_gpu > 1:
         raise UserError(

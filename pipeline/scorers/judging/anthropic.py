@@ -47,7 +47,7 @@ def parse_response(text: str) -> Response:
         return Response(None, fault="the server's reply is not JSON")
     if not isinstance(body, dict) or not isinstance(body.get("content"), list):
         return Response(None, fault="the server's reply is not a message")
-    usage, model = (body.get("usage"), read_model_name(body))
+    usage, model = body.get("usage"), read_model_name(body)
     tokens = (
         api_client.read_usage(usage, "input_tokens"),
         api_client.read_usage(usage, "output_tokens"),

@@ -17,7 +17,7 @@ from pipeline.scorers.judging import JudgeRequest, OnResponse, Response
 MAX_FAILURES_IN_A_ROW = 50
 # Rejected requests before any response: the others are built alike and would be rejected as well.
 MAX_FIRST_REJECTIONS = 8
-MAX_NAME_LENGTH, MAX_RESPONSE_LENGTH = (100, 1 << 20)  # characters
+MAX_NAME_LENGTH, MAX_RESPONSE_LENGTH = 100, 1 << 20  # characters
 
 Send = Callable[[JudgeRequest], Awaitable[Response]]
 
@@ -28,14 +28,14 @@ class ServiceEngine:
     def __init__(
         self, knob: str, runtime: ServiceRuntime, model: str, library: Any, client: Any, send: Send
     ):
-        self.knob, self.runtime, self.model = (knob, runtime, model)
-        self.library, self.client, self.send = (library, client, send)
+        self.knob, self.runtime, self.model = knob, runtime, model
+        self.library, self.client, self.send = library, client, send
         self.loop = asyncio.new_event_loop()
         self._failures_in_a_row = self._rejections = 0
         self._has_response = self._is_stopping = False
 
     def send_requests(self, requests: Iterable[JudgeRequest], on_response: OnResponse) -> None:
-        waiting, self._is_stopping = (iter(requests), False)
+        waiting, self._is_stopping = iter(requests), False
         tasks = [
             self.loop.create_task(self._send_from(waiting, on_response))
             for _ in range(self.runtime.concurrency)

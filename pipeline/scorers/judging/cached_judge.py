@@ -27,7 +27,7 @@ class CachedJudge:
     """
 
     def __init__(self, cfg: Judge, fields: set[str], knob: str):
-        self.cfg, self.knob = (cfg, f"{knob}.engine")
+        self.cfg, self.knob = cfg, f"{knob}.engine"
         self.template = JudgeTemplate(cfg.template, fields, cfg.form, cfg.seed)
         self.store = VerdictStore(cfg.runtime.verdicts)
         name = get_engine_name(cfg.engine)
@@ -57,9 +57,9 @@ class CachedJudge:
         progress = Progress(f"judge {self.source.judge}", known + len(unknown), "verdicts")
         progress.resume_at(known)
         key_of = {request: key for key, request in unknown.items()}
-        verdicts, waiting = (dict[str, Verdict](), deque(unknown.values()))
+        verdicts, waiting = dict[str, Verdict](), deque(unknown.values())
         # Requests that another process has claimed, and how many there were at the last check.
-        elsewhere, elsewhere_before = (deque[JudgeRequest](), 0)
+        elsewhere, elsewhere_before = deque[JudgeRequest](), 0
 
         def on_response(request: JudgeRequest, response: Response) -> None:
             """Save it before anything else: it is paid for."""
@@ -89,7 +89,7 @@ class CachedJudge:
                     self.budget.check(waiting[0])
                 elif elsewhere:
                     elsewhere_before = self._wait_for_others(len(elsewhere), elsewhere_before)
-                    waiting, elsewhere = (elsewhere, deque())
+                    waiting, elsewhere = elsewhere, deque()
         finally:
             self.store.release_claims()
         return verdicts

@@ -179,7 +179,7 @@ class ProgressLine(TrainerCallback):
     """
 
     def __init__(self, stage: str, out: Path | None = None):
-        self.stage, self.out = (stage, out)
+        self.stage, self.out = stage, out
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._line = Progress(self.stage, state.max_steps, "steps")
@@ -232,7 +232,7 @@ class ProgressLine(TrainerCallback):
             note_cost(self.out, look_seconds=round(mean, 2))
 
     def _end_lap(self) -> float:
-        before, self._lap_start = (self._lap_start, time.monotonic())
+        before, self._lap_start = self._lap_start, time.monotonic()
         return self._lap_start - before
 
     def _end_evaluation(self) -> None:

@@ -33,7 +33,7 @@ class EvalGenerations:
     """Uses the same prompts and seeds at every evaluation: only the policy differs."""
 
     def __init__(self, cfg: TrainConfig, init: Model, reference: Model, dev: Prompts):
-        self.cfg, self.init, self.reference = (cfg, init, reference)
+        self.cfg, self.init, self.reference = cfg, init, reference
         self.limits = Limits(prompt=cfg.max_length, completion=cfg.guards.tokens)
         backend = {
             "kind": "transformers",
@@ -85,7 +85,7 @@ class EvalGenerations:
         return figures, shown
 
     def _generate(self, policy: Any, in_step: bool, step: int = 0) -> list[Completion]:
-        generation_config, blocks = (policy.generation_config, self._split_into_batches())
+        generation_config, blocks = policy.generation_config, self._split_into_batches()
         report_phase(f"evaluation at step {step}: generating answers")
         progress = GenerationProgress(step, sum(map(len, blocks)), self.limits.completion)
         try:
@@ -155,7 +155,7 @@ class GenerationProgress:
     """
 
     def __init__(self, step: int, answers: int, limit: int):
-        self._most, self._tokens, self._limit = (answers * limit, 0, limit)
+        self._most, self._tokens, self._limit = answers * limit, 0, limit
         self._line = Progress(f"train, evaluation at step {step}:", answers, "answers")
         self._is_first_process = os.environ.get("RANK", "0") == "0"
 
