@@ -23,7 +23,7 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
 
     `on_bad_row: fail` refuses the file where there are broken ones.
     """
-    rows, count = (read_rows(cfg.source, knob), 0)
+    rows, count = read_rows(cfg.source, knob), 0
     shape: str = cfg.shape
     if shape == "columns" and not cfg.columns:
         raise UserError(
@@ -106,7 +106,7 @@ def convert_trl(cfg: PreferenceRows, row: Row) -> Converted:
 
     ultrafeedback_binarized has the prompt both ways.
     """
-    chosen, rejected = (_read_side(row, "chosen"), _read_side(row, "rejected"))
+    chosen, rejected = _read_side(row, "chosen"), _read_side(row, "rejected")
     prompt = None
     if row.get("prompt") is not None:
         prompt = _read_prompt(row["prompt"], row.get("system"))
@@ -151,7 +151,7 @@ def convert_scored(cfg: PreferenceRows, row: Row) -> Converted:
             "no answers with their scores (responses and rewards,"
             " or all_generated_responses and all_rm_scores)"
         )
-    texts, scores = (row[names[0]], row[names[1]])
+    texts, scores = row[names[0]], row[names[1]]
     if not isinstance(texts, list) or not isinstance(scores, list) or len(texts) != len(scores):
         raise RowFault(f"{names[0]} and {names[1]} are not two lists of one length")
     numbers = [_parse_number(score) for score in scores]
@@ -162,7 +162,7 @@ def convert_scored(cfg: PreferenceRows, row: Row) -> Converted:
     unpaired: list[Row] = []
     if (threshold := cfg.thumbs_at) is not None:
         unpaired = [_make_unpaired(prompt, text, score >= threshold) for score, text in known]
-    best, worst = (max(known, key=lambda one: one[0]), min(known, key=lambda one: one[0]))
+    best, worst = max(known, key=lambda one: one[0]), min(known, key=lambda one: one[0])
     if best[0] == worst[0]:
         if unpaired:
             return [], unpaired
@@ -178,7 +178,7 @@ def convert_unpaired(cfg: PreferenceRows, row: Row) -> Converted:
     prompt = _read_prompt(_require(row, "prompt"), row.get("system"))
     completion = _read_side(row, "completion")
     text = completion if isinstance(completion, str) else _last_answer(completion, "completion")
-    return ([], [_make_unpaired(prompt, text, bool(label))])
+    return [], [_make_unpaired(prompt, text, bool(label))]
 
 
 def convert_columns(cfg: PreferenceRows, row: Row) -> Converted:

@@ -61,7 +61,7 @@ def read_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -> Pro
 def summarize_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -> PromptSummary:
     """Refuses what `read_prompts` refuses, and keeps no row."""
     found = PromptSet()
-    count, columns = (0, set[str]())
+    count, columns = 0, set[str]()
     for row in _convert_rows(source, knob, found):
         count += 1
         columns |= json.loads(row["columns"]).keys()
@@ -154,7 +154,7 @@ def join_user_turns(messages: Messages) -> str:
 def convert_row(shape: str, row: Row) -> Row:
     """A row of the table. `named`: whether the file gives it an id."""
     row = dict(row)
-    system, row_id = (row.pop("system", None), _parse_id(row.pop("id", None)))
+    system, row_id = row.pop("system", None), _parse_id(row.pop("id", None))
     messages = _add_system(SHAPES[shape](row), system)
     turns = row["turns"] if shape == "turns" else None
     if fault := find_unwritable([messages, turns, row_id]):

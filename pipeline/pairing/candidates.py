@@ -66,7 +66,7 @@ def number_prompts(samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
     firsts = ids.filter(pl.Series(new))
     if not firsts.is_sorted():
         return number_prompts(samples.sort("prompt_id", maintain_order=True))
-    return (samples, pl.Series("p", np.cumsum(new, dtype=np.uint32) - np.uint32(1)).set_sorted())
+    return samples, pl.Series("p", np.cumsum(new, dtype=np.uint32) - np.uint32(1)).set_sorted()
 
 
 def align_scores(ids: pl.Series, own: pl.DataFrame) -> pl.Series:

@@ -84,7 +84,7 @@ def pick_examples(pairs: pl.DataFrame, prompts: pl.DataFrame) -> dict[str, list[
     The widest margins, the narrowest, and the greatest differences in length.
     """
     gap = (pl.col("chosen_tokens").cast(pl.Int64) - pl.col("rejected_tokens").cast(pl.Int64)).abs()
-    left, found = (pairs.with_columns(gap=gap), {})
+    left, found = pairs.with_columns(gap=gap), {}
     ids = ["prompt_id", "chosen_id", "rejected_id"]
     for name, column, descending, how_many in EXAMPLES:
         order = [descending, False, False, False]
@@ -127,7 +127,7 @@ def format_lines(summary: dict[str, Any]) -> list[str]:
         if kind == "samples":
             rows.append(("  = usable", summary["candidates"]))
     rows += [("pairs", summary["pairs"]), ("  train", summary["train"]), ("  dev", summary["dev"])]
-    easy, hard = (summary["ties"]["all_easy"], summary["ties"]["all_hard"])
+    easy, hard = summary["ties"]["all_easy"], summary["ties"]["all_hard"]
     rows.append(("  all easy, all hard prompts", f"{easy}, {hard}"))
     width = max(len(name) for name, _ in rows)
     table = [f"{name:<{width}}  {value:>10}" for name, value in rows]

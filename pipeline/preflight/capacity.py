@@ -64,7 +64,7 @@ def _explain_misfit(
 
 def _find_unknown_layer(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> str | None:
     """The error for a target that no local layer has. A pattern is checked in training."""
-    folder, adapter = (find_weights(run_plan, step.inputs["init"]), cfg.adapter)
+    folder, adapter = find_weights(run_plan, step.inputs["init"]), cfg.adapter
     if folder is None or not isinstance(adapter, LoraAdapter) or isinstance(adapter.targets, str):
         return None
     layers = model_shape.read_layer_names(folder)
@@ -182,7 +182,7 @@ def _describe_training(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> Itera
     lengths = _read_lengths(run_plan, step, cfg)
     rows = len(lengths) // sides if lengths else count_rows_at_most(run_plan, step, 2 // sides)
     longest = max(lengths, default=cfg.max_length)
-    steps, tokens = (None, None)
+    steps, tokens = None, None
     if rows is None:
         yield "how many rows is not known before prompts and pairs are counted"
     else:
@@ -245,7 +245,7 @@ def _count_rows_at_once(
         return 0, 0
     shape = find_shape(run_plan, step.inputs["init"])
     world = cfg.runtime.world_size(len(hardware.list_gpus()))
-    return (training_fit.choose_micro_batch(shape, cfg, max(lengths), world), max(lengths))
+    return training_fit.choose_micro_batch(shape, cfg, max(lengths), world), max(lengths)
 
 
 def _read_lengths(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> list[int]:
@@ -304,7 +304,7 @@ def _find_pace(run_plan: RunPlan, step: Step, shape: Shape | None) -> training_f
     """The newest like training's pace: the same model, or the same shape on this device."""
     cfg = step.config
     assert isinstance(cfg, TrainConfig)
-    init, similar = (run_plan.fingerprint(step.inputs["init"]), [])
+    init, similar = run_plan.fingerprint(step.inputs["init"]), []
     for folder in (run_plan.root / "train").glob("*/"):
         if not store.STEP_NAME.fullmatch(folder.name):
             continue
@@ -325,7 +325,7 @@ def _find_pace(run_plan: RunPlan, step: Step, shape: Shape | None) -> training_f
 def _compute_pace(made: store.Manifest) -> training_fit.Pace:
     """Tokens a second without evaluations, and the seconds of one evaluation."""
     cost = made["cost"]
-    seconds_each, every = (cost.get("look_seconds", 0.0), made["config"].get("eval_every"))
+    seconds_each, every = cost.get("look_seconds", 0.0), made["config"].get("eval_every")
     is_evaluated = seconds_each and every and "steps" in cost
     evaluations = 1 + cost["steps"] // every if is_evaluated else 0
     training_seconds = max(made["seconds"] - evaluations * seconds_each, 0.01)

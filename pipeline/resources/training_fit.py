@@ -51,7 +51,7 @@ def build_histogram(lengths: list[int]) -> dict[str, Any]:
 
 def format_histogram(histogram: dict[str, Any]) -> str:
     counts = " ".join(map(str, histogram["counts"]))
-    width, longest = (histogram["width"], histogram["longest"])
+    width, longest = histogram["width"], histogram["longest"]
     return f"lengths  {counts} in bins of {width} tokens, up to {longest}"
 
 

@@ -15,9 +15,9 @@ from pipeline.resources.model_shape import MIB, Shape, count_trained, format_byt
 
 # The tile of logits that TRL's fused head holds: TOKEN_CHUNK_SIZE of trl/kernels/chunked_logprob.py
 # by _CHUNKED_LOGPROB_CHUNK_SIZE of trl/trainer/utils.py.
-TILE_ROWS, TILE_COLUMNS = (4096, 32768)
+TILE_ROWS, TILE_COLUMNS = 4096, 32768
 # Bytes for each logit of a tile without Triton: _forward_tile and _backward_tile copy it.
-COPIED_FORWARD, COPIED_BACKWARD = (13, 29)
+COPIED_FORWARD, COPIED_BACKWARD = 13, 29
 # Main memory of a training's process before it has any tensor: torch, transformers, TRL, peft,
 # datasets and polars. Measured as VmRSS less the weights, once the trainer is built: 500 MiB of
 # data, 216 MiB of mapped code.

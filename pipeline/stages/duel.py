@@ -69,11 +69,11 @@ def match_answers(
 
     A conversation of several turns is one answer. A model that ended it sooner gave none.
     """
-    answers_a, answers_b = (_read_answers(a), _read_answers(b))
-    matches, unanswered = ([], [])
+    answers_a, answers_b = _read_answers(a), _read_answers(b)
+    matches, unanswered = [], []
     table = prompts.read().select("prompt_id", "prompt", "columns")
     for prompt_id, prompt, columns in table.iter_rows():
-        given_a, given_b = (answers_a.get(prompt_id, []), answers_b.get(prompt_id, []))
+        given_a, given_b = answers_a.get(prompt_id, []), answers_b.get(prompt_id, [])
         turns = max((len(texts) for _, texts in (*given_a, *given_b)), default=1)
         whole_a = [answer for answer in given_a if len(answer[1]) == turns]
         whole_b = [answer for answer in given_b if len(answer[1]) == turns]
@@ -151,7 +151,7 @@ def check_failures(cfg: DuelConfig, out: Path, table: pl.DataFrame) -> None:
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return
     write_table(out / "failed.parquet", failed)
-    knob, reason = (find_knob(out, KNOB), failed["detail"].value_counts(sort=True)["detail"][0])
+    knob, reason = find_knob(out, KNOB), failed["detail"].value_counts(sort=True)["detail"][0]
     raise StageError(
         f"{failed.height} of {pluralize(judged.height, 'verdict')} failed (most often: {reason})."
         f" The limit is {knob}.max_failed={cfg.max_failed}.\n"

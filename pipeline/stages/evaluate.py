@@ -122,7 +122,7 @@ def collect_findings(
 
     The others go to the evaluation's prompts.
     """
-    draw, names = (aggregate.bootstrap_config(cfg), aggregate.list_scorers(examined, cfg.scorer))
+    draw, names = aggregate.bootstrap_config(cfg), aggregate.list_scorers(examined, cfg.scorer)
     votes = {name: read_label_votes(name, path) for name, path in sorted(cfg.labels.items())}
     judges = [*aggregate.score_duels(examined, names, draw), *judge_duels(duels, examined, draw)]
     others = {name: exclude_votes(given, sets) for name, given in votes.items()}
@@ -147,7 +147,7 @@ def assemble_report(
         prompts.read_columns(),
         last_turns(prompts),
     )
-    examined, published = (found.examined, found.published)
+    examined, published = found.examined, found.published
     names = (
         [model.name for model in aggregate.select_rounds(examined)][-1:]
         if chosen == SFT

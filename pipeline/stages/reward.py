@@ -209,7 +209,7 @@ def describe_accuracy(figures: dict[str, float]) -> str:
     text += f"; {figures['learned_answers']:g} of their {answers} were learned from too"
     if "accuracy_new" not in figures:
         return f"{text}, and no row is free of them: the accuracy is one on familiar answers"
-    new, accuracy = (figures["held_out_new"], figures["accuracy_new"])
+    new, accuracy = figures["held_out_new"], figures["accuracy_new"]
     return f"{text}: of the {new:g} rows without such answers, {accuracy:.3f}"
 
 

@@ -71,8 +71,8 @@ def run(
     )
     write_table(out / "dropped.parquet", dropped)
     finished = ShardList(shards, shards.write_prompts(kept))
-    wanted, lost = (kept.height, dropped.height)
-    del (kept, dropped)  # every worker reads what it needs
+    wanted, lost = kept.height, dropped.height
+    del kept, dropped  # every worker reads what it needs
     if not wanted:  # a wave that no prompt needs
         finished.add("00000.parquet", shards.write_samples("00000.parquet", make_empty_samples()))
     if finished.find_missing() or (wanted and lacks_quantization_gap(cfg, out, policy)):
@@ -104,8 +104,8 @@ def sample_missing(
     cfg: SampleRequest, shards: Shards, finished: ShardList, policy: Model, asked: int
 ) -> None:
     """By all workers. This process keeps the list of finished shards."""
-    out, samples_each = (shards.out, sum(setting.n for setting in cfg.settings.values()))
-    wanted, prices = (asked * samples_each, read_prices(cfg))
+    out, samples_each = shards.out, sum(setting.n for setting in cfg.settings.values())
+    wanted, prices = asked * samples_each, read_prices(cfg)
     meter = ThroughputMeter(finished.sum_figures(), asked, wanted, cfg.limits.completion, prices)
     try:
         engine_model = prepare_policy(cfg, policy, out)
@@ -114,7 +114,7 @@ def sample_missing(
             work = partial(sample_shards, cfg, shards, policy, engine_model)
             if isinstance(cfg.backend, ENGINES):
                 note_cost(out, **parameter_cost(policy.weights, policy.revision))
-            environments, logs = (choose_environments(cfg, out), out / "scratch" / "workers")
+            environments, logs = choose_environments(cfg, out), out / "scratch" / "workers"
             on_finish = partial(note_shard, out, meter, finished)
             run_shards(missing, work, environments, logs, on_finish, meter.update)
             note_cost(out, **meter.measure_cost())

@@ -52,7 +52,7 @@ def _describe_model(
         empty = {"chief": True, "cut": 0, "gain": None, "absent": metrics.unavailable_reason}
         yield {**head, **dict.fromkeys(FIGURES), **empty}
         return
-    published, sft = (metrics.read(), evals.get(SFT, {}).get("metrics", {}).get(name))
+    published, sft = metrics.read(), evals.get(SFT, {}).get("metrics", {}).get(name)
     paired = metrics if model != SFT and sft and not sft.unavailable_reason else None
     for figure in published["figures"]:
         if figure["task"] != published["task"]:
@@ -68,7 +68,7 @@ def _describe_gain(
     own: Metrics, sft: Metrics, metric: str, bootstrap: BootstrapConfig
 ) -> dict[str, Any] | None:
     """By question; None where a figure is not a mean over questions."""
-    a, b = (_values_by_question(own, metric), _values_by_question(sft, metric))
+    a, b = _values_by_question(own, metric), _values_by_question(sft, metric)
     if not _drop_unknown(a) or not _drop_unknown(b):
         return None
     expected = len(a.keys() | b.keys())
@@ -141,7 +141,7 @@ def _find_change(
     if not own:
         pair = (basis.chosen, name)
         gap = next((row for row in differences if (row["model"], row["scorer"]) == pair), None)
-        return (gap, True, f"no prompt has a score of {name} for both models")
+        return gap, True, f"no prompt has a score of {name} for both models"
     [row] = own
     if row["absent"]:
         return None, True, "the benchmark is unavailable"
@@ -184,10 +184,10 @@ def apply_retention(
     """The verdict after losses: a certain one makes it a *no*, an unknown one at most unclear."""
     lost = [row for row in retained if row["state"] == "lost"]
     uncertain = [row for row in retained if row["state"] in ("perhaps", "unknown")]
-    better, why = (verdict["better"], verdict["why"])
+    better, why = verdict["better"], verdict["why"]
     if lost:
         losses = " ".join(row["why"] for row in lost)
-        why, better = (f"{why} But {losses} {advise_staying_close(chosen)}.", "no")
+        why, better = f"{why} But {losses} {advise_staying_close(chosen)}.", "no"
     elif better == "yes" and any(row["state"] == "unknown" for row in uncertain):
         better = "unclear"
     return {"better": better, "why": " ".join([why, *(row["why"] for row in uncertain)])}

@@ -48,7 +48,7 @@ class EvalResult:
 def read_eval(
     name: str, artifacts: EvalArtifacts, prompt_ids: frozenset[str], primary: str
 ) -> EvalResult:
-    model, score_artifact = (artifacts["model"], artifacts.get("scores"))
+    model, score_artifact = artifacts["model"], artifacts.get("scores")
     samples = _read_samples(artifacts.get("samples"))
     if name.startswith(BEST_OF_PREFIX):
         samples = _keep_scored(samples, score_artifact)
@@ -193,7 +193,7 @@ def _summarize_scorer(
         rows.filter(status="abstained"),
     )
     not_abstained = rows.filter(pl.col("status") != "abstained")
-    means, answered = (mean_by_prompt(scored, "score"), frozenset(not_abstained["prompt_id"]))
+    means, answered = mean_by_prompt(scored, "score"), frozenset(not_abstained["prompt_id"])
     if is_criterion(scorer):
         return ModelScores(means, answered, len(not_abstained) - len(scored))
     expected = prompt_ids - (frozenset(abstained["prompt_id"]) - answered)

@@ -16,7 +16,7 @@ NGRAM = 3
 OPENING_WORDS = 3
 DISTINCT_WORDS = 50  # of each answer: over whole texts, longer answers would seem less varied
 # Fewer characters do not reveal a language; more than the second bound add nothing.
-MIN_CHARACTERS, MAX_CHARACTERS = (40, 1000)
+MIN_CHARACTERS, MAX_CHARACTERS = 40, 1000
 # Scripts written without spaces count by character.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)*")
 # A heading, a list, bold words, a code fence or a table.

@@ -17,7 +17,7 @@ from pipeline.report.render.svg import WIDTH, Figure, SvgPoint
 from pipeline.report.render.table import Cell, ReportTable
 
 SweepPoint = Mapping[str, Any]
-HEADER_HEIGHT, CELL_HEIGHT = (24, 44)  # of a heat map
+HEADER_HEIGHT, CELL_HEIGHT = 24, 44  # of a heat map
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def choose_best(points: Sequence[SweepPoint], budget: float | None) -> SweepPoin
 
 
 def is_dominated(point: SweepPoint, points: Sequence[SweepPoint]) -> bool:
-    score, kl = (point["score"], _kl(point))
+    score, kl = point["score"], _kl(point)
     return any(
         p["score"] >= score and _kl(p) <= kl and (p["score"] > score or _kl(p) < kl) for p in points
     )
@@ -150,7 +150,7 @@ def draw_heat_map(grid: SweepGrid, what: str, title: str) -> Figure | None:
     axes = grid.axes[:2]
     if not axes or not grid.finished_points:
         return None
-    columns, rows = (axes[-1], axes[0] if len(axes) == 2 else None)
+    columns, rows = axes[-1], axes[0] if len(axes) == 2 else None
     best_of_cell: dict[tuple[str, str], SweepPoint] = {}
     for point in sorted(grid.finished_points, key=lambda p: p["score"]):
         best_of_cell[_find_cell(point, rows, columns)] = point
@@ -196,7 +196,7 @@ def _draw_cell(
     middle = (at[0] + width / 2, at[1] + CELL_HEIGHT / 2 + 4)
     if value is None:
         return [svg.label(middle, "failed" if point is None else UNKNOWN, "tick", "middle")]
-    low, high = (min(known), max(known))
+    low, high = min(known), max(known)
     shade = (value - low) / (high - low) if high > low else 0.5
     kind = "heat best" if point is best else "heat"
     return [
@@ -226,7 +226,7 @@ def draw_frontier(grid: SweepGrid) -> Figure | None:
     up = fit_scale([point["score"] for point in points], 200, 20)
 
     def place(point: SweepPoint) -> SvgPoint:
-        return (across(max(point["kl"], 0.0)), up(point["score"]))
+        return across(max(point["kl"], 0.0)), up(point["score"])
 
     parts = [
         *svg.y_axis(up, across.start, across.end),
