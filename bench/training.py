@@ -33,8 +33,8 @@ from pipeline.stages import refer, train
 from tests.support.preferences import dpo
 from tests.support.tiny import WORDS, tiny_model
 
-MEDIAN, SPREAD, CAP = (60, 0.8, 512)
-BATCH, MICRO_BATCH, PAIRS, ROUNDS = (16, 8, 48, 5)
+MEDIAN, SPREAD, CAP = 60, 0.8, 512
+BATCH, MICRO_BATCH, PAIRS, ROUNDS = 16, 8, 48, 5
 EQUAL = 1e-4
 SHAPE = {"hidden": 256, "layers": 4, "context": 1024}
 Losses = list[float]
@@ -44,7 +44,7 @@ def write_pairs(folder: Path, sft: Model, count: int) -> Pairs:
     """Random words and their token ids."""
     from transformers import AutoTokenizer
 
-    tokenizer, draw = (AutoTokenizer.from_pretrained(sft.tokenizer), random.Random(0))
+    tokenizer, draw = AutoTokenizer.from_pretrained(sft.tokenizer), random.Random(0)
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -92,7 +92,7 @@ def time_training(trainer: Any) -> tuple[float, Losses]:
     started = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - started
-    return (seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    return seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def train_ours(
@@ -153,7 +153,7 @@ def train_trl(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
 
 def main() -> None:
     given = dict(word.split("=", 1) for word in sys.argv[1:])
-    count, rounds = (int(given.get("pairs", PAIRS)), int(given.get("rounds", ROUNDS)))
+    count, rounds = int(given.get("pairs", PAIRS)), int(given.get("rounds", ROUNDS))
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

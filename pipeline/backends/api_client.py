@@ -104,7 +104,7 @@ def fetch_model_card(knob: str, server: ServerSettings, model: str) -> dict[str,
     """The server's own entry of this model: `id` and, from vLLM, `root` and `max_model_len`."""
     from openai import APIConnectionError, AuthenticationError, OpenAIError, PermissionDeniedError
 
-    url, knob_of_url = (server.base_url, f"{knob}.runtime.base_url={server.base_url}")
+    url, knob_of_url = server.base_url, f"{knob}.runtime.base_url={server.base_url}"
     try:
         cards = asyncio.run(_fetch_model_cards(knob, server))
     except (AuthenticationError, PermissionDeniedError) as error:

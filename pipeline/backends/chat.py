@@ -179,7 +179,7 @@ def describe_difference(expected: Sequence[str], found: Sequence[str], around: i
         (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b),
         min(len(expected), len(found)),
     )
-    start, end = (max(0, at - around), at + around)
+    start, end = max(0, at - around), at + around
     return f"They part at {at}: {expected[start:end]!r} was expected, {found[start:end]!r} found."
 
 

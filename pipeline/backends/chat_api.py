@@ -27,7 +27,7 @@ MAX_QUOTED = 40  # characters of the server's reason for ending an answer
 
 class ChatApiSampler:
     def __init__(self, cfg: ServedModel, policy: Model, knob: str):
-        self.cfg, self.knob = (cfg, knob)
+        self.cfg, self.knob = cfg, knob
         self.tokenizer = ModelTokenizer(policy)
         self._pool = RequestPool(cfg.runtime.concurrency, cfg.runtime.timeout)
         self._max_tokens: int

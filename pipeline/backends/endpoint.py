@@ -30,7 +30,7 @@ NEUTRAL_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0}
 
 class EndpointSampler:
     def __init__(self, cfg: EndpointBackend, policy: Model, knob: str):
-        self.cfg, self.policy, self.knob = (cfg, policy, knob)
+        self.cfg, self.policy, self.knob = cfg, policy, knob
         self.tokenizer = ModelTokenizer(policy)
         self.url = cfg.runtime.base_url
         api_client.read_key(knob, cfg.runtime)  # a missing key is refused before a minute is spent
@@ -100,7 +100,7 @@ class EndpointSampler:
             raise api_client.UnreadableReply(
                 f"the answer holds a completion without {min(missing)}"
             )
-        return (choice, self._count_billed(getattr(reply, "usage", None), request, choice))
+        return choice, self._count_billed(getattr(reply, "usage", None), request, choice)
 
     def _count_billed(self, usage: Any, request: CompletionRequest, choice: Any) -> BilledTokens:
         """The server's count, or else the tokens that were sent and received."""
@@ -213,7 +213,7 @@ class EndpointSampler:
         return self._pool.wait(work)
 
     def _check_context(self, card: dict[str, Any], limits: Limits) -> None:
-        served, needed = (card.get("max_model_len"), limits.prompt + limits.completion)
+        served, needed = card.get("max_model_len"), limits.prompt + limits.completion
         needed = min(needed, self.tokenizer.context or needed)
         if served and served < needed:
             raise UserError(

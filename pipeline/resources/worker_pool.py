@@ -78,7 +78,7 @@ class InProcess:
         self, shards: list[str], on_finish: OnFinish = _ignore, on_report: OnReport = _ignore
     ):
         self._queue = deque(shards)
-        self._on_finish, self._on_report = (on_finish, on_report)
+        self._on_finish, self._on_report = on_finish, on_report
 
     def claim(self, wait: bool = True) -> str | None:
         return self._queue.popleft() if self._queue else None
@@ -145,7 +145,7 @@ class WorkerPool:
     def __init__(self, shards: list[str], on_finish: OnFinish, on_report: OnReport):
         self.queue = deque(shards)
         self.workers: list[WorkerProcess] = []
-        self._on_finish, self._on_report = (on_finish, on_report)
+        self._on_finish, self._on_report = on_finish, on_report
         self._last_crashed: WorkerProcess
 
     def run(self, work: Work, environments: list[Environment], logs: Path) -> None:

@@ -91,8 +91,8 @@ class SampleCollector:
         shards: Shards,
         worker: Worker,
     ):
-        self.cfg, self.policy, self.tokenizer = (cfg, policy, tokenizer)
-        self.shards, self.worker = (shards, worker)
+        self.cfg, self.policy, self.tokenizer = cfg, policy, tokenizer
+        self.shards, self.worker = shards, worker
         self._next: str | None = None  # claimed, but not requested yet
         # Shard → sample id → row, in the order of the file.
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}
@@ -208,7 +208,7 @@ class SampleCollector:
         if isinstance(result, FailedRequest):
             self._news["failed"] += 1
             return
-        truncated, length = (result.finish_reason == "length", len(result.token_ids))
+        truncated, length = result.finish_reason == "length", len(result.token_ids)
         self._news.update(completions=1, tokens=length, truncated=truncated)
         if not truncated:
             self._news[f"{ENDED_BIN}{find_bin(length, self.cfg.limits.completion)}"] += 1
@@ -223,7 +223,7 @@ class SampleCollector:
         self._send_report()
 
     def _count_by_length(self, lengths: Iterable[int]) -> Counter[str]:
-        limit, lengths = (self.cfg.limits.completion, [*lengths])
+        limit, lengths = self.cfg.limits.completion, [*lengths]
         # As find_bin computes them, in half the time.
         bins = Counter([(tokens - 1) * BINS // limit for tokens in lengths])
         by_bin = {f"{UNFINISHED_BIN}{at}": count for at, count in bins.items()}

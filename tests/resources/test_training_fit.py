@@ -254,7 +254,7 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
         "chosen_ids": [[1] * 1000] * 8,
         "rejected_ids": [[1] * 1000] * 8,
     }
-    cfg, rows = (settled(RANK_16, batch=8, micro_batch="auto"), {"train": pl.DataFrame(ids)})
+    cfg, rows = settled(RANK_16, batch=8, micro_batch="auto"), {"train": pl.DataFrame(ids)}
 
     def choose_micro_batch(name: str, free: float) -> int:
         card(80, free=free)
@@ -262,7 +262,7 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
             cfg, init, rows, 1, tmp_path / name
         ).runtime.per_device
 
-    tight, roomy = (choose_micro_batch("tight", 6), choose_micro_batch("roomy", 80))
+    tight, roomy = choose_micro_batch("tight", 6), choose_micro_batch("roomy", 80)
     assert tight < roomy == 8
     assert (choose_micro_batch("tight", 80), choose_micro_batch("roomy", 80)) == (tight, roomy)
     with pytest.raises(UserError, match="train needs about"):

@@ -116,7 +116,7 @@ def test_kl_is_nothing_at_the_start_and_is_that_of_the_published_model_at_the_en
     assert abs(kl[0]) < 1e-4 < abs(kl[6])
 
     generations = EvalGenerations(cfg, round_.sft, round_.sft, round_.dev)
-    policy, reference = (loading.load(model, "float32"), loading.load(round_.sft, "float32"))
+    policy, reference = loading.load(model, "float32"), loading.load(round_.sft, "float32")
     drawn = generations._generate(policy, in_step=False)
     prompts, answers = (
         [request.prompt_token_ids for _, request in generations.rows],
@@ -161,7 +161,7 @@ def test_a_reference_that_is_loaded_for_a_look_is_gone_when_its_memory_is_given_
     from pipeline.models import loading
     from pipeline.training.monitoring import eval_generations
 
-    loaded, alive, load = ([], [], loading.load)
+    loaded, alive, load = [], [], loading.load
 
     def load_and_remember(*args):
         module = load(*args)
@@ -316,7 +316,7 @@ def test_a_stopped_training_that_was_cut_off_ends_with_the_same_bytes(round_, mo
 
     cfg = dpo(**{**FAST, "learning_rate": 1e-1}, guards={"stop_on": "loss", "patience": 2})
     whole = round_.train("whole", cfg)
-    steps, finish = (training_summary(whole)["steps"], room.Guards.restore_weights)
+    steps, finish = training_summary(whole)["steps"], room.Guards.restore_weights
 
     def cut(self, *given):
         raise KeyboardInterrupt

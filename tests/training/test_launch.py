@@ -150,7 +150,7 @@ def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monke
     """At the third step memory runs out: resume with half the rows and the same optimizer steps."""
     from pipeline.training.trainers import dpo as trl_dpo
 
-    step, asked = (trl_dpo.PretokenizedDPOTrainer.training_step, [])
+    step, asked = trl_dpo.PretokenizedDPOTrainer.training_step, []
 
     def full(self, model, inputs, *args):
         rows = self.count_rows(inputs)
@@ -232,7 +232,7 @@ def test_accelerate_takes_what_it_is_told_with_trl_s_own_config(name):
         )
         return _validate_launch_command(args)[0]
 
-    here, apart = (parse_command(), parse_command(**MEET))
+    here, apart = parse_command(), parse_command(**MEET)
     assert (here.num_processes, here.num_machines, here.main_process_port) == (4, 1, 0)
     assert (apart.num_processes, apart.num_machines, apart.machine_rank) == (8, 2, 1)
     assert (apart.main_process_ip, apart.main_process_port, apart.mixed_precision) == (

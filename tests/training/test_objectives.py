@@ -125,7 +125,7 @@ def cdpo(f: Facts) -> Tensor:
 
 def robust(f: Facts) -> Tensor:
     """2403.00409, Sec. 3.1: the loss whose mean over flipped labels is the clean one."""
-    clean, flipped = (-log_sigma(f.b * f.delta), -log_sigma(-f.b * f.delta))
+    clean, flipped = -log_sigma(f.b * f.delta), -log_sigma(-f.b * f.delta)
     return ((1 - f.wrong) * clean - f.wrong * flipped) / (1 - 2 * f.wrong)
 
 
@@ -148,7 +148,7 @@ def sigmoid_norm(f: Facts) -> Tensor:
 
 def ld_dpo(f: Facts) -> Tensor:
     """2409.06411, Sec. 3: tokens beyond the shorter answer's length weigh α."""
-    alpha, total = (f.cfg.args["ld_alpha"], [])
+    alpha, total = f.cfg.args["ld_alpha"], []
     sides = (f.chosen_tokens, f.rejected_tokens, f.ref_chosen_tokens, f.ref_rejected_tokens)
     for row in zip(*sides, strict=True):
         shared = min(len(row[0]), len(row[1]))
@@ -180,7 +180,7 @@ def exo(f: Facts) -> Tensor:
 
 def nca(f: Facts) -> Tensor:
     """2402.05369, Sec. 4.1, for two answers."""
-    up, down = (f.b * f.up, f.b * f.down)
+    up, down = f.b * f.up, f.b * f.down
     return -log_sigma(up) - 0.5 * log_sigma(-up) - 0.5 * log_sigma(-down)
 
 
@@ -239,7 +239,7 @@ def cpo(f: Facts) -> Tensor:
 def orpo(f: Facts) -> Tensor:
     """2403.07691, Eq. 6 and 7: odds of the mean log-probabilities."""
     mine, theirs = f.lengths
-    up, down = (f.chosen / mine, f.rejected / theirs)
+    up, down = f.chosen / mine, f.rejected / theirs
     odds = up - torch.log(1 - torch.exp(up)) - down + torch.log(1 - torch.exp(down))
     return -f.whole - f.b * log_sigma(odds)
 
@@ -346,8 +346,8 @@ def facts(cfg: TrainConfig, two: Two, rows: list[dict]) -> Facts:
     def side(model: Model, name: str) -> list[tuple[Tensor, Tensor, Tensor]]:
         return [token_logps(model, row["prompt_ids"], row[f"{name}_ids"]) for row in rows]
 
-    chosen, rejected = (side(two.policy, "chosen"), side(two.policy, "rejected"))
-    ref_chosen, ref_rejected = (side(two.reference, "chosen"), side(two.reference, "rejected"))
+    chosen, rejected = side(two.policy, "chosen"), side(two.policy, "rejected")
+    ref_chosen, ref_rejected = side(two.reference, "chosen"), side(two.reference, "rejected")
     sums = [
         torch.stack([each[0].sum() for each in one])
         for one in (chosen, rejected, ref_chosen, ref_rejected)
@@ -410,7 +410,7 @@ def test_the_loss_on_thumbs_is_the_paper_s(two, tmp_path, name):
         shift = max(shifts)
         assert shift > 0.1  # where it is not, the loss would not know it
     else:
-        rows, shift = (mixed[0], 0.0)
+        rows, shift = mixed[0], 0.0
     losses = []
     for row in rows:
         sign, weight = (1, 1.5) if row["label"] else (-1, 0.5)
@@ -540,7 +540,7 @@ def test_a_training_cut_off_goes_on_to_the_same_bytes(two, name, monkeypatch):
     given = {} if objective(name).logps != "none" else {"reference": None, "logps": None}
     runtime = objective(name).runtime.model_copy(update={"save_every": 1})
     cfg = objective(name, runtime=runtime, batch=4)
-    whole, plain = (two.run(cfg, f"{name}-whole", **given), callbacks.MetricsLog.on_log)
+    whole, plain = two.run(cfg, f"{name}-whole", **given), callbacks.MetricsLog.on_log
 
     def cut(self, args, state, control, **kwargs):
         plain(self, args, state, control, **kwargs)

@@ -20,7 +20,7 @@ from tests.support.house import HOUSE, SMALL, Toys, fingerprints
 from tests.support.preferences import LORA, dpo, write_logps, write_pairs
 from tests.support.tiny import tiny_model
 
-SFT, ADAPTER = ("sft/aaaaaaaaaaaa", "train/dddddddddddd")
+SFT, ADAPTER = "sft/aaaaaaaaaaaa", "train/dddddddddddd"
 PEFT = {"peft_type": "LORA", "base_model_name_or_path": SFT, "revision": None, "r": 4}
 OPEN = """
 import sys
@@ -62,7 +62,7 @@ def files(model: Model) -> list[dict]:
 
 @pytest.mark.model
 def test_an_adapter_opens_from_anywhere_and_after_its_store_was_moved(tmp_path):
-    here, there = (tmp_path / "here", tmp_path / "there" / "deeper")
+    here, there = tmp_path / "here", tmp_path / "there" / "deeper"
     model = train_adapter(here / "store")
     made = files(model)
     first = opened_elsewhere(model.adapter, tmp_path)
@@ -167,7 +167,7 @@ def seal_model(model: Model, config: TrainConfig) -> None:
 
 @pytest.mark.model
 def test_merged_weights_are_had_after_training_and_nothing_is_trained_again(tmp_path, capsys):
-    model, cfg = (train_adapter(tmp_path / "store"), dpo({**LORA, "learning_rate": 2e-2}))
+    model, cfg = train_adapter(tmp_path / "store"), dpo({**LORA, "learning_rate": 2e-2})
     seal_model(model, cfg)
     wanting = cfg.model_copy(
         update={"adapter": cfg.adapter.model_copy(update={"save_merged": True})}
@@ -219,7 +219,7 @@ def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(
 @pytest.mark.long
 def test_a_run_that_asks_for_merged_weights_later_merges_what_is_built(tmp_path):
     """Toys publish no adapter: the worker's refusal shows that it was asked to merge only."""
-    toys, lora = (Toys(tmp_path), [*SMALL, "adapter@train.adapter=lora", "until=train@1"])
+    toys, lora = Toys(tmp_path), [*SMALL, "adapter@train.adapter=lora", "until=train@1"]
     asking = [*lora, "train.adapter.save_merged=true"]
     toys.run(*lora)
     before = toys.notes("start")
