@@ -133,7 +133,8 @@ def prepare_pairs(
 
     if cfg.trainer == "kto":
         return prepare_unpaired(cfg, pairs, part)
-    table = pl.concat([getattr(one, part)() for one in pairs])
+    tables = [one.read_train() if part == "train" else one.read_dev() for one in pairs]
+    table = pl.concat(tables)
     if part == "train" and not table.height:
         funnel = pairs[0].path / "funnel.json"
         raise UserError(

@@ -71,7 +71,7 @@ FAULTS = [
         "compare by a record of no models",
         record('{"inputs": {}, "config": {}}', *COMPARE),
         2,
-        ("no examined",),
+        ("names no evaluated model",),
     ),
     Fault(
         "calibrate over what it reads",
