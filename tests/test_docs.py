@@ -1,0 +1,119 @@
+"""What the written pages show in backticks and in indented blocks exists, and works when typed."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pipeline.__main__ import COMMANDS
+from pipeline.artifacts import MADE_BY
+from tests.support.house import HOUSE, composed
+from tests.test_remedies import GIVEN, KEY, Remedy, found, works
+
+PAGES = [HOUSE / "README.md", HOUSE / "CONTRIBUTING.md", *sorted((HOUSE / "docs").glob("*.md"))]
+PAGES = [page for page in PAGES if page.stem != "configuration"]  # generated from conf/
+FILES = [path for path in HOUSE.rglob("*") if not {".git", ".venv"} & {*path.parts}]
+READ = [path for path in FILES if path.suffix in {".py", ".yaml", ".toml"}]
+SOURCES = {str(path.relative_to(HOUSE).with_suffix("")): path.read_text() for path in READ}
+FOREIGN = {"lm_eval.tasks", "trainer.log", "_factory.build"}  # names of other projects
+PRODUCTS = re.compile(r"(runs|store|logs|out)/|.*[<*…]|\W*(\.md)?$")  # what a run makes
+ENDING = r"(?:\.(?:py|md|yaml|json|jsonl|toml|parquet|html|js|csv|sqlite)|/)$"
+USAGE = " ".join(command.usage for command in COMMANDS.values())
+OPTIONS = {"recipes", *re.findall(r"(\w+)=", USAGE)}  # not knobs of conf/
+USER_NAME = re.compile(r"\b(scorers|others|duels|chats|evaluation)\.\w+")
+
+
+class Code(NamedTuple):
+    place: str  # file:line
+    text: str
+    is_block: bool
+
+    def list_overrides(self) -> list[Remedy]:
+        pairs = [] if re.search(r"\w\(", self.text) else KEY.findall(self.text)
+        pairs = [(USER_NAME.sub(r"\1.NAME", key), value) for key, value in pairs]
+        return [Remedy(self.place, None, *pair) for pair in pairs if pair[0] not in OPTIONS]
+
+
+def read_code(page: Path) -> Iterator[Code]:
+    name, text, prose = page.relative_to(HOUSE).as_posix(), page.read_text(), ""
+    for fence in re.findall(r"^```\w+\n.*?^```$", text, re.M | re.S):
+        text = text.replace(fence, "\n" * fence.count("\n"))
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.startswith("    "):
+            yield Code(f"{name}:{number}", line.strip(), True)
+            line = ""
+        prose += f"{line}\n"
+    for span in re.finditer(r"`([^`]+)`", prose):
+        place = f"{name}:{prose[: span.start()].count(chr(10)) + 1}"
+        yield Code(place, " ".join(span[1].split()), False)
+
+
+CODE = [code for page in PAGES for code in read_code(page)]
+
+
+def list_lines() -> Iterator[tuple[str, list[str]]]:
+    """The overrides of a block's lines and of longer spans; a leading … repeats the line before."""
+    before: list[str] = []
+    for code in CODE:
+        if len(code.list_overrides()) > (not code.is_block):
+            words = shlex.split(code.text.split("   ")[0])  # three spaces begin an explanation
+            typed = [one for one in words if KEY.match(one) and one.split("=")[0] not in OPTIONS]
+            before = [*(before if words[0] == "…" else []), *typed]
+            yield code.place, ["-m", *before] if "sweep" in words else before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("place", "words"), [*list_lines()])
+def test_every_line_of_overrides_composes(place, words):
+    assert composed(*(GIVEN[1:] if "prompts=hub" in words else GIVEN), *words), place
+
+
+@pytest.mark.long
+def test_every_other_override_works():
+    done = dict(list_lines())
+    others = [one for code in CODE if code.place not in done for one in code.list_overrides()]
+    assert [f"{one.place}: {one.key}={one.value}" for one in others if not works(one)] == []
+
+
+def test_every_command_and_target_exists():
+    targets = {*re.findall(r"^([a-z_-]+):", (HOUSE / "Makefile").read_text(), re.M), *MADE_BY}
+    for place, text, _ in CODE:
+        assert {*re.findall(r"\bstrop ([a-z]+)", text)} <= {*COMMANDS}, place
+        assert {*re.findall(r"\bmake ([a-z_-]+)", text)} <= targets, place
+
+
+def test_every_file_and_link_exists():
+    quoted = {word for source in SOURCES.values() for word in re.findall(r"[\w./-]+", source)}
+    for place, text, is_block in CODE:
+        for word in text.split() if is_block else [text]:
+            if re.fullmatch(rf"[\w./-]*{ENDING}", word) and not PRODUCTS.match(word):
+                files = [path for path in FILES if str(path).endswith(f"/{word.strip('/')}")]
+                assert files or word in quoted, f"{place}: {word}"
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)\s#]+)", page.read_text()):
+            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def is_name(text: str) -> bool:
+    """`module.name`, `folder/module.name`, `Class.name` or a knob, in full or within a block."""
+    owner, _, name = text.replace(".", "/").rpartition("/")
+    for path, source in SOURCES.items():
+        owns = f"/{path.removesuffix('/__init__')}".endswith(f"/{owner}")
+        if (owns or f"class {owner}" in source) and re.search(rf"\b{name}\b", source):
+            return True
+    keys = USER_NAME.sub(r"\1.NAME", text), USER_NAME.sub(r"\1.NAME", f"<any>.{text}")
+    return text in FOREIGN or any(any(found(Remedy("", None, key, ""))) for key in keys)
+
+
+@pytest.mark.long
+def test_every_name_of_the_code_exists():
+    words = {word for source in SOURCES.values() for word in re.findall(r"\w+", source)}
+    for place, text, _ in CODE:
+        name = text.partition("(")[0]
+        if re.fullmatch(r"[\w/]+(\.\w+)+", name) and not re.search(ENDING, name):
+            assert is_name(name), f"{place}: {name}"
+        elif place.startswith("CONTRIBUTING") and re.fullmatch(r"\w*[A-Z_]\w*", name):
+            assert name in words or name == "STAGES", f"{place}: {name}"
