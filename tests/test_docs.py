@@ -38,7 +38,7 @@ class Code(NamedTuple):
 
 
 def read_code(page: Path) -> Iterator[Code]:
-    name, text, prose = page.relative_to(HOUSE).as_posix(), page.read_text(), ""
+    (name, text, prose) = (page.relative_to(HOUSE).as_posix(), page.read_text(), "")
     for fence in re.findall(r"^```\w+\n.*?^```$", text, re.M | re.S):
         text = text.replace(fence, "\n" * fence.count("\n"))
     for number, line in enumerate(text.splitlines(), start=1):
@@ -63,7 +63,7 @@ def list_lines() -> Iterator[tuple[str, list[str]]]:
             typed = [word for word in words if KEY.match(word)]
             before = [*(before if words[0] == "…" else []), *typed]
             known = [word for word in before if word.partition("=")[0] not in {*OPTIONS, "recipes"}]
-            yield code.place, ["-m", *known] if "sweep" in words else known
+            yield (code.place, ["-m", *known] if "sweep" in words else known)
 
 
 @pytest.mark.long
@@ -89,7 +89,10 @@ def test_every_command_and_target_exists():
 
 
 def test_every_file_and_link_exists():
-    paths, sources = [f"/{path.relative_to(HOUSE)}" for path in FILES], "".join(SOURCES.values())
+    (paths, sources) = (
+        [f"/{path.relative_to(HOUSE)}" for path in FILES],
+        "".join(SOURCES.values()),
+    )
     for place, text, is_block in CODE:
         for word in text.split() if is_block else [text]:
             if re.fullmatch(rf"[\w./-]*{ENDING}", word) and not PRODUCTS.match(word):
@@ -102,12 +105,12 @@ def test_every_file_and_link_exists():
 
 def is_name(text: str) -> bool:
     """`module.name`, `folder/module.name`, `Class.name` or a knob, in full or within a block."""
-    owner, _, name = text.replace(".", "/").rpartition("/")
+    (owner, _, name) = text.replace(".", "/").rpartition("/")
     for path, source in SOURCES.items():
         owns = f"/{path.removesuffix('/__init__')}".endswith(f"/{owner}")
         if (owns or f"class {owner}" in source) and re.search(rf"\b{name}\b", source):
             return True
-    keys = USER_NAME.sub(r"\1.NAME", text), USER_NAME.sub(r"\1.NAME", f"<any>.{text}")
+    keys = (USER_NAME.sub(r"\1.NAME", text), USER_NAME.sub(r"\1.NAME", f"<any>.{text}"))
     return text in FOREIGN or any(any(found(Remedy("", None, key, ""))) for key in keys)
 
 
