@@ -39,7 +39,9 @@ def find_step(place: Path) -> Path:
     trained = sorted((place / "store").glob("[0-9]*-train-*"))
     folder = trained[-1].resolve() if trained else place.absolute()
     if store.read_manifest(folder) is None:
-        raise UserError(f"{place}: no run and no finished step here.\n  {USAGE}")
+        raise UserError(
+            f"{place}: no run that has trained a model, and no finished step.\n  {USAGE}"
+        )
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.artifacts import Pairs, Samples, Scores
+from pipeline.artifacts import Pairs, Samples, Scores, read_table
 from pipeline.errors import USER_ERROR, UserError, pluralize
 
 ANSWER_CHARACTERS = 300  # characters of an answer
@@ -46,11 +46,30 @@ def trace_prompt(prompt_id: str, run: Path) -> list[str]:
         elif stage == "pair":
             lines += describe_pairs(Pairs(step), label, prompt_id)
     if not lines:
-        raise UserError(
-            f"{prompt_id}: no step of {run} has this prompt.\n"
-            "  Its ids are in prompts.parquet and dropped.parquet."
-        )
+        raise UserError(explain_no_samples(steps, prompt_id, run))
     return lines
+
+
+def explain_no_samples(steps: list[Path], prompt_id: str, run: Path) -> str:
+    """Where a prompt without answers is: dropped, or in a part that was not sampled."""
+    folders = [step for step in steps if step.name.partition("-")[2].startswith("prompts")]
+    is_asked = pl.col("prompt_id") == prompt_id
+    for folder in folders:
+        if (dropped := folder / "dropped.parquet").is_file():
+            for row in read_table(dropped).filter(is_asked).iter_rows(named=True):
+                detail = f" ({row['detail']})" if row["detail"] else ""
+                return f"{prompt_id}: {run} dropped this prompt: {row['reason']}{detail}."
+        for table in sorted(folder.glob("*/prompts.parquet")):
+            if read_table(table).filter(is_asked).height:
+                return (
+                    f"{prompt_id}: {run} has this prompt in {table.parent.name},"
+                    " and sampled no answer to it."
+                )
+    known = ", ".join(str(folder) for folder in folders)
+    return (
+        f"{prompt_id}: {run} does not know this prompt.\n"
+        f"  Give a prompt_id of a prompts.parquet in {known or run / 'store'}."
+    )
 
 
 def collect_scores(steps: list[Path], prompt_id: str) -> dict[str, list[str]]:

@@ -81,8 +81,8 @@ class UserFunction:
             raise UserError(
                 f"{self.knob}.function={self.cfg.function}: {MAX_FAILURES_IN_A_ROW} calls in a row"
                 f" failed: it {failure}.\n"
-                f"  Fix it, or raise {timeout}, and run the same command again:"
-                " finished shards are kept."
+                "  Fix it: a changed file scores everything anew. If calls need longer, raise"
+                f" {timeout} and run the same command again: finished shards are kept."
             ) from None
 
     def _start_process(self) -> "FunctionProcess":

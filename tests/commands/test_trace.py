@@ -88,10 +88,23 @@ def test_an_unknown_prompt_or_run_is_refused(run, capsys):
     ] == [2, 2, 2]
     said = capsys.readouterr().err
     assert (
-        "nobody: no step of" in said
+        "does not know this prompt" in said
+        and "prompt_id of a prompts.parquet in" in said
         and "strop trace p runs/RECIPE/TIME" in said
         and "Give the id of a prompt" in said
     )
+
+
+def test_a_prompt_without_samples_is_found_where_it_is(run, capsys):
+    prompts = run / "store" / "000-prompts"
+    ids = pl.DataFrame({"prompt_id": ["held"]})
+    write_table(prompts / "test" / "prompts.parquet", ids)
+    row = {"prompt_id": ["short"], "reason": ["overlap with test"], "detail": ["13 words"]}
+    write_table(prompts / "dropped.parquet", pl.DataFrame(row))
+    assert [trace.main([name, str(run)]) for name in ("held", "short")] == [2, 2]
+    held, short = capsys.readouterr().err.splitlines()
+    assert "has this prompt in test, and sampled no answer to it" in held
+    assert "dropped this prompt: overlap with test (13 words)" in short
 
 
 def test_a_run_s_pairs_become_lines_to_edit(run, capsys):

@@ -212,7 +212,7 @@ def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(
         step / "manifest.json", {"files": [], "hollow": True, "config": {"dtype": "float32"}}
     )
     assert merge([str(run)]) == 2 and "pruned" in capsys.readouterr().err
-    with pytest.raises(UserError, match="no run and no finished step"):
+    with pytest.raises(UserError, match="no run that has trained a model"):
         find_step(tmp_path / "elsewhere")
 
 

@@ -34,7 +34,7 @@ MORE_STEPS = "more pairs, a smaller train.batch, more train.epochs"
 FEW_STEPS = Symptom(
     "the steps are too few for the warm-up",
     lambda rows: False,
-    "the learning rate climbs for most of the training, which ends when it has hardly begun",
+    "the warm-up takes at least twice its share of the steps, so most of them are small",
     f"give more steps: {MORE_STEPS}",
 )
 UNCHANGED = Symptom(
