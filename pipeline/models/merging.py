@@ -22,7 +22,10 @@ def merge(step: Path, out: Path) -> None:
             "  Run the command of its run again, which makes them."
         )
     if model.adapter is None:
-        raise UserError(f"{step}: its weights are not an adapter.\n  Open {model.weights}.")
+        raise UserError(
+            f"{step}: its weights are whole already, not an adapter.\n"
+            f"  Give from_pretrained this folder: {model.weights}"
+        )
     if not Path(model.weights).exists() and isinstance(model.weights, Path):
         raise UserError(
             f"{step}: its base is gone from {model.weights}.\n"

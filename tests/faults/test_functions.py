@@ -124,7 +124,7 @@ def test_what_a_function_gives_or_raises_costs_its_rows_and_no_more(odd, name, s
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("sleeps", "timeout=2"), ("holds_the_gil", "timeout=2"), ("dies", "exit code 7")],
+    [("sleeps", "longer than 2 s"), ("holds_the_gil", "longer than 2 s"), ("dies", "exit code 7")],
 )
 def test_a_call_that_hangs_or_dies_costs_its_rows_and_the_next_one_is_made(odd, name, why):
     began = time.monotonic()
@@ -163,7 +163,7 @@ def test_a_crash_in_every_call_is_refused(odd):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("import time; time.sleep(600)", "timeout=1"),
+        ("import time; time.sleep(600)", "longer than 1 s"),
         ("import os; os._exit(4)", "exit code 4"),
         ("raise SystemExit('\\ud800' + 'x' * 100_000)", "cannot be imported"),
         ("def score(: pass", "SyntaxError"),
@@ -202,7 +202,7 @@ def test_a_process_that_takes_no_message_is_lost_in_time():
     process = FunctionProcess()
     os.kill(process._process.pid, 19)  # SIGSTOP
     began = time.monotonic()
-    with pytest.raises(CallFailed, match="timeout=1 s"):
+    with pytest.raises(CallFailed, match="longer than 1 s"):
         process.call({"path": ["x" * (1 << 20)]}, 1)
     assert time.monotonic() - began < 5
     process.stop()
