@@ -573,7 +573,7 @@ def test_the_reference_of_tr_dpo_moves(two, tmp_path):
 def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
     write_table(tmp_path / "unpaired.parquet", two.pairs.read_unpaired().clear())
     for part in ("train", "dev"):
-        write_table(tmp_path / f"{part}.parquet", getattr(two.pairs, part)())
+        write_table(tmp_path / f"{part}.parquet", getattr(two.pairs, f"read_{part}")())
     with pytest.raises(UserError, match=r"train.trainer=kto .* has 0 .* 0 .*\n.*pair.thumbs_at"):
         two.run(objective("kto"), "refused", pairs=[Pairs(tmp_path)])
 
