@@ -237,7 +237,8 @@ def test_pairs_of_another_tokenizer_are_refused_before_the_model_is_loaded(
     for part in ("train", "dev"):
         turned = (pl.col("chosen_token_ids").list.eval((pl.element() + 50) % 300),)
         write_table(
-            pairs.path / f"{part}.parquet", getattr(round_.pairs, part)().with_columns(*turned)
+            pairs.path / f"{part}.parquet",
+            getattr(round_.pairs, f"read_{part}")().with_columns(*turned),
         )
     monkeypatch.setattr(loading, "_load_base", lambda *_: pytest.fail("the model was loaded"))
     logps = [write_logps_without_model(tmp_path, pairs)]

@@ -351,7 +351,7 @@ def test_a_margin_that_thumbs_of_one_kind_do_not_have_is_said(round_, tmp_path):
         pl.concat([up, unpaired_rows(round_.pairs.read_train(), "rejected", False)]),
     )
     for part in ("train", "dev"):
-        write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, part)())
+        write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, f"read_{part}")())
     cfg = dpo(trainer="kto", loss=["kto"], logps="live", together=2, guards={"stop_on": "margin"})
     with pytest.raises(
         StageError,

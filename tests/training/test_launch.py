@@ -84,7 +84,7 @@ def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round
     )
     write_table(tmp_path / "unpaired.parquet", thumbs)
     for part in ("train", "dev"):
-        write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, part)())
+        write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, f"read_{part}")())
     given = {"pairs": [Pairs(tmp_path)], "reference": None if name == "simpo" else round_.sft}
     one = round_.train(f"last-{name}", dpo(LORA, **cfg), **given)
     two = round_.train(f"last-{name}-two", dpo(LORA, processes=2, **cfg), **given)
