@@ -236,7 +236,11 @@ class Model(Artifact):
 
     def read_metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        try:
+            lines = path.read_text().splitlines() if path.exists() else []
+            return [json.loads(line) for line in lines]
+        except (ValueError, RecursionError) as error:
+            raise UserError(_describe_damage(path, "JSON lines", error)) from error
 
 
 def write_adapter_config(model: Model) -> None:

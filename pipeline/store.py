@@ -134,6 +134,11 @@ def find_fault(
         recorded = manifest["inputs"].get(name)
         if recorded is None or recorded["content"] != source["content"]:
             return f"stale: {source['stage']}/{source['fingerprint']} was rebuilt"
+    return find_damage(path, manifest, verify)
+
+
+def find_damage(path: Path, manifest: Manifest, verify: bool = False) -> str | None:
+    """Which file of a step is not as its manifest says; None if all are. `verify`: hash them."""
     for entry in [] if is_pruned(manifest) else manifest["files"]:
         file = path / entry["path"]
         if not file.is_file():

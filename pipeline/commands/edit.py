@@ -26,7 +26,11 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return USER_ERROR
-    print(f"Correct this file, then give it back: pair.edits={file}", file=sys.stderr)
+    print(
+        "Set action to drop, swap or replace where a pair is wrong (a line without a change, or"
+        f" removed, changes nothing), then give the file back: pair.edits={file}",
+        file=sys.stderr,
+    )
     print(file)
     return 0
 

@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
 def find_step(place: Path) -> Path:
     """The step's folder: `place` itself, or that of a run's last round."""
     trained = sorted((place / "store").glob("[0-9]*-train-*"))
-    folder = trained[-1].resolve() if trained else place.absolute()
+    folder = (trained[-1] if trained else place).resolve()
     if store.read_manifest(folder) is None:
         raise UserError(
             f"{place}: no run that has trained a model, and no finished step.\n  {USAGE}"

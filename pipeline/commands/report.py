@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import store
-from pipeline.artifacts import read_step
+from pipeline.artifacts import read_step, write_json
 from pipeline.config import Evaluation
 from pipeline.driver import worker
 from pipeline.errors import DONE, FAILED, USER_ERROR, StageError, UserError
@@ -39,6 +39,11 @@ def rewrite_report(run: Path) -> Path:
                 f"{run}: its {name} ({source.get('path')}) was pruned.\n"
                 "  Type the run's command again to rebuild what is missing."
             )
+        if fault := store.find_damage(Path(source["path"]), manifest):
+            raise UserError(
+                f"{run}: its {name} ({source['path']}) is {fault}.\n"
+                "  Type the run's command again: damaged steps are rebuilt."
+            )
     try:
         cfg = TypeAdapter(Evaluation).validate_python(step["config"])
     except ValidationError as error:
@@ -48,7 +53,7 @@ def rewrite_report(run: Path) -> Path:
         ) from error
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        shutil.copyfile(step["file"], out / store.STEP)  # which names the ancestors
+        write_json(out / store.STEP, step)  # which names the ancestors
         evaluate.run(cfg, out, **worker.open_inputs(step["inputs"]))
         for file in out.glob("report.*"):
             shutil.copyfile(file, run / file.name)
@@ -63,7 +68,13 @@ def find_evaluate_step(run: Path) -> dict[str, Any]:
             f"{run}: no run with a report in the store.\n"
             "  Type strop report runs/RECIPE/TIME, with a run that has built evaluate."
         )
-    return {**read_step(file.parent), "file": file}
+    step = read_step(file.parent)
+    root = file.resolve().parents[2]  # where the store is now: it may have been moved or copied
+    for source in (*step["inputs"].values(), *step.get("ancestors", [])):
+        here = root / source["stage"] / Path(source["path"]).name
+        if here.is_dir():
+            source["path"] = str(here)
+    return step
 
 
 if __name__ == "__main__":

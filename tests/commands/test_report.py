@@ -1,13 +1,15 @@
 """`make report`: the same report from the same store, no model loaded; missing steps are named."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pipeline import store
-from pipeline.artifacts import write_json
+from pipeline.artifacts import Model, write_json
 from pipeline.commands import report as reprint
+from pipeline.errors import UserError
 from tests.stages.test_evaluate import CONFIG, Run, whole
 
 
@@ -73,3 +75,31 @@ def test_what_was_pruned_and_what_never_was_is_refused(story, capsys):
     assert reprint.main([str(run / "nowhere")]) == 2
     assert "no run with a report in the store" in capsys.readouterr().err
     assert not (run / "report.html").exists()
+
+
+def test_a_damaged_file_is_named_with_its_step(story, capsys):
+    run, _, made = story
+    path = made.pairs[0].path
+    write_json(path / store.MANIFEST, {"files": store.list_files(path)})
+    (path / "funnel.json").write_text("{}")
+    assert reprint.main([str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "its pairs.0" in error and "funnel.json has 2 bytes" in error
+
+
+def test_metrics_that_are_not_json_are_refused(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"a":')
+    with pytest.raises(UserError, match=r"metrics.jsonl: cannot be read as JSON lines"):
+        Model(tmp_path).read_metrics()
+
+
+def test_a_store_that_was_moved_is_read_where_it_is_now(story, capsys):
+    run, report, made = story
+    moved = run.parent / "moved"
+    shutil.move(made.store, moved)
+    shutil.move(made.out, moved / "evaluate" / ("a" * 12))
+    link = run / "store" / "30-evaluate-report"
+    link.unlink()
+    link.symlink_to(moved / "evaluate" / ("a" * 12))
+    assert reprint.main([str(run)]) == 0, capsys.readouterr().err
+    assert json.loads((run / "report.json").read_text())["verdict"] == report["verdict"]
