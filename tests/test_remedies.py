@@ -175,7 +175,7 @@ def spoken() -> Iterator[tuple[str, str | None, str]]:
     for path in sorted((HOUSE / "pipeline").rglob("*.py")):
         where = path.relative_to(HOUSE).as_posix()
         for line, block, text in texts(path):
-            if " " in text and not re.search(r"</|/>|PRAGMA|--query|class=", text):
+            if " " in text and not re.search(r"</|/>|<meta|PRAGMA|--query|class=", text):
                 yield f"{where}:{line}", block, text
 
 

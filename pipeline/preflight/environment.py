@@ -34,7 +34,7 @@ def check_packages(stages: set[str]) -> None:
     missing = [name for name in ("torch", "transformers", "trl") if find_spec(name) is None]
     if missing and stages - {"prompts"}:
         raise UserError(
-            f"{', '.join(missing)}: not installed. Without them strop plans and runs nothing.\n"
+            f"{', '.join(missing)}: not installed. This installation plans, and runs nothing.\n"
             "  Type `pip install 'strop[cpu]'` (gpu with an NVIDIA GPU, portable without vLLM),"
             " or `make install` in a checkout."
         )

@@ -40,9 +40,9 @@ def test_the_first_50_prompts_and_demonstrations_are_frozen() -> None:
 
 def test_another_process_with_another_hash_seed_makes_the_same_rows() -> None:
     code = (
-        "from pipeline.data.synthetic import generate_prompts; from pipeline.hashing import"
-        " digest_of;"
-        "print(digest_of(list(generate_prompts(20, 3, 5))))"
+        "from pipeline.data.synthetic import generate_prompts;"
+        "from pipeline.hashing import hash_json;"
+        "print(hash_json(list(generate_prompts(20, 3, 5))))"
     )
     made = {
         subprocess.run(

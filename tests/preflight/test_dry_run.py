@@ -117,7 +117,7 @@ REFUSED_BOTH_TIMES = [
     (["prompts.path=odd.jsonl"], "odd.jsonl: 1 of 2 rows cannot be used:"),
     (
         ["prompts.path=shapeless.jsonl"],
-        "Give prompts.columns={prompt: …} with this file's own name for it",
+        "Give prompts.columns={prompt: …} with this file's name for it",
     ),
     (["prompts.evaluation.own=odd.jsonl"], "odd.jsonl: 1 of 2 rows cannot be used:"),
     (["prompts.split.test=shapeless.jsonl"], "Give prompts.split.test.columns="),

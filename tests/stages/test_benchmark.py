@@ -310,7 +310,7 @@ def test_a_step_s_knob_is_where_its_block_stands_and_no_part_of_its_identity():
     assert steps["benchmark@test sft gsm8k"].knob == "benchmark.gsm8k"
     assert (steps["score@test control"].knob, steps["score@1"].knob) == ("exam.score", "score")
     astray = plan(composed(*SMALL, "benchmark=arc", "benchmark.arc.data=/nowhere"))
-    with pytest.raises(UserError, match=r"^benchmark\.arc\.data=/nowhere: there is no such file"):
+    with pytest.raises(UserError, match=r"^benchmark\.arc\.data=/nowhere: no such file"):
         Identity(lambda path: Path(path).read_text()).fingerprint(astray)
 
 

@@ -265,7 +265,7 @@ def write_logps_without_model(folder, pairs: Pairs):
         ),
         (
             ["train.adapter.kind=prefix_tuning"],
-            r"train.adapter.*prefix_tuning: .*virtual tokens.* lora, qlora or full",
+            r"train.adapter.*prefix_tuning .*virtual tokens.* lora, qlora or full",
         ),
         (["train.adapter.kind=prompt_tuning"], r"cannot be merged, vLLM does not sample from it"),
         (
