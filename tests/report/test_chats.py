@@ -204,7 +204,7 @@ def test_killed_between_the_turns_it_comes_out_the_same(tmp_path, monkeypatch):
     whole = sample_turns(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(
-            sample.multi_turn, "following", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            sample.multi_turn, "write_next_prompts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
             sample_turns(tmp_path / "b")

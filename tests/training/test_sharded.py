@@ -43,7 +43,7 @@ def wide(tmp_path_factory) -> Round:
 def on_a_cpu(monkeypatch) -> None:
     """Lift our check for GPUs and accelerate's: torch can shard over gloo on a CPU."""
     monkeypatch.setattr(launch, "RANK_MODULE", "tests.support.sharded_rank")
-    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
+    monkeypatch.setattr(LaunchedRuntime, "explain_misfit", lambda *given: None)
 
 
 def furthest(one: Model, other: Model) -> float:
