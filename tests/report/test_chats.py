@@ -202,10 +202,12 @@ def test_a_question_ends_with_its_last_turn_and_none_at_all_is_refused(tmp_path)
 
 def test_killed_between_the_turns_it_comes_out_the_same(tmp_path, monkeypatch):
     whole = sample_turns(tmp_path)
+
+    def be_killed(*_):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            sample.multi_turn, "write_next_prompts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patch.setattr(sample.multi_turn, "write_next_prompts", be_killed)
         with pytest.raises(KeyboardInterrupt):
             sample_turns(tmp_path / "b")
     before = {
