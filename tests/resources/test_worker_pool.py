@@ -131,11 +131,11 @@ PARENT = """
 import sys
 from functools import partial
 from pathlib import Path
-from pipeline.resources.worker_pool import work_off
+from pipeline.resources.worker_pool import run_shards
 from tests.resources import test_worker_pool as t
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    work_off(t.SHARDS, partial(t.write, folder, pause=60), [{}, {}], folder)
+    run_shards(t.SHARDS, partial(t.write, folder, pause=60), [{}, {}], folder)
 """
 
 
