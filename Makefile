@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 PIPELINE := $(PYTHON) -m pipeline
 STAGES := prompts base sft reward offline sample score pair refer train gate benchmark duel evaluate
-# The slow tests in parts of at most 20 minutes on two cores; CI runs one by turn.
+# The slow tests in parts; CI runs one by turn.
 SLOW_1 := tests/e2e
 SLOW_2 := tests/faults tests/report tests/driver
 SLOW_3 := tests/resources tests/backends tests/scorers tests/stages
@@ -38,13 +38,13 @@ trl_fields: install
 smoke: install ## the whole pipeline on a tiny model, no GPU and no network needed
 	$(PIPELINE) recipes=smoke $(WITHOUT_VLLM) $(ARGS)
 
-test: install ## what must hold, on two cores in at most 25 minutes
+test: install ## what must hold, on two cores
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser" $(ARGS)
 
 test-fast: install ## the part without models and whole runs, in at most 90 seconds
 	$(PYTHON) -m pytest -n auto -m "not slow and not gpu and not browser and not model and not long" $(ARGS)
 
-test-slow: install ## the rest, in parts of at most 20 minutes [PART=1|2|3|4]
+test-slow: install ## the rest, or one of its four parts [PART=1|2|3|4]
 	$(PYTHON) -m pytest -m slow $(SLOW_$(PART)) $(ARGS)
 
 test-browser: install ## the report in a real browser

@@ -62,7 +62,7 @@ def render_file(file: Path, title: str) -> Iterator[str]:
 def read_knobs(text: str) -> tuple[str, list[Knob]]:
     """The comment at the top, and each knob; a block's comment is shown at the block's own name."""
     lines = text.splitlines()
-    lead = [line for line in lines[: first_key(lines)] if line.startswith("#")]
+    lead = [line for line in lines[: first_key(lines)] if re.match("#(?! @package)", line)]
     comments: list[str] = []
     knobs: list[Knob] = []
     parents: list[tuple[int, str]] = []

@@ -90,7 +90,15 @@ class ModelTokenizer:
         )
 
     def _apply_template(self, messages: list[Message], **options: Any) -> Any:
-        return apply_template(self.tokenizer, self.source, messages, **options)
+        try:
+            return self.tokenizer.apply_chat_template(messages, **options)
+        except Exception as error:  # the template is the checkpoint's code and may raise anything
+            raise UnrenderableTemplate(
+                f"{self.source}: its chat template does not render {str(messages)[:200]}:"
+                f" {error}.\n"
+                "  Give the messages in the roles and the order it knows,"
+                " or another template.chat_template=FILE."
+            ) from error
 
     def check_template(self, kwargs: dict[str, Any]) -> None:
         """Make the checks of `pair` with one plain question, before anything is sampled."""
@@ -144,17 +152,6 @@ class ModelTokenizer:
                 f" ({self.tokenizer.bos_token}): {self.spell_tokens(ids[:4])}; one was expected.\n"
                 f"  {REMEDY}"
             )
-
-
-def apply_template(tokenizer: Any, source: str, messages: list[Message], **options: Any) -> Any:
-    try:
-        return tokenizer.apply_chat_template(messages, **options)
-    except Exception as error:  # the template is the checkpoint's code and may raise anything
-        raise UnrenderableTemplate(
-            f"{source}: its chat template does not render {str(messages)[:200]}: {error}.\n"
-            "  Give the messages in the roles and the order it knows,"
-            " or another template.chat_template=FILE."
-        ) from error
 
 
 def encode_continuation(tokenizer: Any, prompt: str, conversation: str) -> list[int]:

@@ -32,7 +32,7 @@ PARTS = "train", "dev"  # of the pairs; the demonstrations to rehearse are a thi
 
 
 def import_trainer(name: str) -> Any:
-    """The module of one TRL trainer class, with its trainer, `Arguments` and `loss_arguments`."""
+    """The module of one TRL trainer class, with its `Trainer`, `Arguments` and `loss_arguments`."""
     match name:
         case "dpo":
             from pipeline.training.trainers import dpo
@@ -82,8 +82,7 @@ def build_trainer(
     args = _make_arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
     data = _make_datasets(args, rows, out / "scratch")
     start = StartCheck(cfg, rows, init, reference)
-    name = f"Pretokenized{cfg.trainer.upper()}Trainer"  # of training/trainers/, one a module
-    trainer = getattr(import_trainer(cfg.trainer), name)(
+    trainer = import_trainer(cfg.trainer).Trainer(
         model=policy,
         **ref_model,
         args=args,

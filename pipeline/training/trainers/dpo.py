@@ -31,6 +31,9 @@ class PretokenizedDPOTrainer(PretokenizedTrainer, DPOTrainer):
         return batch["input_ids"].shape[0] // 2
 
 
+Trainer = PretokenizedDPOTrainer  # the name that training/build.py asks for
+
+
 def loss_arguments(cfg: TrainConfig) -> dict[str, Any]:
     terms = list(_list_terms(cfg))
     return {

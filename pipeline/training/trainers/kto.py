@@ -44,6 +44,9 @@ class PretokenizedKTOTrainer(PretokenizedTrainer, KTOTrainer):
         super().log(logs, *args, **kwargs)
 
 
+Trainer = PretokenizedKTOTrainer  # the name that training/build.py asks for
+
+
 def loss_arguments(cfg: TrainConfig) -> dict[str, Any]:
     return {"loss_type": cfg.loss[0]}
 

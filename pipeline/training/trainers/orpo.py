@@ -22,5 +22,8 @@ class PretokenizedORPOTrainer(PretokenizedTrainer, ORPOTrainer):
         return batch["chosen_input_ids"].shape[0]
 
 
+Trainer = PretokenizedORPOTrainer  # the name that training/build.py asks for
+
+
 def loss_arguments(cfg: TrainConfig) -> dict[str, Any]:
     return {"remove_unused_columns": False}
