@@ -79,7 +79,7 @@ def test_before_anything_is_measured_the_plan_says_when_it_will_be_known(planned
         "train (2 steps)",
     ):
         assert kind in line
-    assert "first shard" in line and "strop pilot" in line and "together" not in line
+    assert "first sampled shard" in line and "strop pilot" in line and "together" not in line
 
 
 def test_a_measured_draw_tells_the_others_and_the_exams(planned):
@@ -183,7 +183,7 @@ def test_a_training_s_time_has_its_looks_in_it(planned):
     shown = capacity.describe_memory(
         planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
     )
-    assert any("as measured before, of it 0.5 min in 1 look" in line for line in shown)
+    assert any("as measured before, of it 0.5 min in 1 evaluation" in line for line in shown)
 
 
 def test_the_first_shard_of_a_draw_that_runs_tells_what_follows(planned, monkeypatch):

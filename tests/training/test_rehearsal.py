@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import Decontamination, Model, write_table, write_text
+from pipeline.backends.chat import ModelTokenizer
 from pipeline.config import TrainConfig
 from pipeline.data import decontamination
 from pipeline.errors import UserError
@@ -103,7 +104,8 @@ def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_d
         part: train.prepare_pairs(cfg, [round_.pairs], part, [round_.logps])
         for part in ("train", "dev")
     }
-    rows["rehearsal"] = train.prepare_rehearsal(cfg, cfg.rehearsal, tmp_path, tokenizer, clear)
+    chat = ModelTokenizer(round_.sft, tokenizer)
+    rows["rehearsal"] = train.prepare_rehearsal(cfg, cfg.rehearsal, tmp_path, chat, clear)
     policy = build.load_policy(cfg, round_.sft)
     reference = None if cfg.logps == "none" else round_.sft
     watch = guards.build_guards(cfg, round_.sft, reference, None, rows["dev"], tmp_path)
@@ -208,10 +210,9 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, demonstration
         tmp_path / "ngrams.parquet",
         decontamination.ngram_table(decontamination.hash_ngrams(known[3][0]["content"], 3)),
     )
-    cfg, tokenizer = rehearsal_config(demonstrations_file), loading.load_tokenizer(round_.sft)
-    table = train.prepare_rehearsal(
-        cfg, cfg.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path)
-    )
+    cfg = rehearsal_config(demonstrations_file)
+    chat = ModelTokenizer(round_.sft, loading.load_tokenizer(round_.sft))
+    table = train.prepare_rehearsal(cfg, cfg.rehearsal, tmp_path, chat, Decontamination(tmp_path))
     funnel = json.loads((tmp_path / "rehearsal" / "funnel.json").read_text())
     assert funnel["dropped"]["overlap with evaluation"] >= 1 and funnel["in"] == 40
     assert table.height == funnel["out"] == 40 - sum(funnel["dropped"].values())
@@ -220,9 +221,7 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, demonstration
         UserError,
         match=r"train.rehearsal: of 40 demonstrations none is left \({'overlap .*'too long'",
     ):
-        train.prepare_rehearsal(
-            short, short.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path)
-        )
+        train.prepare_rehearsal(short, short.rehearsal, tmp_path, chat, Decontamination(tmp_path))
 
 
 def test_each_pass_takes_every_row_once_in_another_order():
