@@ -45,7 +45,7 @@ SETTING = ["train.beta=0.1", "train.epochs=12"]  # of all three, so that the los
 # Evaluations change nothing, and take time.
 NO_EVALUATION = ["train.guards.prompts=0", "train.eval_every=1000"]
 OVERRIDES = [word for word in sys.argv[1:] if word.startswith("train.")]  # another setting
-SMOKE = ["recipes=smoke", "rounds=1", "backend@exam.sample.backend=transformers"]
+SMOKE = ["recipes=smoke", "rounds=1", "backend@evaluate.sample.backend=transformers"]
 KNOBS = {"dpo": [], **{name: [f"train.args.label_smoothing={FLIPPED}"] for name in OBJECTIVES[1:]}}
 
 
@@ -59,7 +59,7 @@ class SharedArtifacts:
     """What all trainings read, in the store of the smoke recipe."""
 
     def __init__(self, store: Path):
-        command = [sys.executable, "-m", "pipeline", *SMOKE, f"store={store}", "until=refer@1"]
+        command = [sys.executable, "-m", "pipeline", *SMOKE, f"store={store}", "until=reference@1"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         steps = {
             f"{step.stage}@{step.label}": step for step in plan(compose_config("dpo")).ancestors()
@@ -73,7 +73,7 @@ class SharedArtifacts:
 
         self.sft = Model(find(steps["sft@0"]))
         self.pairs = Pairs(find(steps["pair@1"]))
-        self.logps = Logps(find(steps["refer@1"]))
+        self.logps = Logps(find(steps["reference@1"]))
         self.prompts = Prompts(find(steps["prompts@0"]) / "test")
         draw: Any = steps["sample@test round-1"].config
         answer = draw.settings["answer"].model_copy(update={"n": ANSWERS})

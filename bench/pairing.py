@@ -36,7 +36,7 @@ FILTERS = {
     "allow_refusals": False,
     "languages": None,
     "repeats": True,
-    "pass_rate": {"at": 0.0, "least": 0.1, "most": 0.9},
+    "pass_rate": {"threshold": 0.0, "min": 0.1, "max": 0.9},
     "min_margin": 0.5,
     "min_chosen": -1.0,
     "max_rejected": 1.0,
@@ -44,7 +44,7 @@ FILTERS = {
     "max_disagreement": None,
     "max_flip_rate": None,
     "min_reference": None,
-    "near": None,
+    "near_duplicate_threshold": None,
 }
 CONFIG = PairRound(
     strategy={"kind": "best_worst"},
@@ -53,11 +53,11 @@ CONFIG = PairRound(
     ties="drop",
     filters=FILTERS,
     mix={"on_policy": 1, "offline": 0, "per_round": None},
-    thumbs_at=None,
+    unpaired_threshold=None,
     edits=None,
     limits={"prompt": 1024, "completion": 1024},
     template_kwargs={},
-    dev={"share": 0.02, "least": 0, "most_share": 0.1},
+    dev={"share": 0.02, "min": 0, "max_share": 0.1},
     seed=0,
     round=1,
 )
@@ -161,14 +161,14 @@ def pair_plain(samples: list[tuple], scores: list[tuple]) -> tuple[list[tuple], 
         passed = 0
         for row in rows:
             score = row[0]
-            passed += score >= band.at
+            passed += score >= band.threshold
             if score > best[0] or (score == best[0] and row[1] < best[1]):
                 best = row
             if score < worst[0] or (score == worst[0] and row[1] < worst[1]):
                 worst = row
         longer, shorter = (best[3], worst[3]) if best[3] > worst[3] else (worst[3], best[3])
         margin = best[0] - worst[0]
-        if not band.least <= passed / len(rows) <= band.most:
+        if not band.min <= passed / len(rows) <= band.max:
             dropped["pass rate outside the band"] += 1
         elif margin == 0:
             dropped["tie"] += 1

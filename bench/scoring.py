@@ -173,12 +173,12 @@ def judge() -> Ratio:
 
 
 def _compose_duel(server: FakeJudge) -> DuelConfig:
-    at = "exam.duels.j"
+    at = "evaluate.duels.j"
     runtime = {"base_url": server.url, "api_key_env": "JUDGE_KEY", "concurrency": CONCURRENCY}
     words = [f"{at}.engine.runtime.{name}={value}" for name, value in runtime.items()]
     return composed(
         "recipes=smoke", f"+duel@{at}=default", f"{at}.engine.model=good", *words
-    ).exam.duels["j"]
+    ).evaluate.duels["j"]
 
 
 def _measure_requests_per_second(cfg: DuelConfig, run: int) -> float:
@@ -188,7 +188,7 @@ def _measure_requests_per_second(cfg: DuelConfig, run: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         store = cfg.runtime.model_copy(update={"verdicts": Path(folder) / "verdicts.sqlite"})
         cached_judge = CachedJudge(
-            cfg.model_copy(update={"runtime": store}), PAIRWISE_FIELDS, "exam.duels.bench"
+            cfg.model_copy(update={"runtime": store}), PAIRWISE_FIELDS, "evaluate.duels.bench"
         )
         judge_comparisons(cached_judge, bouts[BOUTS:])
         started = time.perf_counter()

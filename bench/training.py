@@ -2,9 +2,9 @@
 
 python bench/training.py [pairs=48] [rounds=5]
 
-`refer`: precomputed reference values, where TRL runs a second model. The time of `refer` itself is
-printed separately. `lengths`: also batches of rows of similar length, over TRL's defaults.
-`padding`: the gain of these batches alone.
+`reference`: precomputed reference values, where TRL runs a second model. The time
+of `reference` itself is printed separately. `lengths`: also batches of rows of similar length, over
+TRL's defaults. `padding`: the gain of these batches alone.
 
 Answers have log-normal lengths (median 60 tokens, σ 0.8, at most 512). A step has 16 pairs, in
 micro-batches of 8 and with gradient checkpointing, the defaults of both sides. All three train in
@@ -29,7 +29,7 @@ from measure import Ratio, report
 
 from pipeline.artifacts import Logps, Model, Pairs, write_table
 from pipeline.config import ReferenceConfig, TrainConfig
-from pipeline.stages import refer, train
+from pipeline.stages import reference, train
 from tests.support.preferences import dpo
 from tests.support.tiny import WORDS, tiny_model
 
@@ -163,15 +163,16 @@ def main() -> None:
         cfg = ReferenceConfig(
             dtype="float32", quantization=None, runtime={"batch_tokens": 8192, "workers": 1}
         )
-        logps = refer.run(cfg, folder / "refer", model=sft, rows=pairs)
-        seconds_of_refer = time.monotonic() - started
+        logps = reference.run(cfg, folder / "reference", model=sft, rows=pairs)
+        seconds_of_reference = time.monotonic() - started
         print(
-            f"refer itself: {seconds_of_refer:.1f} s, once for all trainings on these pairs",
+            f"reference itself: {seconds_of_reference:.1f} s, once for all trainings on these"
+            " pairs",
             flush=True,
         )
         sides = {
             "lengths": lambda: train_ours(sft, pairs, logps, folder / "out", by_length=True),
-            "ready": lambda: train_ours(sft, pairs, logps, folder / "out", by_length=False),
+            "precomputed": lambda: train_ours(sft, pairs, logps, folder / "out", by_length=False),
             "trl": lambda: train_trl(sft, pairs, folder / "out"),
         }
         seconds: dict[str, list[float]] = {side: [] for side in sides}
@@ -206,9 +207,9 @@ def make_ratios(seconds: dict[str, list[float]]) -> dict[str, Ratio]:
         return [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
 
     return {
-        "refer": Ratio(divide("ready", "trl"), "<= 0.85"),
+        "reference": Ratio(divide("precomputed", "trl"), "<= 0.85"),
         "lengths": Ratio(divide("lengths", "trl"), "<= 0.70"),
-        "padding": Ratio(divide("lengths", "ready"), None),
+        "padding": Ratio(divide("lengths", "precomputed"), None),
     }
 
 

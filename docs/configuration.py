@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 PAGE = Path(__file__).with_suffix(".md")
 # The order of a run; groups that are mounted into others follow.
-STAGES = "prompts base sft reward offline sample score pair refer train refit gate"
-EVALUATION = "exam benchmark duel evaluate tracker"
+STAGES = "prompts base sft reward offline sample score pair reference train best_of_n gate"
+EVALUATION = "evaluate benchmark duel tracker"
 HEAD = """# Configuration
 
 Every knob, its default and what it does. This page is made from the comments in `conf/` by

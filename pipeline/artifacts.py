@@ -152,7 +152,7 @@ def find_knob(out: Path, otherwise: str) -> str:
 
 
 def build_tree(flat: dict[str, Any]) -> dict[str, Any]:
-    """Turn flat names such as `exams.sft.samples` into nested dicts."""
+    """Turn flat names such as `evals.sft.samples` into nested dicts."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = name.split(".")
@@ -365,7 +365,7 @@ class ChatSet(TypedDict, total=False):
     """One chat benchmark: its questions, every model's answers, and the judges' verdicts."""
 
     prompts: Prompts
-    exams: dict[str, EvalArtifacts]
+    evals: dict[str, EvalArtifacts]
     duels: dict[str, dict[str, dict[str, Verdicts]]]
 
 
@@ -384,7 +384,7 @@ MADE_BY: dict[str, type[Artifact]] = {
     "score": Scores,
     "offline": Pairs,
     "pair": Pairs,
-    "refer": Logps,
+    "reference": Logps,
     "train": Model,
     "gate": Model,
     "benchmark": Metrics,
@@ -394,7 +394,7 @@ MADE_BY: dict[str, type[Artifact]] = {
 
 
 def open_artifact(stage: str, path: Path, part: str | None = None) -> Artifact:
-    if part == "fence":
+    if part == "decontamination":
         return Decontamination(path / part)
     if stage == "gate":  # opens as the model that it points to
         return Model(path.parent.parent / read_json(path / MODEL_FILE)["target"])

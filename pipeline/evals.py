@@ -11,6 +11,7 @@ from typing import Literal
 from pipeline.config import (
     BEST_OF_PREFIX,
     CONTROL,
+    EVAL_PURPOSE,
     Config,
     DuelConfig,
     EvaluationQuestions,
@@ -34,11 +35,20 @@ class EvalPlan:
 
     def plan_eval(self, name: str, model: Step, split: Literal["dev", "test"]) -> EvalSteps:
         """A model of this run: its answers, their scores, what its KL needs, and its benchmarks."""
-        cfg, part, label = self.cfg.exam, self.prompts / split, f"{split} {name}"
-        request = cfg.sample.request("exam")
-        samples = Step("sample", request, at=label, knob="exam.sample", policy=model, prompts=part)
+        cfg, part, label = self.cfg.evaluate, self.prompts / split, f"{split} {name}"
+        request = cfg.sample.request(EVAL_PURPOSE)
+        samples = Step(
+            "sample", request, at=label, knob="evaluate.sample", policy=model, prompts=part
+        )
         # The KL from SFT is estimated from SFT's log-probabilities of the model's samples.
-        logps = Step("refer", cfg.refer, at=label, knob="exam.refer", model=self.sft, rows=samples)
+        logps = Step(
+            "reference",
+            cfg.reference,
+            at=label,
+            knob="evaluate.reference",
+            model=self.sft,
+            rows=samples,
+        )
         tasks = self.cfg.benchmark if split == "test" else {}
         metrics = {
             task: Step(
@@ -77,14 +87,14 @@ class EvalPlan:
 
     def plan_baselines(self) -> dict[str, EvalSteps]:
         """Models to compare with, which this run neither started from nor trained."""
-        baselines = self.cfg.exam.others
+        baselines = self.cfg.evaluate.baselines
         return {name: self.plan_baseline(name, model) for name, model in baselines.items()}
 
     def plan_controls(self) -> dict[str, EvalSteps]:
         """SFT once more: as an A/A control, as best of n, and with a prompt."""
         return {
             name: self.plan_control(name, request)
-            for name, request in self.cfg.exam.variant_requests()
+            for name, request in self.cfg.evaluate.variant_requests()
         }
 
     def plan_baseline(self, name: str, config: OtherModel) -> EvalSteps:
@@ -92,48 +102,48 @@ class EvalPlan:
 
         The answers of a model behind a server are counted in SFT's tokens: its own are not known.
         """
-        part, label, knob = self.prompts / "test", f"test {name}", f"exam.others.{name}"
+        part, label, knob = self.prompts / "test", f"test {name}", f"evaluate.baselines.{name}"
         tokenizer = self.sft if isinstance(config, ServedModel) else None
         model = Step("base", config, at=label, knob=knob, like=tokenizer)
         request, asks = (
-            self.cfg.exam.sample.request_baseline_answers(config),
+            self.cfg.evaluate.sample.request_baseline_answers(config),
             self.find_sampler_knob(name),
         )
         samples = Step("sample", request, at=label, knob=asks, policy=model, prompts=part)
-        scores = self.plan_scores("exam.score", self.cfg.exam.score, label, samples, part)
+        scores = self.plan_scores("evaluate.score", self.cfg.evaluate.score, label, samples, part)
         return {"model": model, "samples": samples, "scores": scores}
 
     def find_sampler_knob(self, name: str) -> str:
         """Which block of the config samples a model: its own where a server holds the model."""
-        is_served = isinstance(self.cfg.exam.others.get(name), ServedModel)
-        return f"exam.others.{name}" if is_served else "exam.sample"
+        is_served = isinstance(self.cfg.evaluate.baselines.get(name), ServedModel)
+        return f"evaluate.baselines.{name}" if is_served else "evaluate.sample"
 
     def plan_control(self, name: str, request: SampleRequest) -> EvalSteps:
         """SFT's answers to `request`. Best of n is chosen by the scorer that also chooses pairs."""
         part, label = self.prompts / "test", f"test {name}"
         samples = Step(
-            "sample", request, at=label, knob="exam.sample", policy=self.sft, prompts=part
+            "sample", request, at=label, knob="evaluate.sample", policy=self.sft, prompts=part
         )
-        scorers, best = self.cfg.exam.score, None
+        scorers, best = self.cfg.evaluate.score, None
         if name.startswith(BEST_OF_PREFIX):
             best = self.plan_scores("score", self.cfg.score, label, samples, part)
             scorers = scorers.for_best_answers(self.cfg.pair.scorer)
-        scores = self.plan_scores("exam.score", scorers, label, samples, part, best)
+        scores = self.plan_scores("evaluate.score", scorers, label, samples, part, best)
         return {"model": self.sft, "samples": samples, "scores": scores}
 
     def plan_chat(self, name: str, evals: Mapping[str, EvalSteps]) -> dict[str, Input]:
         """A chat benchmark: a set of questions, other than the test prompts, for every model."""
-        block, knob = self.cfg.exam.chats[name], f"exam.chats.{name}"
+        block, knob = self.cfg.evaluate.chats[name], f"evaluate.chats.{name}"
         rows = EvaluationQuestions(rows=self.cfg.prompts.evaluation[name])
         rows_knob = f"prompts.evaluation.{name}"
         questions = Step("prompts", rows, at=f"test {name}", knob=rows_knob) / "test"
         answered: dict[str, EvalSteps] = {}
         for model_name, steps in evals.items():
             label, model = f"test {model_name} {name}", steps["model"]
-            baseline = self.cfg.exam.others.get(model_name)
+            baseline = self.cfg.evaluate.baselines.get(model_name)
             samples = Step(
                 "sample",
-                self.cfg.exam.sample.request_conversation(block.turns, baseline),
+                self.cfg.evaluate.sample.request_conversation(block.turns, baseline),
                 at=label,
                 knob=self.find_sampler_knob(model_name),
                 policy=model,
@@ -145,21 +155,23 @@ class EvalPlan:
                     f"{knob}.score", block.score, label, samples, questions
                 )
         duels = self.plan_duels(block.duels, answered, questions, knob, name)
-        return {"prompts": questions, "exams": answered, "duels": duels}
+        return {"prompts": questions, "evals": answered, "duels": duels}
 
     def plan_duels(
         self,
         judges: Mapping[str, DuelConfig],
         evals: Mapping[str, EvalSteps],
         prompts: Part,
-        knob: str = "exam",
+        knob: str = "evaluate",
         chat: str = "",
     ) -> Duels:
         """Rounds meet SFT and the round before; baselines meet SFT and the last round."""
         line = [name for name in evals if name == "sft" or name.startswith("round-")]
         matches = [(new, "sft") for new in line[1:]]
         matches += zip(line[1:], line, strict=False)
-        matches += [(name, old) for name in self.cfg.exam.others for old in ("sft", line[-1])]
+        matches += [
+            (name, old) for name in self.cfg.evaluate.baselines for old in ("sft", line[-1])
+        ]
         matches += [(CONTROL, "sft")] if CONTROL in evals else []
         duels: Duels = {judge: {} for judge in judges}
         for judge, block in judges.items():

@@ -10,13 +10,21 @@ from pipeline.step import Input, Part, Step
 
 def plan(cfg: Config) -> Step:
     prompts = Step("prompts", cfg.prompts)
-    fence = prompts / "fence"  # n-grams of dev and test prompts: no training data may have them
+    decontamination = (
+        prompts / "decontamination"
+    )  # n-grams of dev and test prompts: no training data may have them
     base = Step("base", cfg.base) if cfg.base else None
-    sft = plan_sft(cfg, base, fence)
-    reward = plan_reward(cfg, base, sft, fence) if cfg.reward else None
-    offline = Step("offline", cfg.offline, policy=sft, fence=fence) if cfg.offline else None
+    sft = plan_sft(cfg, base, decontamination)
+    reward = plan_reward(cfg, base, sft, decontamination) if cfg.reward else None
+    offline = (
+        Step("offline", cfg.offline, policy=sft, decontamination=decontamination)
+        if cfg.offline
+        else None
+    )
     has_prior = offline and cfg.pair.needs_sft_logps
-    prior = Step("refer", cfg.refer, at=1, model=sft, rows=offline) if has_prior else None
+    prior = (
+        Step("reference", cfg.reference.logps, at=1, model=sft, rows=offline) if has_prior else None
+    )
 
     evals = EvalPlan(cfg, prompts, sft, reward)
     policy, models, pairs = sft, {"sft": sft}, list[Step]()
@@ -37,13 +45,15 @@ def plan(cfg: Config) -> Step:
         pairs += [pair]
 
         best_of_n = None  # SFT of the policy on the best sample of each prompt
-        if cfg.refit:
-            best_of_n = Step("sft", cfg.refit, at=r, base=policy, samples=samples, scores=scores)
-        init = {"previous": policy, "sft": sft, "refit": best_of_n}[cfg.init]
+        if cfg.best_of_n:
+            best_of_n = Step(
+                "sft", cfg.best_of_n, at=r, base=policy, samples=samples, scores=scores
+            )
+        init = {"previous": policy, "sft": sft, "best_of_n": best_of_n}[cfg.init]
         references = {"previous": policy, "sft": sft, "init": init}
-        reference = references[cfg.reference] if cfg.train.logps != "none" else None
-        trained = pairs if cfg.data == "all" else [pair]
-        precomputed = trained if cfg.train.logps == "ready" else []
+        reference = references[cfg.reference.model] if cfg.train.reference_logps != "none" else None
+        trained = pairs if cfg.train_on == "all" else [pair]
+        precomputed = trained if cfg.train.reference_logps == "precomputed" else []
         policy = Step(
             "train",
             cfg.train,
@@ -51,35 +61,38 @@ def plan(cfg: Config) -> Step:
             init=init,
             pairs=trained,
             reference=reference,
-            logps=[Step("refer", cfg.refer, at=r, model=reference, rows=p) for p in precomputed],
+            logps=[
+                Step("reference", cfg.reference.logps, at=r, model=reference, rows=p)
+                for p in precomputed
+            ],
             dev=prompts / "dev",
-            fence=fence if cfg.train.rehearsal else None,
+            decontamination=decontamination if cfg.train.rehearsal else None,
         )
         models[f"round-{r}"] = policy
         if cfg.gate:  # the next round starts from the best model so far
             new = [name for name in models if name not in dev_evals]
             dev_evals |= {name: evals.plan_eval(name, models[name], "dev") for name in new}
-            policy = Step("gate", cfg.gate, at=r, exams=dict(dev_evals))
+            policy = Step("gate", cfg.gate, at=r, evals=dict(dev_evals))
 
     models = {"base": base, **models} if base else models
     return plan_report(cfg, evals, models, policy, pairs, prompts)
 
 
-def plan_sft(cfg: Config, base: Step | None, fence: Part) -> Step:
+def plan_sft(cfg: Config, base: Step | None, decontamination: Part) -> Step:
     """The user's SFT checkpoint, or one trained here from the base model."""
     if isinstance(cfg.sft, SftTraining):
-        return Step("sft", cfg.sft, base=base, fence=fence)
+        return Step("sft", cfg.sft, base=base, decontamination=decontamination)
     return Step("sft", cfg.sft)
 
 
-def plan_reward(cfg: Config, base: Step | None, sft: Step, fence: Part) -> Step:
+def plan_reward(cfg: Config, base: Step | None, sft: Step, decontamination: Part) -> Step:
     """The user's reward model, or one trained here on preferences clean of dev and test prompts."""
     assert cfg.reward
     if not isinstance(cfg.reward, RewardTraining):
         return Step("reward", cfg.reward)
     start = cfg.reward.start
     model = {"sft": sft, "base": base}[start] if isinstance(start, str) else Step("base", start)
-    return Step("reward", cfg.reward, start=model, fence=fence)
+    return Step("reward", cfg.reward, start=model, decontamination=decontamination)
 
 
 def plan_samples(
@@ -108,21 +121,21 @@ def plan_report(
     prompts: Step,
 ) -> Step:
     """Every model's evaluation and the report on all of them."""
-    split = cfg.exam.split
+    split = cfg.evaluate.split
     evaluated = {name: evals.plan_eval(name, model, split) for name, model in models.items()}
     chats: dict[str, Input] = {}
     duels: Input = None
     if split == "test":  # the points of a sweep are compared on dev alone
         evaluated |= evals.plan_baselines()
-        chats = {name: evals.plan_chat(name, evaluated) for name in cfg.exam.chats}
+        chats = {name: evals.plan_chat(name, evaluated) for name in cfg.evaluate.chats}
         evaluated |= evals.plan_controls()
-        duels = evals.plan_duels(cfg.exam.duels, evaluated, prompts / split)
+        duels = evals.plan_duels(cfg.evaluate.duels, evaluated, prompts / split)
     return Step(
         "evaluate",
-        cfg.evaluate.with_scorers(cfg.pair.pairing_scorer, cfg.exam.gold_scorers),
+        cfg.evaluate.for_report(cfg.pair.pairing_scorer),
         at="report",
         prompts=prompts / split,
-        exams=evaluated,
+        evals=evaluated,
         chosen=chosen,
         pairs=pairs,
         duels=duels,

@@ -24,7 +24,7 @@ STAGE_VERSIONS = {
     "score": 2,
     "offline": 2,
     "pair": 3,
-    "refer": 1,
+    "reference": 1,
     "train": 4,
     "gate": 1,
     "benchmark": 1,
@@ -73,7 +73,7 @@ class Step:
         return Part(self, part)
 
     def edges(self) -> Iterator[tuple[str, "Step", str | None]]:
-        """Every input by its flat name: `exams.sft.samples`, Step, part."""
+        """Every input by its flat name: `evals.sft.samples`, Step, part."""
         for name, value in self.inputs.items():
             yield from _flatten(name, value)
 

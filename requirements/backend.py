@@ -3,7 +3,7 @@
 import sys
 from importlib.util import find_spec
 
-MOUNTS = ("sample.backend", "exam.sample.backend")
+MOUNTS = ("sample.backend", "evaluate.sample.backend")
 
 if not find_spec("vllm"):
     print(

@@ -165,15 +165,14 @@ def test_stages_are_the_same_everywhere():
         "backend",
         "scorer",
         "setting",
-        "refit",
+        "best_of_n",
         "engine",
         "adapter",
         "demonstrations",
         "preferences",
         "tracker",
         "rehearsal",
-        "exam",
-        "other",
+        "baseline",
         "chat",
         "recipes",
     }
@@ -202,14 +201,18 @@ def test_configs_have_no_defaults():
 GIVEN = ["prompts.path=prompts.jsonl", "sft.model=./model"]
 REWARDED = ["scorer@score.scorers.rules=reward_model"]
 RIVAL = [
-    "+other@exam.others.rival=served",
-    "exam.others.rival={model: m, runtime: {base_url: 'http://localhost:1/v1'}}",
+    "+baseline@evaluate.baselines.rival=served",
+    "evaluate.baselines.rival={model: m, runtime: {base_url: 'http://localhost:1/v1'}}",
 ]
 ASKED = "prompts.evaluation.questions=recipes/smoke.yaml"
-CHATS = [ASKED, "+chat@exam.chats.questions=two_turns", "+score@exam.chats.questions.score=rules"]
+CHATS = [
+    ASKED,
+    "+chat@evaluate.chats.questions=two_turns",
+    "+score@evaluate.chats.questions.score=rules",
+]
 CHATS += [
-    "+duel@exam.chats.questions.duels.judge=default",
-    "exam.chats.questions.duels.judge.engine.model=judge",
+    "+duel@evaluate.chats.questions.duels.judge=default",
+    "evaluate.chats.questions.duels.judge.engine.model=judge",
 ]
 HALF = ["pair.mix.on_policy=0.5", "pair.mix.offline=0.5"]
 ONLY = [
@@ -236,7 +239,7 @@ BESIDE = {
         "sft=train",
         "sft.data.path=rows.jsonl",
     ],
-    "conf/refit/best.yaml": [*GIVEN, "init=refit"],
+    "conf/best_of_n/best.yaml": [*GIVEN, "init=best_of_n"],
     **{f"conf/scorer/{name}.yaml": [*GIVEN, f"{SCORER}.engine.model=judge"] for name in JUDGES},
     "conf/engine/endpoint.yaml": [
         *GIVEN,
@@ -253,7 +256,7 @@ BESIDE = {
         "scorer@score.scorers.rules=pairwise",
         f"{SCORER}.engine.model=owner/judge",
     ],
-    "conf/duel/default.yaml": [*GIVEN, "exam.duels.judge.engine.model=judge"],
+    "conf/duel/default.yaml": [*GIVEN, "evaluate.duels.judge.engine.model=judge"],
     "conf/scorer/code.yaml": [*GIVEN, "score.scorers.rules.allow_code_execution=true"],
     "conf/scorer/function.yaml": [*GIVEN, "score.scorers.rules.function=./my_scorer.py:score"],
     "conf/scorer/labels.yaml": [*GIVEN, "score.scorers.rules.path=labels.jsonl"],
@@ -261,7 +264,7 @@ BESIDE = {
     "conf/scorer/ensemble.yaml": [
         *GIVEN,
         "+scorer@score.scorers.short=length",
-        "score.scorers.rules.of={short: 1}",
+        "score.scorers.rules.weights={short: 1}",
     ],
     "conf/offline/file.yaml": [*GIVEN, *HALF, "offline.source.path=pairs.jsonl"],
     "conf/offline/hub.yaml": [*GIVEN, *HALF, "offline.source.dataset=owner/name"],
@@ -282,23 +285,23 @@ BESIDE = {
     ],
     "conf/score/reward.yaml": [*GIVEN, "reward=train", "pair.scorer=reward"],
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
-    "conf/other/checkpoint.yaml": [*GIVEN, "exam.others.rival.model=owner/name"],
+    "conf/baseline/checkpoint.yaml": [*GIVEN, "evaluate.baselines.rival.model=owner/name"],
     "conf/other/served.yaml": [*GIVEN, *RIVAL[1:]],
     **{f"conf/chat/{name}.yaml": [*GIVEN, ASKED] for name in ("single", "two_turns")},
     "conf/score/own.yaml": [
         *GIVEN,
-        *(f"+scorer@{place}.scorers.rules=length" for place in ("score", "exam.score")),
+        *(f"+scorer@{place}.scorers.rules=length" for place in ("score", "evaluate.score")),
     ],
 }
 MOUNTED = {
-    "backend": ["backend@sample.backend", "backend@exam.sample.backend"],
+    "backend": ["backend@sample.backend", "backend@evaluate.sample.backend"],
     "adapter": ["adapter@train.adapter"],
     "setting": ["setting@sample.settings.draw"],
     "scorer": ["scorer@score.scorers.rules"],
     "engine": ["engine@score.scorers.rules.engine"],
-    "duel": ["+duel@exam.duels.judge"],
-    "other": ["+other@exam.others.rival"],
-    "chat": ["+chat@exam.chats.questions"],
+    "duel": ["+duel@evaluate.duels.judge"],
+    "other": ["+baseline@evaluate.baselines.rival"],
+    "chat": ["+chat@evaluate.chats.questions"],
     "demonstrations": ["demonstrations@sft.data"],
     "preferences": ["preferences@reward.data"],
     "rehearsal": ["+rehearsal@train.rehearsal"],
@@ -310,8 +313,8 @@ def words_for(path: Path) -> list[str]:
     beside = BESIDE.get(path.relative_to(HOUSE).as_posix(), GIVEN)
     if (group, name) == ("backend", "endpoint"):
         return [*beside, "backend@sample.backend=endpoint"]
-    if (group, name) == ("sample", "exam"):
-        return [*beside, "sample@exam.sample=exam"]
+    if (group, name) == ("sample", "evaluate"):
+        return [*beside, "sample@evaluate.sample=evaluate"]
     if (group, name) == ("benchmark", "task"):
         return [*beside, "+benchmark@benchmark.mine=task", "benchmark.mine.task=hellaswag"]
     return [*beside, *(f"{place}={name}" for place in MOUNTED.get(group, [group]))]
@@ -371,19 +374,23 @@ def unexplained(path: Path) -> list[str]:
 PLANS = [
     ["recipes=smoke"],
     ["recipes=sweep_smoke", "train.beta=0.1"],
-    ["recipes=smoke", "data=all", "reference=previous"],
-    ["recipes=smoke", "train.logps=live"],
-    ["recipes=smoke", "exam.split=dev", "rounds=3"],
+    ["recipes=smoke", "train_on=all", "reference.model=previous"],
+    ["recipes=smoke", "train.reference_logps=online"],
+    ["recipes=smoke", "evaluate.split=dev", "rounds=3"],
     SMALL,
     ["recipes=smoke", *HALF, *ONLY[2:], "pair.mix.per_round=9", "pair.filters.min_reference=-4"],
     [*SMALL, *ONLY],
     ["recipes=smoke", "+rehearsal@train.rehearsal=default"],
     ["recipes=smoke", "pair=demonstration"],
-    ["recipes=refit_smoke", "rounds=2", "sample.per_round=200"],
+    ["recipes=best_of_n_smoke", "rounds=2", "sample.per_round=200"],
     ["recipes=overoptimise"],
     ["recipes=smoke", *REWARDED, "reward=checkpoint", "reward.model=./reward"],
-    ["recipes=smoke", "+duel@exam.duels.judge=default", "exam.duels.judge.engine.model=judge"],
-    [*SMALL, "exam.best_of=4", "exam.prompted={system: Be brief., few_shot: []}"],
+    [
+        "recipes=smoke",
+        "+duel@evaluate.duels.judge=default",
+        "evaluate.duels.judge.engine.model=judge",
+    ],
+    [*SMALL, "evaluate.best_of=4", "evaluate.prompted={system: Be brief., few_shot: []}"],
     [*GIVEN, *RIVAL, *CHATS],
     ["recipes=smoke", "gate=best", "benchmark=[gsm8k,ifeval]", "evaluate.retention={gsm8k: 0.02}"],
 ]
@@ -435,7 +442,7 @@ def check_type(value: object, hint: object, where: str) -> None:
 
 def made_type(value: object) -> type:
     step, part = (value, None) if isinstance(value, Step) else (value.step, value.part)
-    return artifacts.Decontamination if part == "fence" else artifacts.MADE_BY[step.stage]
+    return artifacts.Decontamination if part == "decontamination" else artifacts.MADE_BY[step.stage]
 
 
 @pytest.mark.parametrize("words", PLANS, ids=lambda words: " ".join(words)[:60])
@@ -447,7 +454,7 @@ def test_test_prompts_reach_exams_and_the_evaluation_alone(words):
         for _, source, part in s.edges()
         if source.stage == "prompts" and part == "test"
     ]
-    exam = {id(s) for s in readers}
+    evaluation = {id(s) for s in readers}
     for step in readers:
         assert step.stage == "evaluate" or str(step.label).startswith("test "), (
             f"{step.stage}@{step.label}"
@@ -455,8 +462,8 @@ def test_test_prompts_reach_exams_and_the_evaluation_alone(words):
     forbidden = ("pair", "train", "sft", "reward", "offline", "gate")
     for step in steps:
         if step.stage in forbidden:
-            assert not exam & {id(a) for a in step.ancestors()}, (
-                f"{step.stage}@{step.label} descends from an exam on test"
+            assert not evaluation & {id(a) for a in step.ancestors()}, (
+                f"{step.stage}@{step.label} descends from an evaluation on test"
             )
 
 

@@ -237,7 +237,7 @@ def test_without_vllm_the_smoke_is_told_to_sample_with_transformers():
     told = subprocess.run(bare, check=True, capture_output=True, text=True)
     assert "vLLM is not installed here" in told.stderr
     config = composed("recipes=smoke", *told.stdout.split())
-    assert (config.sample.backend.kind, config.exam.sample.backend.kind) == (
+    assert (config.sample.backend.kind, config.evaluate.sample.backend.kind) == (
         "transformers",
         "transformers",
     )

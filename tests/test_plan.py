@@ -24,7 +24,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 def test_beta_leaves_the_first_round_s_data_alone():
     before, after = fingerprints("recipes=smoke"), fingerprints("recipes=smoke", "train.beta=0.3")
-    first = {f"{stage}@1" for stage in ("sample", "score", "pair", "refer")}
+    first = {f"{stage}@1" for stage in ("sample", "score", "pair", "reference")}
     assert not first & changed(before, after)
     assert "train@1" in changed(before, after)
     assert {"sample@2", "train@2", "sample@test round-1", "evaluate@report"} <= changed(
@@ -37,8 +37,8 @@ def test_a_third_round_builds_only_itself_its_exam_and_the_evaluation():
     two, three = fingerprints("recipes=smoke"), fingerprints("recipes=smoke", "rounds=3")
     assert changed(two, three) == {"evaluate@report"}
     assert set(three) - set(two) == {
-        *(f"{stage}@3" for stage in ("sample", "score", "pair", "refer", "train")),
-        *(f"{stage}@test round-3" for stage in ("sample", "score", "refer")),
+        *(f"{stage}@3" for stage in ("sample", "score", "pair", "reference", "train")),
+        *(f"{stage}@test round-3" for stage in ("sample", "score", "reference")),
     }
 
 
@@ -47,7 +47,7 @@ def test_runtime_is_outside_identity():
         "recipes=smoke",
         "train.runtime.micro_batch=2",
         "sample.backend.runtime.max_sequences=3",
-        "refer.runtime.batch_tokens=64",
+        "reference.runtime.batch_tokens=64",
     )
 
 
@@ -75,28 +75,32 @@ def test_the_smoke_plan_has_the_fingerprints_it_had():
 
 def test_without_reference_neither_refer_nor_its_edge_is_planned():
     cfg = composed("recipes=smoke")
-    without = cfg.train.model_copy(update={"logps": "none"})  # no objective of today has none
+    without = cfg.train.model_copy(
+        update={"reference_logps": "none"}
+    )  # no objective of today has none
     steps = named(plan(cfg.model_copy(update={"train": without})))
-    assert not {"refer@1", "refer@2"} & set(steps)
+    assert not {"reference@1", "reference@2"} & set(steps)
     assert {name for name, _, _ in steps["train@1"].edges()} == {"init", "pairs.0", "dev"}
 
 
 def test_values_computed_as_it_goes_need_no_refer_step():
-    steps = named(plan(composed("recipes=smoke", "train.logps=live")))
-    assert not {"refer@1", "refer@2"} & set(steps)
+    steps = named(plan(composed("recipes=smoke", "train.reference_logps=online")))
+    assert not {"reference@1", "reference@2"} & set(steps)
     assert steps["train@1"].inputs["reference"] is steps["sft@0"]
 
 
 def test_init_and_reference_name_the_models_they_say():
-    steps = named(plan(composed("recipes=smoke", "init=previous", "reference=sft")))
+    steps = named(plan(composed("recipes=smoke", "init=previous", "reference.model=sft")))
     assert steps["train@2"].inputs["init"] is steps["train@1"]
     assert steps["train@2"].inputs["reference"] is steps["sft@0"]
-    steps = named(plan(composed("recipes=smoke", "init=sft", "reference=previous", "data=all")))
+    steps = named(
+        plan(composed("recipes=smoke", "init=sft", "reference.model=previous", "train_on=all"))
+    )
     assert steps["train@2"].inputs["init"] is steps["sft@0"]
     assert steps["train@2"].inputs["reference"] is steps["train@1"]
     assert steps["train@2"].inputs["pairs"] == [steps["pair@1"], steps["pair@2"]]
     assert [each.config for each in steps["train@2"].inputs["logps"]] == [
-        steps["refer@2"].config
+        steps["reference@2"].config
     ] * 2
 
 
@@ -109,7 +113,7 @@ def test_what_a_round_draws_from_is_what_was_examined_after_the_round_before():
 def test_base_none_starts_the_report_at_sft():
     steps = named(plan(composed(*SMALL)))
     assert "base@0" not in steps
-    assert list(steps["evaluate@report"].inputs["exams"]) == ["sft", "round-1", "control"]
+    assert list(steps["evaluate@report"].inputs["evals"]) == ["sft", "round-1", "control"]
 
 
 def test_a_judge_that_compares_makes_pairs_while_others_mark_the_dev_exams():
@@ -118,30 +122,31 @@ def test_a_judge_that_compares_makes_pairs_while_others_mark_the_dev_exams():
         "score.scorers.judge.engine.model=m",
         "pair.scorer=judge",
     ]
-    words = ["recipes=smoke", "exam.split=dev", "evaluate.scorer=rules", *judge]
+    words = ["recipes=smoke", "evaluate.split=dev", "evaluate.scorer=rules", *judge]
     with pytest.raises(
-        UserError, match=r"score\.scorers\.judge compares.*\+score@exam\.dev_score=rules"
+        UserError, match=r"score\.scorers\.judge compares.*\+score@evaluate\.dev_score=rules"
     ):
         composed(*words)
-    steps = named(plan(composed(*words, "+score@exam.dev_score=rules")))
+    steps = named(plan(composed(*words, "+score@evaluate.dev_score=rules")))
     assert set(steps["score@1"].config.scorers) == {"judge", "rules"}
     assert set(steps["score@dev sft"].config.scorers) == {"rules"}
-    gold = ["+score@exam.dev_score=rules", "exam.dev_score.scorers.rules.gold=true"]
+    gold = ["+score@evaluate.dev_score=rules", "evaluate.dev_score.scorers.rules.gold=true"]
     with pytest.raises(
-        UserError, match=r"exam\.dev_score\.scorers\.rules\.gold=true: a gold scorer scores test"
+        UserError,
+        match=r"evaluate\.dev_score\.scorers\.rules\.gold=true: a gold scorer scores test",
     ):
         composed(*words, *gold)
 
 
 def test_exams_on_dev_read_dev_and_the_training_scorers():
-    evaluate = named(plan(composed("recipes=smoke", "exam.split=dev")))["evaluate@report"]
+    evaluate = named(plan(composed("recipes=smoke", "evaluate.split=dev")))["evaluate@report"]
     parts = {part for _, step, part in evaluate.edges() if step.stage == "prompts"}
     assert parts == {"dev"}
 
 
 def test_rows_around_training_are_sft_in_seeds_of_their_own_and_change_no_other_exam():
-    more = ["exam.best_of=4", "exam.prompted={system: Be brief., few_shot: []}"]
-    without, whole = fingerprints(*SMALL, "exam.control=false"), fingerprints(*SMALL, *more)
+    more = ["evaluate.best_of=4", "evaluate.prompted={system: Be brief., few_shot: []}"]
+    without, whole = fingerprints(*SMALL, "evaluate.control=false"), fingerprints(*SMALL, *more)
     assert changed(without, whole) == {"evaluate@report"}
     steps = named(plan(composed(*SMALL, *more)))
     drawn = [steps[f"sample@test {name}"] for name in ("control", "best-of-4", "prompted")]
@@ -152,15 +157,15 @@ def test_rows_around_training_are_sft_in_seeds_of_their_own_and_change_no_other_
         each.inputs["policy"] is steps["sft@0"] and set(each.config.settings) == {"answer"}
         for each in drawn
     )
-    best = steps["evaluate@report"].inputs["exams"]["best-of-4"]["scores"]
+    best = steps["evaluate@report"].inputs["evals"]["best-of-4"]["scores"]
     assert (best.config.best_by, best.inputs["best"].config) == ("rules", composed(*SMALL).score)
 
 
 def test_on_dev_nothing_is_drawn_again():
-    exams = named(plan(composed(*SMALL, "exam.split=dev", "exam.best_of=4")))[
+    evals = named(plan(composed(*SMALL, "evaluate.split=dev", "evaluate.best_of=4")))[
         "evaluate@report"
-    ].inputs["exams"]
-    assert list(exams) == ["sft", "round-1"]
+    ].inputs["evals"]
+    assert list(evals) == ["sft", "round-1"]
 
 
 def test_a_floating_hub_revision_marks_everything_after_it():
@@ -180,8 +185,8 @@ def test_the_second_run_builds_nothing_and_a_third_round_only_its_own(toys):
     assert toys.built(toys.run(*SMALL, "train.runtime.micro_batch=2")) == []
     built = toys.built(toys.run(*SMALL, "rounds=2"))
     assert built == [
-        *(f"{stage} round 2" for stage in ("sample", "score", "pair", "refer", "train")),
-        *(f"{stage} test round-2" for stage in ("sample", "refer", "score")),
+        *(f"{stage} round 2" for stage in ("sample", "score", "pair", "reference", "train")),
+        *(f"{stage} test round-2" for stage in ("sample", "reference", "score")),
         "evaluate report",
     ]
 
@@ -200,8 +205,8 @@ def test_a_rebuilt_sample_with_other_bytes_rebuilds_all_its_descendants(toys):
     drop_the_training_sample(toys)
     output = toys.run(*SMALL, salt="other")
     assert toys.built(output) == [
-        *(f"{stage} round 1" for stage in ("sample", "score", "pair", "refer", "train")),
-        *(f"{stage} test round-1" for stage in ("sample", "refer", "score")),
+        *(f"{stage} round 1" for stage in ("sample", "score", "pair", "reference", "train")),
+        *(f"{stage} test round-1" for stage in ("sample", "reference", "score")),
         "evaluate report",
     ]
     assert "was rebuilt" in output
@@ -212,20 +217,22 @@ def test_a_rebuilt_sample_with_other_bytes_rebuilds_all_its_descendants(toys):
 
 @pytest.mark.long
 def test_waves_and_refits_are_built_in_their_round_and_once(toys):
-    words = [*SMALL, "init=refit", "refit=best", "until=train@1"]
-    tail = [f"{stage} round 1" for stage in ("sample", "score", "sft", "pair", "refer", "train")]
-    built = toys.built(toys.run(*words, "sample.more=[4]"))
+    words = [*SMALL, "init=best_of_n", "best_of_n=default", "until=train@1"]
+    tail = [
+        f"{stage} round 1" for stage in ("sample", "score", "sft", "pair", "reference", "train")
+    ]
+    built = toys.built(toys.run(*words, "sample.resample_ties=[4]"))
     assert [name for name in built if name.endswith("round 1")] == [
         "sample round 1",
         "score round 1",
         *tail,
     ]
-    built = toys.built(toys.run(*words, "sample.more=[4, 8]"))
+    built = toys.built(toys.run(*words, "sample.resample_ties=[4, 8]"))
     assert built == tail, "the waves before the new one lie in the store"
 
 
 def test_a_refit_starts_from_the_round_s_policy_on_the_round_s_own_samples():
-    steps = named(plan(composed("recipes=refit_smoke", "rounds=2", "sample.per_round=200")))
+    steps = named(plan(composed("recipes=best_of_n_smoke", "rounds=2", "sample.per_round=200")))
     refit = steps["sft@2"]
     assert refit.inputs["base"] is steps["train@1"] and steps["train@2"].inputs["init"] is refit
     assert (
@@ -240,15 +247,15 @@ def test_a_refit_starts_from_the_round_s_policy_on_the_round_s_own_samples():
         for _, s, part in step.edges()
         if s.stage == "prompts"
     ]
-    assert set(read) == {("prompts", "train"), ("prompts", "fence"), ("prompts", "dev")}
+    assert set(read) == {("prompts", "train"), ("prompts", "decontamination"), ("prompts", "dev")}
     dev = [step for step in refit.ancestors() for _, s, part in step.edges() if part == "dev"]
     assert {step.stage for step in dev} == {"train"}, (
-        "dev prompts watch the training of round 1, as without a refit"
+        "dev prompts watch the training of round 1, as without a best_of_n"
     )
     first = steps["sft@1"].ancestors()
     assert {part for step in first for _, s, part in step.edges() if s.stage == "prompts"} == {
         "train",
-        "fence",
+        "decontamination",
     }
 
 

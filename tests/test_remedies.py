@@ -46,21 +46,21 @@ KEY = re.compile(
 JUDGE = ["+scorer@score.scorers.NAME=rubric", "score.scorers.NAME.engine.model=m"]
 GIVEN = ["prompts.path=p.jsonl", "sft.model=./m"]
 MORE = [
-    "exam.best_of=4",
-    "exam.prompted={system: Be brief., few_shot: []}",
+    "evaluate.best_of=4",
+    "evaluate.prompted={system: Be brief., few_shot: []}",
     "evaluate.retention={rules: 0.1}",
 ]
 CHATS = [
     "prompts.evaluation.NAME=q.jsonl",
-    "+chat@exam.chats.NAME=two_turns",
-    "+score@exam.dev_score=rules",
+    "+chat@evaluate.chats.NAME=two_turns",
+    "+score@evaluate.dev_score=rules",
 ]
 RIVAL = [
-    "+other@exam.others.NAME=served",
-    "exam.others.NAME={model: m, runtime: {base_url: 'http://localhost:1/v1'}}",
+    "+baseline@evaluate.baselines.NAME=served",
+    "evaluate.baselines.NAME={model: m, runtime: {base_url: 'http://localhost:1/v1'}}",
 ]
 REGEX = ["+scorer@train.guards.scorer=regex", "train.guards.scorer.pattern=x"]
-DUEL = ["+duel@exam.duels.NAME=default", "exam.duels.NAME.engine.model=m"]
+DUEL = ["+duel@evaluate.duels.NAME=default", "evaluate.duels.NAME.engine.model=m"]
 MODEL = ["score=reward", "reward=checkpoint", "reward.model=NAME", "pair.scorer=reward"]
 ENDPOINT = "sample.backend={model: m, runtime: {base_url: 'http://localhost:1/v1'}}"
 BASES = [
@@ -77,13 +77,13 @@ BASES = [
         "benchmark=[gsm8k]",
         "tracker=wandb",
     ],
-    [*GIVEN, "prompts.caps={column: c, most: 1}"],
+    [*GIVEN, "prompts.caps={column: c, max: 1}"],
     [
         *GIVEN,
         "adapter@train.adapter=qlora",
         "+rehearsal@train.rehearsal=default",
-        "init=refit",
-        "refit=best",
+        "init=best_of_n",
+        "best_of_n=default",
     ],
     [
         *GIVEN,
@@ -114,7 +114,11 @@ BASES = [
         "score.scorers.NAME.engine.model=./m",
     ],
     [*GIVEN, "pair=margin_band", "train=simpo", "base=checkpoint", "base.model=./b"],
-    [*GIVEN, "+scorer@exam.score.scorers.NAME=labels", "exam.score.scorers.NAME.path=l.jsonl"],
+    [
+        *GIVEN,
+        "+scorer@evaluate.score.scorers.NAME=labels",
+        "evaluate.score.scorers.NAME.path=l.jsonl",
+    ],
     *(
         [*GIVEN, f"+scorer@score.scorers.NAME={kind}", *more]
         for kind, more in {
@@ -125,7 +129,7 @@ BASES = [
             "json": [],
             "function": ["score.scorers.NAME.function=./f.py:f"],
             "labels": ["score.scorers.NAME.path=l.jsonl"],
-            "ensemble": ["score.scorers.NAME.of={rules: 1}"],
+            "ensemble": ["score.scorers.NAME.weights={rules: 1}"],
             "pairwise": ["score.scorers.NAME.engine.model=m"],
         }.items()
     ),
@@ -192,7 +196,7 @@ REMEDIES = list(remedies())
 
 def test_the_source_says_many_things_to_type():
     assert len(REMEDIES) > 250
-    assert {"train.logps", "+duel@exam.duels.NAME", "backend@sample.backend"} <= {
+    assert {"train.reference_logps", "+duel@evaluate.duels.NAME", "backend@sample.backend"} <= {
         one.key for one in REMEDIES
     }
 
@@ -411,7 +415,7 @@ def test_what_a_message_mounts_can_be_mounted(key):
 
 
 RELATIVE = [
-    (["train.learning_rate=9e-3"], "train.runtime.usual_rate=0.009"),
+    (["train.learning_rate=9e-3"], "train.runtime.typical_learning_rate=0.009"),
     (["train.batch=10", "train.runtime.micro_batch=4"], "train.runtime.micro_batch=2"),
     (["train.runtime.machines=2"], "train.runtime.address=HOST"),
     (["adapter@train.adapter=qlora", "train.runtime.launch=zero3"], "adapter@train.adapter=lora"),
@@ -420,12 +424,22 @@ RELATIVE = [
         ["train.guards.stop_on=score", "train.guards.prompts=0", *REGEX],
         "train.guards.prompts=64",
     ),
-    (["exam.best_of=4", "exam.sample.settings.answer.temperature=0"], "exam.best_of=null"),
-    ([*RIVAL[:0], *CHATS[:2], "exam.sample.settings.answer.n=2"], "exam.chats.NAME.turns=1"),
+    (
+        ["evaluate.best_of=4", "evaluate.sample.settings.answer.temperature=0"],
+        "evaluate.best_of=null",
+    ),
+    (
+        [*RIVAL[:0], *CHATS[:2], "evaluate.sample.settings.answer.n=2"],
+        "evaluate.chats.NAME.turns=1",
+    ),
     (["+scorer@score.scorers.NAME=code"], "score.scorers.NAME.allow_code_execution=true"),
     (
-        ["sample.more=[4]", "sample.settings.draw={n: 1, temperature: 0}", "pair=demonstration"],
-        "sample.more=[]",
+        [
+            "sample.resample_ties=[4]",
+            "sample.settings.draw={n: 1, temperature: 0}",
+            "pair=demonstration",
+        ],
+        "sample.resample_ties=[]",
     ),
 ]
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline import store
 from pipeline.artifacts import read_step, write_json
-from pipeline.config import Evaluation
+from pipeline.config import ReportConfig
 from pipeline.driver import worker
 from pipeline.errors import DONE, FAILED, USER_ERROR, StageError, UserError
 from pipeline.stages import evaluate
@@ -45,7 +45,7 @@ def rewrite_report(run: Path) -> Path:
                 "  Type the run's command again: damaged steps are rebuilt."
             )
     try:
-        cfg = TypeAdapter(Evaluation).validate_python(step["config"])
+        cfg = TypeAdapter(ReportConfig).validate_python(step["config"])
     except ValidationError as error:
         raise UserError(
             f"{run}: its config is of an older version of evaluate.\n"

@@ -45,16 +45,16 @@ from pipeline.config.demonstrations import (
     PlaygroundDemonstrations,
     RehearsalConfig,
 )
-from pipeline.config.exam import (
+from pipeline.config.evaluate import (
     BEST_OF_PREFIX,
     CONTROL,
     PROMPTED,
     ChatConfig,
     EvaluateConfig,
-    Evaluation,
-    ExamConfig,
     GateConfig,
     PromptedBaseline,
+    ReportConfig,
+    VerdictConfig,
 )
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.judge import (
@@ -129,6 +129,7 @@ from pipeline.config.reward import (
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 from pipeline.config.sample import (
     ANSWER,
+    EVAL_PURPOSE,
     LATER_TURN,
     BackendConfig,
     BatchRuntime,
@@ -160,6 +161,7 @@ from pipeline.config.score import (
     ScoreConfig,
     ScorerConfig,
     ScoreRuntime,
+    TrainingReference,
 )
 from pipeline.config.tracker import Tensorboard, TrackerConfig, Wandb
 from pipeline.config.training import (
@@ -191,9 +193,8 @@ class Config(Block):
     command: str
     seed: Seed
     rounds: Annotated[int, Field(ge=1, le=100)]  # a plan of many more is too long to read
-    init: Literal["previous", "sft", "refit"]
-    reference: Literal["previous", "sft", "init"]
-    data: Literal["latest", "all"]
+    init: Literal["previous", "sft", "best_of_n"]
+    train_on: Literal["latest", "all"]
     limits: Limits
     max_length: PositiveInt
     template: Template
@@ -207,12 +208,11 @@ class Config(Block):
     sample: SampleConfig
     score: ScoreConfig
     pair: PairConfig
-    refer: ReferenceConfig
+    reference: TrainingReference
     train: TrainConfig
-    refit: BestOfNConfig | None
+    best_of_n: BestOfNConfig | None
     offline: OfflineConfig | None
     gate: GateConfig | None
-    exam: ExamConfig
     benchmark: dict[Name, BenchmarkConfig]
     evaluate: EvaluateConfig
     tracker: TrackerConfig | None
@@ -228,14 +228,14 @@ class Config(Block):
     @property
     def eval_scoring(self) -> tuple[str, ScoreConfig]:
         """The scorers that the report compares models by, and their knob."""
-        return self.scoring_on(self.exam.split)
+        return self.scoring_on(self.evaluate.split)
 
     def scoring_on(self, split: str) -> tuple[str, ScoreConfig]:
         """The scorers of a split and their knob. Gold scorers and paid judges see test only."""
         if split == "test":
-            return "exam.score", self.exam.score
-        if self.exam.dev_score:
-            return "exam.dev_score", self.exam.dev_score
+            return "evaluate.score", self.evaluate.score
+        if self.evaluate.dev_score:
+            return "evaluate.dev_score", self.evaluate.dev_score
         return "score", self.score
 
     @model_validator(mode="after")

@@ -51,16 +51,14 @@ class JsonScorer(Block):
 class LengthScorer(Block):
     kind: Literal["length"]
     unit: Literal["tokens", "words", "characters"]
-    least: NonNegativeInt
-    most: PositiveInt
+    min: NonNegativeInt
+    max: PositiveInt
     gold: bool
 
     @model_validator(mode="after")
     def _check_band(self) -> Self:
-        if self.least > self.most:
-            raise ValueError(
-                f"least={self.least} is above most={self.most}: no length fits between them"
-            )
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is above max={self.max}: no length fits between them")
         return self
 
 

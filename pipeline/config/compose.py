@@ -11,7 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config import Config
+from pipeline.config import Config, renamed
 from pipeline.config.validation import BlockT, Composition, iter_leaves, validate
 from pipeline.errors import UserError, suggest
 
@@ -101,6 +101,7 @@ def _check_recipes_folder(value: str) -> str:
 
 def _normalize_override(word: str) -> str:
     key, equals, value = word.partition("=")
+    renamed.refuse_renamed_mount(key, value)
     if not equals and word.startswith("~"):
         return word  # unmounts what a recipe or `+group@place` mounted
     if not equals:
@@ -153,6 +154,7 @@ def validate_point(composed: DictConfig, hydra: Any) -> Config:
     _check_recipe_name(choices.get("recipes"))
     try:
         own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        _refuse_scalar_reference(own, choices.get("recipes"))
         raw: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'conf'}: {str(error).splitlines()[0]}") from error
@@ -181,6 +183,16 @@ def _check_recipe_name(recipe: str | None) -> None:
         "  Name a file in recipes/; for one in your own folder that contains recipes/, type"
         " --config-dir FOLDER recipes=NAME"
     )
+
+
+def _refuse_scalar_reference(composed: DictConfig, recipe: str | None) -> None:
+    """A recipe of before names the reference model where its block is now."""
+    model = composed.get("reference")
+    if model is not None and not isinstance(model, DictConfig):
+        raise UserError(
+            f"recipes/{recipe}.yaml: reference is reference.model now: write"
+            f" reference: {{model: {model}}}."
+        )
 
 
 def _refuse_files_as_values(words: list[str], choices: dict[str, Any]) -> None:
@@ -277,5 +289,7 @@ def _describe_hydra_error(error: Exception, user_folders: list[str] | None = Non
             folders += [Path(folder) / "recipes" for folder in user_folders or []]
         known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
         return f"{group}={name}: {group}/{name}.yaml does not exist. {suggest(name, known)}"
+    if note := renamed.rename_words(text):
+        return f"command line or recipe: {note} ({text.splitlines()[0]})."
     hint = "\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
     return f"command line: {text.replace(hint, '') or 'Hydra cannot compose this'}\n{GRAMMAR_HINT}"

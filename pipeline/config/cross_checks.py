@@ -23,8 +23,11 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_mix(cfg)
     yield from _check_samples_per_prompt(cfg)
     yield from _check_best_of_n(cfg)
-    if cfg.exam.sample.more:
-        yield "exam.sample.more: all models give equally many answers. Give exam.sample.more=[]"
+    if cfg.evaluate.sample.resample_ties:
+        yield (
+            "evaluate.sample.resample_ties: all models give equally many answers."
+            " Give evaluate.sample.resample_ties=[]"
+        )
     yield from _check_reward(cfg)
     yield from _check_endpoints(cfg)
     yield from _check_gold(cfg)
@@ -62,7 +65,8 @@ def _check_scorers(cfg: "Config") -> Iterator[str]:
         if name in cfg.score.scorers:
             yield (
                 f"{knob}={name}: it scores the training samples, and not the evaluations."
-                f" Give +scorer@exam.score.scorers.{name}=FILE as well, or {knob}=ANOTHER. {known}"
+                f" Give +scorer@evaluate.score.scorers.{name}=FILE as well,"
+                f" or {knob}=ANOTHER. {known}"
             )
         else:
             yield f"{knob}={name}: there is no such scorer. {known}"
@@ -71,14 +75,14 @@ def _check_scorers(cfg: "Config") -> Iterator[str]:
 def _check_comparability(cfg: "Config") -> Iterator[str]:
     """Scores that only rank one model's answers cannot compare models: their mean is constant."""
     where, scoring = cfg.eval_scoring
-    on_dev = cfg.exam.split == "dev"
-    instead = " Score dev by other scorers: +score@exam.dev_score=rules." if on_dev else ""
+    on_dev = cfg.evaluate.split == "dev"
+    instead = " Score dev by other scorers: +score@evaluate.dev_score=rules." if on_dev else ""
     for name, scorer in scoring.scorers.items():
         if isinstance(scorer, PairwiseScorer):
             yield (
                 f"{where}.scorers.{name} compares a model's answers with each other, and would"
-                f" score this evaluation (exam.split={cfg.exam.split}).{instead}"
-                f" Compare models on test by +duel@exam.duels.{name}=default"
+                f" score this evaluation (evaluate.split={cfg.evaluate.split}).{instead}"
+                f" Compare models on test by +duel@evaluate.duels.{name}=default"
             )
     chief = scoring.scorers.get(cfg.evaluate.scorer)
     if isinstance(chief, EnsembleScorer) and chief.is_within_prompt:
@@ -104,8 +108,8 @@ def _check_gate(cfg: "Config") -> Iterator[str]:
     ):
         yield (
             f"gate.scorer={cfg.gate.scorer} compares a model's answers with each other and cannot"
-            " tell models apart. Give gate.scorer=ANOTHER, and +score@exam.dev_score=FILE where no"
-            " other scorer scores dev."
+            " tell models apart. Give gate.scorer=ANOTHER, and +score@evaluate.dev_score=FILE where"
+            " no other scorer scores dev."
         )
 
 
@@ -120,33 +124,35 @@ def _check_retention(cfg: "Config") -> Iterator[str]:
                 f"evaluate.retention.{name}: no benchmark and no scorer has this name."
                 f" {suggest(name, known)}"
             )
-        elif cfg.exam.split != "test" and name in cfg.benchmark:
-            yield f"evaluate.retention.{name}: benchmarks run on test alone. Give exam.split=test"
+        elif cfg.evaluate.split != "test" and name in cfg.benchmark:
+            yield (
+                f"evaluate.retention.{name}: benchmarks run on test alone. Give evaluate.split=test"
+            )
 
 
 def _check_gold(cfg: "Config") -> Iterator[str]:
     """A gold scorer shows over-optimisation, so it must not choose pairs or points of a sweep."""
-    for where, choosing in (("score", cfg.score), ("exam.dev_score", cfg.exam.dev_score)):
+    for where, choosing in (("score", cfg.score), ("evaluate.dev_score", cfg.evaluate.dev_score)):
         for name, scorer in choosing.scorers.items() if choosing else ():
             if scorer.gold:
                 yield (
                     f"{where}.scorers.{name}.gold=true: a gold scorer scores test evaluations"
-                    " alone; move it to exam.score.scorers."
+                    " alone; move it to evaluate.score.scorers."
                 )
 
 
 def _check_endpoints(cfg: "Config") -> Iterator[str]:
     """An endpoint serves one fixed model, which must not answer under another model's name."""
-    if cfg.exam.sample.backend.kind == "endpoint":
+    if cfg.evaluate.sample.backend.kind == "endpoint":
         yield (
-            "backend@exam.sample.backend=endpoint: a server has one model, and evaluations need"
-            " base, sft and each round. Give backend@exam.sample.backend=vllm or transformers."
+            "backend@evaluate.sample.backend=endpoint: a server has one model, and evaluations need"
+            " base, sft and each round. Give backend@evaluate.sample.backend=vllm or transformers."
         )
-    others = [name for name, other in cfg.exam.others.items() if other.kind == "served"]
-    if others and cfg.exam.sample.settings[ANSWER].min_p:
+    others = [name for name, other in cfg.evaluate.baselines.items() if other.kind == "served"]
+    if others and cfg.evaluate.sample.settings[ANSWER].min_p:
         yield (
-            f"exam.others.{others[0]}: not every server knows min_p."
-            f" Give exam.sample.settings.{ANSWER}.min_p=0."
+            f"evaluate.baselines.{others[0]}: not every server knows min_p."
+            f" Give evaluate.sample.settings.{ANSWER}.min_p=0."
         )
     backend, settings = cfg.sample.backend, cfg.sample.settings
     knobs = [f"sample.settings.{name}.min_p" for name, one in settings.items() if one.min_p]
@@ -165,16 +171,16 @@ def _check_endpoints(cfg: "Config") -> Iterator[str]:
 
 def _check_names(cfg: "Config") -> Iterator[str]:
     """Chats name a set of questions; annotators need a name that no judge or scorer has."""
-    for name in cfg.exam.chats:
+    for name in cfg.evaluate.chats:
         if name not in cfg.prompts.evaluation:
             yield (
-                f"exam.chats.{name}: prompts.evaluation has no set of that name."
+                f"evaluate.chats.{name}: prompts.evaluation has no set of that name."
                 f" Give prompts.evaluation.{name}=FILE, which keeps its questions out of training"
                 " as well (prompts=file or hub)."
             )
-    judges = {judge for chat in cfg.exam.chats.values() for judge in chat.duels}
+    judges = {judge for chat in cfg.evaluate.chats.values() for judge in chat.duels}
     for name in cfg.evaluate.labels:
-        if name in {*judges, *cfg.exam.duels, *cfg.eval_scoring[1].scorers}:
+        if name in {*judges, *cfg.evaluate.duels, *cfg.eval_scoring[1].scorers}:
             yield (
                 f"evaluate.labels.{name}: this evaluation has a judge or scorer of that name."
                 " Give the annotators another name."
@@ -214,8 +220,10 @@ def _check_mix(cfg: "Config") -> Iterator[str]:
 def _check_samples_per_prompt(cfg: "Config") -> Iterator[str]:
     """A pair needs two samples, unless a demonstration is one side or samples stay unpaired."""
     settings = cfg.sample.settings
-    samples = sum(setting.n for setting in settings.values()) + sum(cfg.sample.more)
-    one_is_enough = cfg.pair.strategy.kind == "demonstration" or cfg.pair.thumbs_at is not None
+    samples = sum(setting.n for setting in settings.values()) + sum(cfg.sample.resample_ties)
+    one_is_enough = (
+        cfg.pair.strategy.kind == "demonstration" or cfg.pair.unpaired_threshold is not None
+    )
     if samples == 1 and cfg.pair.mix.on_policy and not one_is_enough:
         knob = f"sample.settings.{next(iter(settings))}.n"
         yield (
@@ -225,21 +233,21 @@ def _check_samples_per_prompt(cfg: "Config") -> Iterator[str]:
 
 
 def _check_best_of_n(cfg: "Config") -> Iterator[str]:
-    """`init: refit` and the block `refit` need each other."""
-    if (cfg.init == "refit") != (cfg.refit is not None):
+    """`init: best_of_n` and the block `best_of_n` need each other."""
+    if (cfg.init == "best_of_n") != (cfg.best_of_n is not None):
         fault = (
-            "init=refit: there is no refit block"
-            if cfg.refit is None
-            else f"refit: init={cfg.init} does not use it"
+            "init=best_of_n: there is no best_of_n block"
+            if cfg.best_of_n is None
+            else f"best_of_n: init={cfg.init} does not use it"
         )
-        yield f"{fault}. Give init=refit refit=best, or neither."
-    if cfg.refit and cfg.refit.scorer not in cfg.score.scorers:
-        known = suggest(cfg.refit.scorer, list(cfg.score.scorers))
-        yield f"refit.scorer={cfg.refit.scorer}: there is no such scorer. {known}"
-    if cfg.refit and not cfg.pair.mix.on_policy:
+        yield f"{fault}. Give init=best_of_n best_of_n=default, or neither."
+    if cfg.best_of_n and cfg.best_of_n.scorer not in cfg.score.scorers:
+        known = suggest(cfg.best_of_n.scorer, list(cfg.score.scorers))
+        yield f"best_of_n.scorer={cfg.best_of_n.scorer}: there is no such scorer. {known}"
+    if cfg.best_of_n and not cfg.pair.mix.on_policy:
         yield (
-            "init=refit: with offline rows only, there are no samples to start from."
-            " Give init=sft refit=none."
+            "init=best_of_n: with offline rows only, there are no samples to start from."
+            " Give init=sft best_of_n=none."
         )
 
 
@@ -247,8 +255,8 @@ def _check_reward(cfg: "Config") -> Iterator[str]:
     """Scorers that need the run's reward model, and a reward model that no scorer uses."""
     blocks = {
         "score": cfg.score,
-        "exam.score": cfg.exam.score,
-        "exam.dev_score": cfg.exam.dev_score,
+        "evaluate.score": cfg.evaluate.score,
+        "evaluate.dev_score": cfg.evaluate.dev_score,
     }
     users = [
         f"{knob}.scorers" for knob, block in blocks.items() if block and block.uses_reward_stage
@@ -270,30 +278,33 @@ def _check_reward(cfg: "Config") -> Iterator[str]:
             "reward.start=base: base is none."
             " Give base=checkpoint base.model=NAME, or reward.start=sft."
         )
-    if cfg.reward.fence.ngram != cfg.prompts.fence.ngram:
-        yield _describe_ngram_mismatch("reward", cfg.reward.fence.ngram, cfg)
+    if cfg.reward.decontamination.ngram != cfg.prompts.decontamination.ngram:
+        yield _describe_ngram_mismatch("reward", cfg.reward.decontamination.ngram, cfg)
 
 
 def _check_reference(cfg: "Config") -> Iterator[str]:
     """Precomputed reference values have to come from the model as the training loads it."""
-    if cfg.train.logps == "ready" and cfg.refer.dtype != cfg.train.dtype:
+    if cfg.train.reference_logps == "precomputed" and cfg.reference.dtype != cfg.train.dtype:
         yield (
-            f"refer.dtype={cfg.refer.dtype} and train.dtype={cfg.train.dtype}: reference values of"
-            " another dtype are off at step 0. Give the same for both, as dtype=…"
+            f"reference.dtype={cfg.reference.dtype} and train.dtype={cfg.train.dtype}: reference"
+            " values of another dtype are off at step 0. Give the same for both, as dtype=…"
         )
     adapter = cfg.train.adapter
     quantization = None if isinstance(adapter, FullAdapter) else adapter.quantization
-    if cfg.train.logps == "ready" and cfg.refer.quantization != quantization:
+    if cfg.train.reference_logps == "precomputed" and cfg.reference.quantization != quantization:
         yield (
-            "refer.quantization: reference values of a base quantized unlike the policy's are off"
-            " at step 0. Leave it out: it follows train.adapter.quantization."
+            "reference.quantization: reference values of a base quantized unlike the policy's are"
+            " off at step 0. Leave it out: it follows train.adapter.quantization."
         )
 
 
 def _check_sft(cfg: "Config") -> Iterator[str]:
     """What sft=train needs from other blocks."""
-    if isinstance(cfg.sft, SftTraining) and cfg.sft.fence.ngram != cfg.prompts.fence.ngram:
-        yield _describe_ngram_mismatch("sft", cfg.sft.fence.ngram, cfg)
+    if (
+        isinstance(cfg.sft, SftTraining)
+        and cfg.sft.decontamination.ngram != cfg.prompts.decontamination.ngram
+    ):
+        yield _describe_ngram_mismatch("sft", cfg.sft.decontamination.ngram, cfg)
     if isinstance(cfg.sft, SftTraining) and cfg.base is None:
         yield (
             "sft=train starts from a base model, and base is none."
@@ -304,7 +315,7 @@ def _check_sft(cfg: "Config") -> Iterator[str]:
 def _describe_ngram_mismatch(block: str, ngram: int, cfg: "Config") -> str:
     """The evaluation prompts are hashed in n-grams of one length, and only those are found."""
     return (
-        f"{block}.fence.ngram={ngram} finds no overlap, as evaluation prompts are hashed in n-grams"
-        f" of {cfg.prompts.fence.ngram} words."
-        " Give prompts.fence.ngram alone, the others follow it."
+        f"{block}.decontamination.ngram={ngram} finds no overlap, as evaluation prompts are hashed"
+        f" in n-grams of {cfg.prompts.decontamination.ngram} words."
+        " Give prompts.decontamination.ngram alone, the others follow it."
     )

@@ -31,7 +31,7 @@ class RehearsalConfig(Block):
     share: PositiveFloat
     weight: PositiveFloat
     data: DemonstrationsConfig
-    fence: DecontaminationConfig
+    decontamination: DecontaminationConfig
     template_kwargs: dict[str, JsonValue]
 
 

@@ -17,8 +17,8 @@ class GuardsConfig(Block):
     template_kwargs: dict[str, JsonValue]
     warn_kl: PositiveFloat
     kl_budget: PositiveFloat | None
-    warn_fall: PositiveFloat
-    fall_budget: PositiveFloat | None
+    warn_chosen_logp_drop: PositiveFloat
+    max_chosen_logp_drop: PositiveFloat | None
     stop_on: Literal["loss", "accuracy", "margin", "score"] | None
     patience: PositiveInt
     scorer: CheckScorer | None
@@ -26,7 +26,9 @@ class GuardsConfig(Block):
     @property
     def may_stop_early(self) -> bool:
         """Whether weights of an evaluation before the last one may be published."""
-        return any(knob is not None for knob in (self.kl_budget, self.fall_budget, self.stop_on))
+        return any(
+            knob is not None for knob in (self.kl_budget, self.max_chosen_logp_drop, self.stop_on)
+        )
 
     @property
     def needs_generations(self) -> bool:
@@ -39,7 +41,7 @@ class GuardsConfig(Block):
 
         All processes know the trainer's own figures; one process alone may compute ours.
         """
-        return self.needs_generations or self.fall_budget is not None
+        return self.needs_generations or self.max_chosen_logp_drop is not None
 
     @model_validator(mode="after")
     def _check_generations(self) -> Self:
@@ -52,7 +54,8 @@ class GuardsConfig(Block):
             raise ValueError(
                 f"prompts={self.prompts}: every evaluation answers each of them, and more than"
                 f" {MAX_PROMPTS} make it slow and its figures hardly more precise;"
-                f" give prompts={MAX_PROMPTS}, and exam.sample.per_round for the final evaluation"
+                f" give prompts={MAX_PROMPTS}, and evaluate.sample.per_round for the"
+                " final evaluation"
             )
         if self.stop_on == "score" and self.scorer is None:
             raise ValueError(

@@ -30,7 +30,7 @@ class TrainerRuntime(Block):
 
 
 class LaunchedRuntime(TrainerRuntime):
-    """`usual_rate` is what the learning rate is held against; `gpu_hour` is a price."""
+    """`typical_learning_rate` is what the learning rate is held against; `gpu_hour` is a price."""
 
     micro_batch: PositiveInt | Literal["auto"]  # type: ignore[assignment]
     processes: PositiveInt | Literal["auto"]
@@ -39,10 +39,10 @@ class LaunchedRuntime(TrainerRuntime):
     address: str | None
     port: PositiveInt
     by_length: bool
-    watch: Literal["alone", "always"]
+    eval_when_distributed: bool
     memory: PositiveFloat
     keep_checkpoints: bool
-    usual_rate: PositiveFloat
+    typical_learning_rate: PositiveFloat
     gpu_hour: NonNegativeFloat | None
 
     @model_validator(mode="after")

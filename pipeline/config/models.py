@@ -42,14 +42,14 @@ BaseConfig = Annotated[Checkpoint | TinyBase, Field(discriminator="kind")]
 class SftTraining(Optimization):
     kind: Literal["train"]
     data: DemonstrationsConfig
-    fence: DecontaminationConfig
+    decontamination: DecontaminationConfig
     template: Template
 
 
 class BestOfNConfig(Optimization):
     """SFT on the best samples of a round."""
 
-    kind: Literal["refit"]
+    kind: Literal["best_of_n"]
     scorer: str
     min_score: float | None
 

@@ -8,7 +8,7 @@ from pipeline.config.base import Block
 from pipeline.config.prompts import DecontaminationConfig
 from pipeline.config.rows import FileRows, HubRows
 
-PreferenceShape = Literal["auto", "trl", "argilla", "intel", "hh", "scored", "thumbs", "columns"]
+PreferenceShape = Literal["auto", "trl", "argilla", "intel", "hh", "scored", "unpaired", "columns"]
 
 
 class PreferenceRows(Block):
@@ -17,10 +17,10 @@ class PreferenceRows(Block):
     source: Annotated[FileRows | HubRows, Field(discriminator="kind")]
     shape: PreferenceShape
     columns: dict[str, str]
-    thumbs_at: float | None
+    unpaired_threshold: float | None
     on_bad_row: Literal["fail", "skip"]
 
 
 class OfflineConfig(PreferenceRows):
     template_kwargs: dict[str, JsonValue]
-    fence: DecontaminationConfig
+    decontamination: DecontaminationConfig

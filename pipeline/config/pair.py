@@ -17,8 +17,8 @@ from pipeline.config.base import Block, Limits, Local, Seed, Share
 
 class DevPairs(Block):
     share: Share
-    least: NonNegativeInt
-    most_share: Share
+    min: NonNegativeInt
+    max_share: Share
 
 
 class BestWorst(Block):
@@ -87,9 +87,9 @@ StrategyConfig = Annotated[
 
 
 class PassRate(Block):
-    at: float
-    least: Share
-    most: Share
+    threshold: float
+    min: Share
+    max: Share
 
 
 class Filters(Block):
@@ -107,7 +107,7 @@ class Filters(Block):
     max_disagreement: Share | None
     max_flip_rate: Share | None
     min_reference: float | None
-    near: Annotated[float, Field(gt=0, lt=1)] | None
+    near_duplicate_threshold: Annotated[float, Field(gt=0, lt=1)] | None
 
 
 class Mix(Block):
@@ -132,7 +132,7 @@ class PairConfig(Block):
     ties: Literal["drop", "both"]
     filters: Filters
     mix: Mix
-    thumbs_at: float | None
+    unpaired_threshold: float | None
     edits: Local | None
     limits: Limits
     template_kwargs: dict[str, JsonValue]

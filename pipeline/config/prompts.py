@@ -52,7 +52,7 @@ class DecontaminationConfig(Block):
 
 class PromptCaps(Block):
     column: str
-    most: PositiveInt
+    max: PositiveInt
 
 
 class PlaygroundPrompts(Block):
@@ -61,10 +61,10 @@ class PlaygroundPrompts(Block):
     constraints: PositiveInt
     seed: Seed
     split: PromptSplit
-    fence: DecontaminationConfig
+    decontamination: DecontaminationConfig
 
     # Its prompts recombine few words: they are alike on purpose and contain no evaluation set.
-    near: ClassVar[None] = None
+    near_duplicate_threshold: ClassVar[None] = None
     caps: ClassVar[None] = None
     evaluation: ClassVar[dict[str, PromptRows]] = {}
 
@@ -75,12 +75,12 @@ class UserPrompts(Block):
     shape: PromptShape
     columns: dict[str, str]
     on_bad_row: Literal["fail", "skip"]
-    near: Annotated[float, Field(gt=0, le=1)] | None
+    near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)] | None
     caps: PromptCaps | None
     evaluation: dict[str, NamedRows]
     seed: Seed
     split: PromptSplit
-    fence: DecontaminationConfig
+    decontamination: DecontaminationConfig
 
     @field_validator("evaluation")
     @classmethod

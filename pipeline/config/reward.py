@@ -39,9 +39,9 @@ class RewardTraining(Optimization):
     kind: Literal["train"]
     start: Literal["sft", "base"] | BaseConfig
     data: PreferencesConfig
-    learn_from: Literal["pairs", "thumbs"]
+    learn_from: Literal["pairs", "unpaired"]
     held_out: DevPairs
-    fence: DecontaminationConfig
+    decontamination: DecontaminationConfig
     template_kwargs: dict[str, JsonValue]
 
 

@@ -26,6 +26,8 @@ from pipeline.config.base import (
 )
 from pipeline.errors import pluralize
 
+# What an evaluation samples for. Seeds are made of it: another word would draw other answers.
+EVAL_PURPOSE = "exam"
 KL = "kl"  # the setting whose samples serve the KL estimate alone
 ANSWER = "answer"  # the setting that scorers and judges read in evaluations
 LATER_TURN = "turn-"  # plus a number: the settings of a conversation's later turns
@@ -186,13 +188,14 @@ class SamplingBlock(Block):
 
 class SampleConfig(SamplingBlock):
     backend: BackendConfig
-    more: list[PositiveInt]
+    resample_ties: list[PositiveInt]
 
     @model_validator(mode="after")
-    def _check_more(self) -> Self:
-        if self.more and not self._random_settings():
+    def _check_resampling(self) -> Self:
+        if self.resample_ties and not self._random_settings():
             raise ValueError(
-                "more: every setting has temperature 0 and would repeat its samples; give more=[]"
+                "resample_ties: every setting has temperature 0 and would repeat its samples;"
+                " give resample_ties=[]"
             )
         return self
 
@@ -209,7 +212,7 @@ class SampleConfig(SamplingBlock):
 
     def request_baseline_answers(self, other: Block) -> "SampleRequest":
         """An evaluation's request to a baseline: answers alone, as a baseline has no KL."""
-        request = self.request_answers("exam")
+        request = self.request_answers(EVAL_PURPOSE)
         if not isinstance(other, ServedModel):
             return request
         return request.model_copy(update={"backend": other})
@@ -233,12 +236,12 @@ class SampleConfig(SamplingBlock):
                 ties_by=scorer,
                 settings=self._random_settings(n),
             )
-            for wave, n in enumerate(self.more, 1)
+            for wave, n in enumerate(self.resample_ties, 1)
         ]
         return [first, *later]
 
     def _build_request(self, **which: Any) -> "SampleRequest":
-        own = {name: value for name, value in self if name != "more"}
+        own = {name: value for name, value in self if name != "resample_ties"}
         return SampleRequest(**{**own, **which})
 
     def _random_settings(self, n: int = 1) -> dict[str, SamplingSettings]:

@@ -73,14 +73,14 @@ class LabelsScorer(Block):
 
 class EnsembleScorer(Block):
     kind: Literal["ensemble"]
-    of: Annotated[dict[str, PositiveFloat], Field(min_length=1)]
+    weights: Annotated[dict[str, PositiveFloat], Field(min_length=1)]
     combine: Literal["mean_rank", "mean_z", "min", "majority"]
     gates: dict[str, float]
     gold: bool
 
     @property
     def members(self) -> list[str]:
-        return sorted({*self.of, *self.gates})
+        return sorted({*self.weights, *self.gates})
 
     @property
     def is_within_prompt(self) -> bool:
@@ -89,7 +89,7 @@ class EnsembleScorer(Block):
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
-        if self.combine == "min" and set(self.of.values()) != {1.0}:
+        if self.combine == "min" and set(self.weights.values()) != {1.0}:
             raise ValueError(
                 "combine=min takes the lowest score and ignores weights."
                 " Give each member the weight 1"
@@ -199,3 +199,12 @@ class ReferenceConfig(Block):
     dtype: Dtype
     quantization: Quantization | None
     runtime: ReferenceRuntime
+
+
+class TrainingReference(ReferenceConfig):
+    model: Literal["sft", "previous", "init"]
+
+    @property
+    def logps(self) -> ReferenceConfig:
+        """The block of the stage, whose model the plan gives."""
+        return ReferenceConfig(**{name: value for name, value in self if name != "model"})

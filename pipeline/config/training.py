@@ -22,7 +22,7 @@ from pipeline.errors import pluralize
 
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
 
-# Times runtime.usual_rate: conf/train/dpo.yaml explains why an adapter may have more.
+# Times runtime.typical_learning_rate: conf/train/dpo.yaml explains why an adapter may have more.
 MAX_RATE_FACTOR = {"full": (10, "ten"), "lora": (100, "a hundred"), "qlora": (100, "a hundred")}
 
 
@@ -113,8 +113,8 @@ class TrainConfig(Optimization):
     loss: Annotated[list[str], Field(min_length=1)]
     loss_weights: list[float] | None
     beta: PositiveFloat
-    logps: Literal["ready", "live", "none"]
-    together: PositiveInt | None
+    reference_logps: Literal["precomputed", "online", "none"]
+    loss_group: PositiveInt | None
     adapter: AdapterConfig
     eval_every: PositiveInt
     guards: GuardsConfig
@@ -124,20 +124,25 @@ class TrainConfig(Optimization):
 
     @model_validator(mode="after")
     def _check_learning_rate(self) -> Self:
-        usual, (factor, in_words) = self.runtime.usual_rate, MAX_RATE_FACTOR[self.adapter.kind]
+        usual, (factor, in_words) = (
+            self.runtime.typical_learning_rate,
+            MAX_RATE_FACTOR[self.adapter.kind],
+        )
         # 5e-6 counts as ten times 5e-7, whatever floating point makes of it.
         if self.learning_rate / usual > factor * 1.00001:
             raise ValueError(
                 f"learning_rate={self.learning_rate:g} is over {in_words} times the usual rate"
                 f" ({usual:g}): it breaks models more often than it trains them;"
-                f" give train.runtime.usual_rate={self.learning_rate:g} if you mean it"
+                f" give train.runtime.typical_learning_rate={self.learning_rate:g} if you mean it"
             )
         return self
 
     @model_validator(mode="after")
     def _check_args(self) -> Self:
         dropout = getattr(self.adapter, "dropout", 0.0)
-        check_args(self.trainer, self.args, self.loss, self.logps, dropout, self.adapter.kind)
+        check_args(
+            self.trainer, self.args, self.loss, self.reference_logps, dropout, self.adapter.kind
+        )
         if self.trainer == "kto" and self.guards.stop_on == "accuracy":
             raise ValueError(
                 "guards.stop_on=accuracy: kto trains on unpaired answers, which have no accuracy;"
@@ -161,42 +166,42 @@ class TrainConfig(Optimization):
 
     @model_validator(mode="after")
     def _check_loss_group(self) -> Self:
-        """`runtime` must not change results: where a loss couples rows, `together` counts them."""
+        """`loss_group` counts the rows that a loss couples: `runtime` must not change results."""
         coupled = couples_rows(self.trainer, self.args, self.loss)
         names, micro = ", ".join(self.loss), self.runtime.micro_batch
-        if not coupled and self.together is not None:
+        if not coupled and self.loss_group is not None:
             raise ValueError(
-                f"together={self.together} would be ignored: {names} treats each row separately"
+                f"loss_group={self.loss_group} would be ignored: {names} treats each row separately"
             )
         if not coupled:
             return self
-        if self.together is None:
+        if self.loss_group is None:
             raise ValueError(
-                f"together: {names} couples several rows; give their number, such as together=8"
+                f"loss_group: {names} couples several rows; give their number, such as loss_group=8"
             )
         if micro != "auto" and (
-            self.together % micro if self.trainer == "kto" else micro != self.together
+            self.loss_group % micro if self.trainer == "kto" else micro != self.loss_group
         ):
             raise ValueError(
-                f"runtime.micro_batch={micro}: {names} couples together={self.together} rows;"
-                f" give train.together={micro}, which is another experiment"
+                f"runtime.micro_batch={micro}: {names} couples loss_group={self.loss_group} rows;"
+                f" give train.loss_group={micro}, which is another experiment"
             )
-        if self.trainer == "kto" and self.together == 1:
+        if self.trainer == "kto" and self.loss_group == 1:
             raise ValueError(
-                "together=1: kto estimates its KL from the other rows;"
-                " give 2 or more, such as together=8"
+                "loss_group=1: kto estimates its KL from the other rows;"
+                " give 2 or more, such as loss_group=8"
             )
-        if self.batch % self.together:
+        if self.batch % self.loss_group:
             raise ValueError(
-                f"batch={self.batch} is not a multiple of together={self.together}: {names} couples"
-                " that many rows, and an optimizer step would see only a part of them"
+                f"batch={self.batch} is not a multiple of loss_group={self.loss_group}: {names}"
+                " couples that many rows, and an optimizer step would see only a part of them"
             )
         return self
 
     @property
     def low_rate_warning(self) -> str | None:
         """A warning about a learning rate too low to learn anything; None: it is not."""
-        usual = self.runtime.usual_rate
+        usual = self.runtime.typical_learning_rate
         if self.learning_rate / usual > 0.0999:  # a tenth itself is not too low
             return None
         return (
@@ -218,7 +223,7 @@ class TrainConfig(Optimization):
     @property
     def keeps_reference(self) -> bool:
         """Whether the trainer holds a fixed reference model in memory throughout."""
-        return self.logps == "live" and not self.args.get("sync_ref_model")
+        return self.reference_logps == "online" and not self.args.get("sync_ref_model")
 
     @property
     def rehearsal_rows(self) -> int:
@@ -226,54 +231,58 @@ class TrainConfig(Optimization):
         return max(1, round(self.rehearsal.share * self.batch)) if self.rehearsal else 0
 
     def loss_group_per_process(self, world: int) -> int | None:
-        """Rows of `together` in one process.
+        """Rows of `loss_group` in one process.
 
         TRL averages kto's KL over all processes; other losses see the rows of one process.
         """
-        return self.together // world if self.together and self.trainer == "kto" else self.together
+        return (
+            self.loss_group // world
+            if self.loss_group and self.trainer == "kto"
+            else self.loss_group
+        )
 
     def explain_misfit(self, gpus: int) -> str | None:
         """Why this cannot be trained on so many GPUs here; None: it can."""
         world = self.runtime.world_size(gpus)
         if fault := self.runtime.explain_misfit(self.batch, gpus):
             return fault
-        if world > 1 and self.runtime.watch == "alone" and self.guards.needs_own_metrics:
+        if world > 1 and not self.runtime.eval_when_distributed and self.guards.needs_own_metrics:
             return self._explain_unseen_guards(world)
-        return self._explain_uneven_groups(self.together, world) if self.together else None
+        return self._explain_uneven_groups(self.loss_group, world) if self.loss_group else None
 
     def _explain_unseen_guards(self, world: int) -> str:
         budgets = [
             f"{name}={value:g}"
-            for name in ("kl_budget", "fall_budget")
+            for name in ("kl_budget", "max_chosen_logp_drop")
             if (value := getattr(self.guards, name))
         ]
         return (
             f"train.guards.{budgets[0] if budgets else 'stop_on=score'} is measured only where one"
             f" process trains alone, and here {world} train together.\n"
-            "  Give train.runtime.watch=always, train.runtime.processes=1,"
+            "  Give train.runtime.eval_when_distributed=true, train.runtime.processes=1,"
             " or train.guards.stop_on=loss, accuracy or margin of the dev pairs."
         )
 
-    def _explain_uneven_groups(self, together: int, world: int) -> str | None:
+    def _explain_uneven_groups(self, group: int, world: int) -> str | None:
         kto, micro = self.trainer == "kto", self.runtime.micro_batch
-        if kto and (together % world or together // world < 2):
+        if kto and (group % world or group // world < 2):
             return (
-                f"train.together={together} does not divide evenly among {world} processes: kto"
+                f"train.loss_group={group} does not divide evenly among {world} processes: kto"
                 " couples that many rows over all of them, two or more in each.\n"
-                "  Give other train.runtime.processes, or a train.together that is a multiple of"
+                "  Give other train.runtime.processes, or a train.loss_group that is a multiple of"
                 f" {2 * world}, which is another experiment."
             )
-        if kto and micro not in ("auto", together // world):
+        if kto and micro not in ("auto", group // world):
             return (
-                f"train.runtime.micro_batch={micro}: kto couples train.together={together} rows"
-                f" over all {world} processes, which is {together // world} in each.\n"
+                f"train.runtime.micro_batch={micro}: kto couples train.loss_group={group} rows"
+                f" over all {world} processes, which is {group // world} in each.\n"
                 "  Give train.runtime.micro_batch=auto."
             )
-        if not kto and self.batch % (together * world):
+        if not kto and self.batch % (group * world):
             return (
                 f"train.batch={self.batch} does not divide evenly among {world} processes of"
-                f" train.together={together} rows.\n"
-                f"  Give a batch that is a multiple of {together * world},"
+                f" train.loss_group={group} rows.\n"
+                f"  Give a batch that is a multiple of {group * world},"
                 " or other train.runtime.processes."
             )
         return None

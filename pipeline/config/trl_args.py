@@ -27,7 +27,12 @@ SMOOTHED_LOSSES = {
     "dpo": ("cdpo", "robust", "exo_pair", "aot", "aot_unpaired"),
     "cpo": ("sigmoid", "simpo"),
 }
-LOGPS_BY_TRAINER = {"dpo": ("ready", "live"), "kto": ("live",), "cpo": ("none",), "orpo": ("none",)}
+LOGPS_BY_TRAINER = {
+    "dpo": ("precomputed", "online"),
+    "kto": ("online",),
+    "cpo": ("none",),
+    "orpo": ("none",),
+}
 # Losses of a row that depend on the other rows: these sort rows, or average over their tokens.
 COUPLED_LOSSES = {
     "dpo": ("aot", "aot_unpaired", "sft"),
@@ -53,10 +58,10 @@ REMOVED_ARGS = {
     "max_prompt_length": "prompts are never cut: limits.prompt drops longer ones and counts them",
     "max_target_length": "use limits.completion",
     "reference_free": "use train=simpo or train=cpo, which need no reference",
-    "force_use_ref_model": "use train.logps=live and reference=sft|previous|init",
+    "force_use_ref_model": "use train.reference_logps=online and reference.model=sft|previous|init",
     "ref_model_init_kwargs": "the reference is loaded like the policy",
     "model_adapter_name": "a model has at most one adapter",
-    "ref_adapter_name": "use reference=sft|previous|init",
+    "ref_adapter_name": "use reference.model=sft|previous|init",
     "rpo_alpha": "use train=rpo, and train.loss_weights=[1,ALPHA]",
     "label_pad_token_id": "lengths, not labels, decide which tokens are trained",
     "is_encoder_decoder": "the pipeline trains causal models",
@@ -95,7 +100,7 @@ SET_BY_STAGE = {
     "fp16": "use train.dtype",
     "gradient_checkpointing": "use train.gradient_checkpointing",
     "use_cpu": "the stage uses a GPU where there is one",
-    "precompute_ref_log_probs": "use train.logps",
+    "precompute_ref_log_probs": "use train.reference_logps",
     "eval_strategy": "use train.eval_every",
     "eval_steps": "use train.eval_every",
     "save_strategy": "use train.runtime.save_every",
@@ -133,7 +138,7 @@ IGNORED_ARGS = {
         ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         "trackio is not supported: use tracker=wandb or tensorboard",
     ),
-    "precompute_ref_batch_size": "reference values come from refer: use refer.runtime.batch_tokens",
+    "precompute_ref_batch_size": "use reference.runtime.batch_tokens",
 }
 
 
@@ -247,20 +252,23 @@ def _check_sampling_strategy(args: Mapping[str, Any]) -> Iterator[str]:
 def _check_reference_keys(
     trainer: str, args: Mapping[str, Any], logps: str, adapter: str
 ) -> Iterator[str]:
-    """Precomputed reference values (`refer`) are plain sums under one fixed model."""
+    """Precomputed reference values (`reference`) are plain sums under one fixed model."""
     if logps not in LOGPS_BY_TRAINER[trainer]:
         why = {
             "none": "it needs a reference",
-            "ready": "refer has no values for it",
-            "live": "it has no reference",
+            "precomputed": "the stage reference has no values for it",
+            "online": "it has no reference",
         }[logps]
         yield (
-            f"logps={logps} does not fit the trainer {trainer}: {why}."
-            f" Give logps={LOGPS_BY_TRAINER[trainer][0]}"
+            f"reference_logps={logps} does not fit the trainer {trainer}: {why}."
+            f" Give reference_logps={LOGPS_BY_TRAINER[trainer][0]}"
         )
     for key in ("ld_alpha", "sync_ref_model"):
-        if args.get(key) not in (None, False) and logps == "ready":
-            yield f"args.{key} changes the reference's values during training: use logps=live"
+        if args.get(key) not in (None, False) and logps == "precomputed":
+            yield (
+                f"args.{key} changes the reference's values during training:"
+                " use reference_logps=online"
+            )
     if args.get("sync_ref_model") and adapter != "full":
         yield (
             f"args.sync_ref_model updates a separate reference model, and adapter={adapter} has"

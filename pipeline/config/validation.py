@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config import renamed
 from pipeline.errors import UserError, suggest
 
 BlockT = TypeVar("BlockT", bound=BaseModel)
@@ -62,6 +63,8 @@ def validate(
         unknown = _find_paths(errors, "extra_forbidden", raw)
         unlisted = _find_paths(errors, "not_a_list", raw)
         errors += _find_hidden_errors(unknown, unlisted, errors, raw, shape)
+        replaced = {renamed.rename(path) for path in unknown} - unknown
+        errors = [e for e in errors if locate_error(e["loc"], raw).path not in replaced]
         own = [e for e in errors if not _is_echo(locate_error(e["loc"], raw).path, echoes)]
         names = _KnobNames(unknown, _find_paths(errors, "missing", raw))
         faults = dict.fromkeys(_describe_error(e, composition, names) for e in own or errors)
@@ -173,7 +176,10 @@ def _describe_error(error: Any, composition: Composition, names: _KnobNames) -> 
         case "extra_forbidden":
             owner = f"stage '{path[0]}'" if len(path) > 1 else "the config"
             known = suggest(path[-1], names.list_known(parent, path[:-1]))
-            fault = f"{key} is not a knob of {owner}. {known}"
+            fault = (
+                renamed.describe_renamed(path, iter_leaves(parent[path[-1]], path))
+                or f"{key} is not a knob of {owner}. {known}"
+            )
         case "missing" | "union_tag_not_found" if file.endswith("/none.yaml"):
             group, source = path[0], composition.find_source(path[:1])
             fault = f"{group} is none, which takes no knobs. Choose another file of conf/{group}/."
@@ -194,6 +200,8 @@ def _describe_error(error: Any, composition: Composition, names: _KnobNames) -> 
                 return message
             shown = key if isinstance(value, dict) else f"{key}={value!r}"
             fault = f"{shown}: {message}."
+            if (new := renamed.rename_value(path, value)) != value:
+                fault = f"{key}={value}: {value} is {new} now. Give {key}={new}."
     return f"{source}: {fault}  ({file})"
 
 

@@ -56,7 +56,8 @@ def _join_scores(
     if own.is_empty():
         known = sorted(table["scorer"].unique())
         raise UserError(
-            f"refit.scorer={cfg.scorer}: no such scorer in the scores. {suggest(cfg.scorer, known)}"
+            f"best_of_n.scorer={cfg.scorer}: no such scorer in the scores."
+            f" {suggest(cfg.scorer, known)}"
         )
     second_bos = pl.lit(False) if bos is None else pl.col("token_ids").list.contains(bos)
     blank = pl.col("completion").str.strip_chars() == ""

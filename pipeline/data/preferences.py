@@ -73,7 +73,7 @@ def detect_shape(row: Row, knob: str = "offline") -> str:
     if _find_lists(row) is not None:
         return "scored"
     if {"prompt", "completion", "label"} <= columns:
-        return "thumbs"
+        return "unpaired"
     names = make_printable(", ".join(sorted(columns))) or "(none)"
     raise UserError(
         f"{knob}.shape=auto: no known shape has the columns {names}.\n"
@@ -160,7 +160,7 @@ def convert_scored(cfg: PreferenceRows, row: Row) -> Converted:
         raise RowFault("no answer has a score")
     prompt = _read_prompt(_require(row, "prompt"), row.get("system"))
     unpaired: list[Row] = []
-    if (threshold := cfg.thumbs_at) is not None:
+    if (threshold := cfg.unpaired_threshold) is not None:
         unpaired = [_make_unpaired(prompt, text, score >= threshold) for score, text in known]
     best, worst = max(known, key=lambda one: one[0]), min(known, key=lambda one: one[0])
     if best[0] == worst[0]:
@@ -195,7 +195,7 @@ SHAPES: Mapping[str, Callable[[PreferenceRows, Row], Converted]] = {
     "intel": convert_intel,
     "hh": convert_hh,
     "scored": convert_scored,
-    "thumbs": convert_unpaired,
+    "unpaired": convert_unpaired,
     "columns": convert_columns,
 }
 

@@ -16,7 +16,7 @@ from pipeline.data.preferences import read_preferences
 Row = dict[str, Any]
 
 
-def read_reward_rows(cfg: PreferencesConfig, learn_from: Literal["pairs", "thumbs"]) -> Lines:
+def read_reward_rows(cfg: PreferencesConfig, learn_from: Literal["pairs", "unpaired"]) -> Lines:
     """The rows of one kind. Without unpaired rows, the two sides of each pair serve as such."""
     lines = Lines()
     if isinstance(cfg, PlaygroundPreferences):

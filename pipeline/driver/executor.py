@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import hardware, preflight, store
 from pipeline.artifacts import write_json
-from pipeline.config import Config, TrainConfig
+from pipeline.config import Config, TrainConfig, renamed
 from pipeline.driver.child_process import describe_failure, read_summary_lines, run_worker
 from pipeline.driver.ledger import Ledger, summarize_cost
 from pipeline.errors import (
@@ -64,6 +64,10 @@ def select_targets(last: Step, until: str | None) -> list[Step]:
             return labelled[-1:]
     if of_stage and not label:
         return of_stage
+    if new := renamed.BLOCKS.get(stage):
+        raise UserError(
+            f"until={until}: {stage} is {new} now. Give until={new}{until[len(stage) :]}"
+        )
     if stage in STAGE_VERSIONS and not of_stage:
         raise UserError(
             f"until={until}: this plan has no stage {stage}: it is switched off.\n"

@@ -64,13 +64,13 @@ def describe_point(cfg: Config, run_dir: Path, code: int, job: Any) -> dict[str,
     if code != 0 or not report.exists():
         return line
     results = json.loads(report.read_text())
-    chosen = results["exam"]["chosen"]
+    chosen = results["evaluation"]["chosen"]
     model = next((model for model in results["models"] if model["name"] == chosen), None)
     score = model and model["metrics"].get(cfg.evaluate.scorer, {}).get("mean")
     kl = model and model["kl"]["mean"]
     return {
         **line,
-        "split": cfg.exam.split,
+        "split": cfg.evaluate.split,
         "score": score,
         "kl": kl,
         "report": str(run_dir / "report.html"),
@@ -90,7 +90,7 @@ def finish_sweep(
         return folder / "points.json", DONE
     best = choose_best(points, cfg.sweep.kl_budget)
     code, report = DONE, None
-    if best and cfg.exam.split == "dev" and cfg.sweep.retest:
+    if best and cfg.evaluate.split == "dev" and cfg.sweep.retest:
         overrides = " ".join(best["overrides"])
         print(f"\npoint {best['point']} again, on test: {overrides}", flush=True)
         code = run_point(make_test_config(folder / str(best["point"])), folder / "best")
@@ -100,7 +100,7 @@ def finish_sweep(
     grid = SweepGrid(
         cfg.recipe,
         points,
-        cfg.exam.split,
+        cfg.evaluate.split,
         cfg.sweep.kl_budget,
         best,
         make_best_command(best, flags),
@@ -114,7 +114,7 @@ def make_best_command(best: Mapping[str, Any] | None, flags: Sequence[str]) -> s
     """What to type to run the best point alone, evaluated on test."""
     kept = [flag for flag in flags if flag not in ("-m", "--multirun")]
     words = best["overrides"] if best else []
-    return shlex.join(["strop", "run", *kept, *words, "hydra.mode=RUN", "exam.split=test"])
+    return shlex.join(["strop", "run", *kept, *words, "hydra.mode=RUN", "evaluate.split=test"])
 
 
 def make_test_config(run_dir: Path) -> Config:
@@ -122,7 +122,7 @@ def make_test_config(run_dir: Path) -> Config:
     import yaml
 
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    return Config.model_validate({**config, "exam": {**config["exam"], "split": "test"}})
+    return Config.model_validate({**config, "evaluate": {**config["evaluate"], "split": "test"}})
 
 
 def prune_losers(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> None:

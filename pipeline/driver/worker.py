@@ -206,7 +206,7 @@ def _check_inputs(step: dict[str, Any]) -> None:
 
 
 def open_inputs(inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The stage's keyword arguments: `exams.sft.samples` becomes dicts, `scores.0` a list."""
+    """The stage's keyword arguments: `evals.sft.samples` becomes dicts, `scores.0` a list."""
     artifacts = {
         name: open_artifact(source["stage"], Path(source["path"]), source["part"])
         for name, source in inputs.items()

@@ -1,6 +1,6 @@
 """Log-probabilities of given token ids under a model.
 
-This is the one computation behind `refer` and the evaluations within training.
+This is the one computation behind `reference` and the evaluations within training.
 """
 
 from collections.abc import Callable

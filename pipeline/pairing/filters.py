@@ -83,7 +83,7 @@ def has_one_usable(cfg: PairConfig) -> pl.Expr | None:
 def misses_pass_rate(cfg: PairConfig) -> pl.Expr | None:
     if (band := cfg.filters.pass_rate) is None:
         return None
-    return ~pl.col("pass_rate").is_between(band.least, band.most)
+    return ~pl.col("pass_rate").is_between(band.min, band.max)
 
 
 def is_tied(cfg: PairConfig) -> pl.Expr | None:
@@ -153,7 +153,7 @@ def is_unlikely(cfg: PairConfig) -> pl.Expr | None:
 
 
 def has_near_duplicate_answers(cfg: PairConfig) -> pl.Expr | None:
-    threshold = cfg.filters.near
+    threshold = cfg.filters.near_duplicate_threshold
     if threshold is None:
         return None
     return duplicates.is_near_duplicate("chosen_text", "rejected_text", threshold)
@@ -166,7 +166,7 @@ def is_repeated(cfg: PairConfig) -> pl.Expr | None:
 
 
 def is_near_another(cfg: PairConfig) -> pl.Expr | None:
-    threshold = cfg.filters.near
+    threshold = cfg.filters.near_duplicate_threshold
     if threshold is None:
         return None
     return duplicates.is_near_earlier("prompt_text", "chosen_text", threshold)

@@ -101,7 +101,7 @@ def describe_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> p
     found["usable"][numbers] = np.diff(np.append(starts, len(score)))
     band = cfg.filters.pass_rate
     reduced: dict[str, Any] = {"high": (np.maximum, score), "low": (np.minimum, score)}
-    reduced |= {"pass_rate": (np.add, (score >= band.at).astype(float))} if band else {}
+    reduced |= {"pass_rate": (np.add, (score >= band.threshold).astype(float))} if band else {}
     for name, (reduce, values) in reduced.items():
         found[name] = np.full(len(firsts), np.nan)
         if len(starts):
@@ -215,8 +215,8 @@ def count_ties(cfg: PairConfig, prompts: pl.DataFrame) -> dict[str, int]:
     tied = prompts.filter((pl.col("usable") > 1) & (pl.col("high") == pl.col("low")))
     if (band := cfg.filters.pass_rate) is not None:
         scored = prompts.filter(pl.col("usable") > 1)
-        easy = scored.filter(pl.col("low") >= band.at)
-        hard = scored.filter(pl.col("high") < band.at)
+        easy = scored.filter(pl.col("low") >= band.threshold)
+        hard = scored.filter(pl.col("high") < band.threshold)
     else:
         best = pl.lit(prompts["high"].drop_nans().max())
         worst = pl.lit(prompts["low"].drop_nans().min())

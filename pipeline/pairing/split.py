@@ -50,8 +50,8 @@ def split_pairs(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.
 
 def hold_out(prompt_ids: Iterable[str], dev: DevPairs, seed: int) -> set[str]:
     ids = sorted(set(prompt_ids), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
-    wanted = max(dev.least, round(dev.share * len(ids)))
-    return set(ids[: min(wanted, int(dev.most_share * len(ids)))])
+    wanted = max(dev.min, round(dev.share * len(ids)))
+    return set(ids[: min(wanted, int(dev.max_share * len(ids)))])
 
 
 def to_unpaired(pairs: pl.DataFrame) -> pl.DataFrame:

@@ -271,7 +271,7 @@ def count_rows_at_most(run_plan: RunPlan, step: Step, rows_per_pair: int) -> int
     total = 0
     for source in step.inputs["pairs"]:
         pairs = count_pairs_at_most(run_plan, source)
-        takes_every_answer = source.config.thumbs_at is not None and rows_per_pair > 1
+        takes_every_answer = source.config.unpaired_threshold is not None and rows_per_pair > 1
         if pairs is None or takes_every_answer:
             return None
         total += pairs * rows_per_pair

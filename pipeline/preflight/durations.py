@@ -28,7 +28,7 @@ from pipeline.status import RunPlan
 from pipeline.step import Step
 
 # Stages that may take hours.
-LONG_STAGES = ("sft", "reward", "sample", "score", "refer", "train", "benchmark", "duel")
+LONG_STAGES = ("sft", "reward", "sample", "score", "reference", "train", "benchmark", "duel")
 REFRESH_SECONDS = 15.0  # between two estimates while a step runs
 
 
@@ -46,7 +46,7 @@ class Durations:
     def __init__(self, run_plan: RunPlan):
         self._run_plan = run_plan
         self._parts = capacity.count_published_prompts(run_plan)
-        stages = "sample", "score", "refer"
+        stages = "sample", "score", "reference"
         self._measured = {stage: [*self._read_measured(stage)] for stage in stages}
 
     def _read_measured(self, stage: str) -> Iterator[MeasuredCost]:
@@ -97,7 +97,7 @@ class Durations:
         parameters = self._count_parameters(step.inputs["model"])
         if not parameters or rows is None:
             return None
-        for one in self._measured["refer"]:
+        for one in self._measured["reference"]:
             same_model = one.cost.get("parameters") == parameters
             same_config = _drop_runtime(one.config) == _drop_runtime(cfg)
             if same_model and same_config and one.cost.get("rows"):

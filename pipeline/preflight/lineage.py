@@ -19,7 +19,7 @@ def trace_lineage(model: Step) -> Iterator[Step]:
     while step:
         yield step
         if step.stage == "gate":  # whichever model it chooses was made from sft
-            step = step.inputs["exams"]["sft"]["model"]
+            step = step.inputs["evals"]["sft"]["model"]
         else:
             step = step.inputs.get("init") or step.inputs.get("base")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
-from pipeline.config import Evaluation, SampleRequest, ScoreConfig
+from pipeline.config import ReportConfig, SampleRequest, ScoreConfig
 from pipeline.errors import UserError, suggest
 from pipeline.step import Step
 
@@ -23,7 +23,7 @@ def list_prompt_checks(
             match step.config:
                 case ScoreConfig() as cfg:
                     yield partial(check_columns, cfg, columns_of(part))
-                case Evaluation() as cfg:
+                case ReportConfig() as cfg:
                     yield partial(check_slices, cfg, columns_of(part))
                 case SampleRequest() as cfg:
                     yield partial(check_rows, cfg, rows[part], at_most)
@@ -45,14 +45,14 @@ def check_columns(cfg: ScoreConfig, known: Collection[str]) -> None:
                 f"the scorer {name} ({scorer.kind}) reads the prompts' column {missing[0]}, and no"
                 f" prompt has it (they have {', '.join(sorted(known)) or 'only their text'}).\n"
                 "  Give prompts with that column, or choose other scorers: score=own"
-                " +scorer@score.scorers.NAME=FILE +scorer@exam.score.scorers.NAME=FILE"
+                " +scorer@score.scorers.NAME=FILE +scorer@evaluate.score.scorers.NAME=FILE"
                 " pair.scorer=NAME, with FILE one of conf/scorer/."
             )
     if faults:
         raise UserError(*faults)
 
 
-def check_slices(cfg: Evaluation, known: Collection[str]) -> None:
+def check_slices(cfg: ReportConfig, known: Collection[str]) -> None:
     if faults := [
         f"evaluate.slices: no prompt has the column {column}. "
         + (suggest(column, [*known]) if known else "Give evaluate.slices=[]")

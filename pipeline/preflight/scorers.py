@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pipeline.config import (
     DuelConfig,
-    Evaluation,
     FunctionScorer,
     JsonScorer,
     Judge,
     LabelsScorer,
     LanguageScorer,
     PairRound,
+    ReportConfig,
     RubricScorer,
     ScoreConfig,
 )
@@ -43,7 +43,7 @@ def list_scorer_checks(step: Step) -> Iterator[Callable[[], object]]:
             yield from list_judge_checks(judge, step.knob)
         case PairRound(filters=filters) if filters.languages:
             yield partial(check_languages, filters.languages, "pair.filters.languages")
-        case Evaluation(labels=labels):
+        case ReportConfig(labels=labels):
             for name, path in labels.items():
                 if exists(path):
                     yield partial(read_votes, path, f"evaluate.labels.{name}")

@@ -27,7 +27,7 @@ def missing_vllm(knob: str, error: ImportError) -> UserError:
     return UserError(
         f"{knob}: vLLM cannot be imported here ({error}).\n"
         "  Run `make install`, or sample with transformers: backend@sample.backend=transformers "
-        "backend@exam.sample.backend=transformers"
+        "backend@evaluate.sample.backend=transformers"
     )
 
 

@@ -180,7 +180,7 @@ def count_operations(shape: Shape, cfg: TrainConfig, tokens: int) -> float:
     the forward pass of a reference that runs live.
     """
     passes = 3 if isinstance(cfg.adapter, FullAdapter) else 2
-    passes += cfg.gradient_checkpointing + (cfg.logps == "live")
+    passes += cfg.gradient_checkpointing + (cfg.reference_logps == "online")
     return 2.0 * passes * shape.parameters * tokens
 
 

@@ -197,7 +197,7 @@ def memory_shortage(
         needed = f"about {needs} for {pluralize(rows, 'row')} of {longest} tokens at once"
     else:
         needed = f"at least {needs}"
-    fewer_rows = "train.runtime.micro_batch, " if rows > 1 and cfg.together is None else ""
+    fewer_rows = "train.runtime.micro_batch, " if rows > 1 and cfg.loss_group is None else ""
     return (
         f"train needs {needed}.\n"
         f"  There are {format_bytes(available)} ({source}).\n"

@@ -169,7 +169,7 @@ class ProcessMemory:
             base = _base_weights(self.shape, self.cfg.adapter, self.token.size)
             weights = base + 4.0 * self.trained_parameters
         else:  # the policy in float32, and as much again for a reference that runs live
-            models = 2 if self.cfg.logps == "live" else 1
+            models = 2 if self.cfg.reference_logps == "online" else 1
             weights = 4.0 * self.shape.parameters * models
         if self.cfg.runtime.launch in SHARDED_WEIGHTS:
             # Each process has its share, and one block at a time is gathered.
@@ -180,7 +180,7 @@ class ProcessMemory:
     @property
     def generates_answers(self) -> bool:
         """Whether evaluations within the training sample answers from the policy."""
-        runs_here = self.world == 1 or self.cfg.runtime.watch == "always"
+        runs_here = self.world == 1 or self.cfg.runtime.eval_when_distributed
         return bool(self.cfg.guards.prompts and runs_here)
 
     @property

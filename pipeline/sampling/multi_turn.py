@@ -40,7 +40,7 @@ def write_next_prompts(questions: Prompts, samples: Samples, turn: int, out: Pat
         raise UserError(
             f"sample: no question has a turn {turn + 1}.\n"
             '  Give questions with turns, [{"turns": ["Who …?", "And why?"]}, …],'
-            " or exam.chats.NAME.turns=1."
+            " or evaluate.chats.NAME.turns=1."
         )
     schema: Any = {
         "prompt_id": pl.String,

@@ -43,8 +43,10 @@ def _combine_prompt(cfg: EnsembleScorer, ids: list[str], scores: ScoresByMember)
         for key in complete
     }
     passing = [key for key in complete if not failed_gates[key]]
-    table = np.array([[scores[name][key].score for key in passing] for name in cfg.of], dtype=float)
-    combined = COMBINERS[cfg.combine](table, np.array(list(cfg.of.values())))
+    table = np.array(
+        [[scores[name][key].score for key in passing] for name in cfg.weights], dtype=float
+    )
+    combined = COMBINERS[cfg.combine](table, np.array(list(cfg.weights.values())))
     score_of = dict(zip(passing, combined.tolist(), strict=True))
     lowest = min(score_of.values(), default=0.0) - 1
     facts: dict[str, object] = {"disagreement": measure_disagreement(table)}
@@ -77,7 +79,7 @@ def _average_flip_rate(
     """The mean of the flip rates that its members report, if any."""
     rates = [
         rate
-        for name in cfg.of
+        for name in cfg.weights
         for key in ids
         if (rate := _read_flip_rate(scores[name][key].detail)) is not None
     ]

@@ -74,8 +74,8 @@ def read_votes(path: str, knob: str) -> list[Preference]:
         name = knob.rpartition(".")[2]
         raise UserError(
             f"{knob}={path}: it has scores of single answers, and a contest needs verdicts on two."
-            f"\n  Mount it as a scorer: +scorer@exam.score.scorers.{name}=labels"
-            f" exam.score.scorers.{name}.path={path}"
+            f"\n  Mount it as a scorer: +scorer@evaluate.score.scorers.{name}=labels"
+            f" evaluate.score.scorers.{name}.path={path}"
         )
     return votes
 

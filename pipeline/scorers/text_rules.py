@@ -65,9 +65,9 @@ def _make_length_check(cfg: LengthScorer) -> Check:
 
     def check_length(answer: Answer) -> dict[str, float]:
         length = _measure_length(answer, cfg.unit)
-        if length < cfg.least:
-            return {"": length / cfg.least}
-        return {"": 1.0 if length <= cfg.most else cfg.most / length}
+        if length < cfg.min:
+            return {"": length / cfg.min}
+        return {"": 1.0 if length <= cfg.max else cfg.max / length}
 
     return check_length
 

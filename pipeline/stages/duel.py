@@ -23,7 +23,7 @@ from pipeline.scorers.judging.pairwise import (
 )
 from pipeline.scorers.judging.template import format_conversation
 
-KNOB = "exam.duels.NAME"  # its block, where the driver names none
+KNOB = "evaluate.duels.NAME"  # its block, where the driver names none
 VERDICT = {
     "prompt_id": pl.String,
     "a_id": pl.String,

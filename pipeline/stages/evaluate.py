@@ -22,7 +22,7 @@ from pipeline.artifacts import (
     write_table,
     write_text,
 )
-from pipeline.config import CONTROL, Evaluation
+from pipeline.config import CONTROL, ReportConfig
 from pipeline.errors import UserError, suggest
 from pipeline.report.analysis import aggregate, sanity_checks
 from pipeline.report.analysis.benchmarks import (
@@ -51,11 +51,11 @@ from pipeline.scorers.label_files import read_votes
 
 
 def run(
-    cfg: Evaluation,
+    cfg: ReportConfig,
     out: Path,
     *,
     prompts: Prompts,
-    exams: dict[str, EvalArtifacts],
+    evals: dict[str, EvalArtifacts],
     chosen: Model,
     pairs: list[Pairs],
     duels: dict[str, dict[str, dict[str, Verdicts]]] | None = None,
@@ -63,15 +63,15 @@ def run(
 ) -> Report:
     asked = prompts.read()
     examined = [
-        read_eval(name, exam, frozenset(asked["prompt_id"]), cfg.scorer)
-        for name, exam in exams.items()
+        read_eval(name, evaluation, frozenset(asked["prompt_id"]), cfg.scorer)
+        for name, evaluation in evals.items()
     ]
     check_scorer(cfg.scorer, examined)
     sets = [read_question_set(name, chat) for name, chat in (chats or {}).items()]
     found = collect_findings(
         cfg,
         examined,
-        describe_benchmarks(exams, aggregate.bootstrap_config(cfg)),
+        describe_benchmarks(evals, aggregate.bootstrap_config(cfg)),
         duels or {},
         sets,
     )
@@ -112,7 +112,7 @@ class Findings:
 
 
 def collect_findings(
-    cfg: Evaluation,
+    cfg: ReportConfig,
     examined: list[EvalResult],
     published: list[dict[str, Any]],
     duels: dict[str, dict[str, dict[str, Verdicts]]],
@@ -135,7 +135,7 @@ def collect_findings(
 
 
 def assemble_report(
-    cfg: Evaluation,
+    cfg: ReportConfig,
     out: Path,
     prompts: Prompts,
     chosen: str | None,
@@ -166,7 +166,7 @@ def assemble_report(
     )
     retained = check_retention(cfg.retention, question, published, differences)
     return {
-        "exam": asdict(question),
+        "evaluation": asdict(question),
         "verdict": apply_retention(reach_verdict(question, models, differences), retained, chosen),
         "models": models,
         "differences": differences,

@@ -24,10 +24,10 @@ class Candidate:
     kl: float | None
 
 
-def run(cfg: GateConfig, out: Path, *, exams: dict[str, EvalArtifacts]) -> Model:
-    candidates = [read_candidate(cfg, name, exam) for name, exam in exams.items()]
+def run(cfg: GateConfig, out: Path, *, evals: dict[str, EvalArtifacts]) -> Model:
+    candidates = [read_candidate(cfg, name, evaluation) for name, evaluation in evals.items()]
     best, rows = choose_best(cfg, candidates)
-    target = exams[best.name]["model"]
+    target = evals[best.name]["model"]
     manifest = json.loads((target.path / MANIFEST_FILE).read_text())
     record = {
         "target": f"{target.path.parent.name}/{target.path.name}",
@@ -38,9 +38,9 @@ def run(cfg: GateConfig, out: Path, *, exams: dict[str, EvalArtifacts]) -> Model
     return target
 
 
-def read_candidate(cfg: GateConfig, name: str, exam: EvalArtifacts) -> Candidate:
-    asked = frozenset(exam["samples"].read(ANSWER)["prompt_id"])
-    examined: EvalResult = read_eval(name, exam, asked, cfg.scorer)
+def read_candidate(cfg: GateConfig, name: str, evaluation: EvalArtifacts) -> Candidate:
+    asked = frozenset(evaluation["samples"].read(ANSWER)["prompt_id"])
+    examined: EvalResult = read_eval(name, evaluation, asked, cfg.scorer)
     if not (marks := examined.scores.get(cfg.scorer)) or not marks.means:
         raise StageError(
             f"gate: no answer of {name} to a dev prompt has a score of {cfg.scorer},"
@@ -54,8 +54,8 @@ def read_candidate(cfg: GateConfig, name: str, exam: EvalArtifacts) -> Candidate
         raise UserError(
             f"gate.kl_budget={cfg.kl_budget:g}: it is not known how far {name} moved from sft:"
             " its evaluation draws nothing for the KL.\n"
-            "  Leave exam.sample its setting kl (no ~setting@exam.sample.settings.kl), or give"
-            " gate.kl_budget=null."
+            "  Leave evaluate.sample its setting kl (no ~setting@evaluate.sample.settings.kl), or"
+            " give gate.kl_budget=null."
         )
     return Candidate(name, marks.means, kl)
 

@@ -53,13 +53,13 @@ DROPPED = {"row": pl.Int64, "prompt_id": pl.String, "reason": pl.String, "detail
 Row = dict[str, Any]
 
 
-def run(cfg: OfflineConfig, out: Path, *, policy: Model, fence: Decontamination) -> Pairs:
+def run(cfg: OfflineConfig, out: Path, *, policy: Model, decontamination: Decontamination) -> Pairs:
     from pipeline.backends.chat import ModelTokenizer
 
     lines = read_preferences(cfg)
     dropped: list[Row] = [_drop_row(number, "", "bad row", fault) for number, fault in lines.bad]
     encoder = PolicyEncoder(cfg, ModelTokenizer(policy))
-    check = OverlapCheck(fence, cfg.fence.ngram)
+    check = OverlapCheck(decontamination, cfg.decontamination.ngram)
     pairs: dict[tuple[str, str], Row] = {}
     unpaired: dict[tuple[str, bool], Row] = {}
     progress = Progress("offline", len(lines.rows), "rows")
@@ -188,7 +188,7 @@ def _publish(
         "dropped_rows": counts,
         "rows": rows_in - gone.height,
         "pairs": pair_table.height,
-        "thumbs": {"up": up, "down": unpaired_table.height - up},
+        "unpaired": {"up": up, "down": unpaired_table.height - up},
     }
     write_json(out / "funnel.json", funnel)
     if not pair_table.height and not unpaired_table.height:

@@ -141,7 +141,7 @@ class PairBuilder:
 
         With a threshold for unpaired answers those of every scored sample.
         """
-        threshold = self.cfg.thumbs_at
+        threshold = self.cfg.unpaired_threshold
         usable = rows.filter(pl.col("score").is_finite()) if threshold is not None else None
         if usable is not None:
             wanted = usable["sample_id"]
@@ -204,7 +204,7 @@ class PairBuilder:
         tables = [each.select(*COLUMNS_WITH_SIGNS) for each in self.pairs]
         pairs = selection.sort_pairs(pl.concat(tables, how="vertical_relaxed"))
         self.summary["pairs_in"] = pairs.height
-        if cfg.filters.repeats or cfg.filters.near:
+        if cfg.filters.repeats or cfg.filters.near_duplicate_threshold:
             words = pl.col("prompt").list.eval(pl.element().struct.field("content")).list.join("\n")
             texts = self.prompts.select("prompt_id", prompt_text=words)
             pairs = pairs.join(texts, on="prompt_id", how="left", maintain_order="left")
@@ -256,7 +256,7 @@ class PairBuilder:
 
     def _collect_unpaired(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """The scored samples where a threshold labels them, else the sides of the pairs."""
-        from_pairs = [] if self.cfg.thumbs_at is not None else [split.to_unpaired(pairs)]
+        from_pairs = [] if self.cfg.unpaired_threshold is not None else [split.to_unpaired(pairs)]
         table = pl.concat([*from_pairs, *self.unpaired]).unique(["sample_id", "label"])
         return table.sort("prompt_id", "sample_id", "label")
 

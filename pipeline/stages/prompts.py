@@ -1,7 +1,7 @@
-"""Prompts in, four parts out: `train`, `dev`, `test` in hash order, and `fence`.
+"""Prompts in, four parts out: `train`, `dev`, `test` in hash order, and `decontamination`.
 
-`fence` holds the n-grams of all evaluation prompts. Every row of the input is in a part or in
-`dropped.parquet`; `funnel.json` has the counts.
+`decontamination` holds the n-grams of all evaluation prompts. Every row of the input is in a
+part or in `dropped.parquet`; `funnel.json` has the counts.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def run(cfg: PromptsConfig | EvaluationQuestions, out: Path) -> Prompts:
     log = DropLog()
     rows = sort_by_hash(log.add_source(read.pop("source")), cfg.seed)
     check_split(cfg.split, rows.height)
-    rows = log.record(drop_duplicates(rows, cfg.near))
+    rows = log.record(drop_duplicates(rows, cfg.near_duplicate_threshold))
     rows = log.record(cap_categories(rows, cfg.caps))
 
     indexes = [build_index(cfg, sets)]
@@ -70,7 +70,7 @@ def run(cfg: PromptsConfig | EvaluationQuestions, out: Path) -> Prompts:
     check_parts(cfg, parts, log, out / "dropped.parquet")
     publish_parts(out, parts, log)
     ngrams = {ngram for index in indexes for ngram in index.ngrams}
-    write_table(out / "fence" / "ngrams.parquet", ngram_table(ngrams))
+    write_table(out / "decontamination" / "ngrams.parquet", ngram_table(ngrams))
     write_json(out / "funnel.json", funnel := build_funnel(parts, log, sets, left_out))
     for line in format_lines(funnel):
         print("│", line, file=sys.stderr, flush=True)
@@ -178,8 +178,8 @@ def cap_categories(rows: pl.DataFrame, caps: PromptCaps | None) -> KeptAndDroppe
     categories = pl.Series([json.dumps(each.get(caps.column)) for each in columns])
     named = rows.select("prompt_id", category=categories)
     place = pl.int_range(pl.len()).over("category")
-    over = named.with_row_index("at").filter(place >= caps.most)
-    detail = pl.format("{} has {} prompts before it in hash order", "category", pl.lit(caps.most))
+    over = named.with_row_index("at").filter(place >= caps.max)
+    detail = pl.format("{} has {} prompts before it in hash order", "category", pl.lit(caps.max))
     dropped = over.with_columns(reason=pl.lit("over the cap"), detail=detail)
     return _remove_rows(rows, over["at"]), dropped
 
@@ -196,7 +196,7 @@ def hold_out_part(
 
 
 def build_index(cfg: PromptsConfig, sets: dict[str, pl.DataFrame]) -> OverlapIndex:
-    index = OverlapIndex(cfg.fence.ngram)
+    index = OverlapIndex(cfg.decontamination.ngram)
     for name, rows in sets.items():
         for prompt_id, turns in rows.select("prompt_id", "asked").iter_rows():
             index.add(name, prompt_id, turns)

@@ -26,18 +26,18 @@ def run(
     out: Path,
     *,
     start: Model | None = None,
-    fence: Decontamination | None = None,
+    decontamination: Decontamination | None = None,
 ) -> Model:
     if isinstance(cfg, RewardCheckpoint):
         from pipeline.models.checkpoint import import_classifier
 
         return import_classifier(cfg, out)
-    if start is None or fence is None:
+    if start is None or decontamination is None:
         raise UserError(
             "reward=train needs a model to start from and the n-grams of the evaluation prompts.\n"
             "  Give reward.start=sft or base."
         )
-    return _train(cfg, out, start, fence)
+    return _train(cfg, out, start, decontamination)
 
 
 def _train(cfg: RewardTraining, out: Path, start: Model, decontamination: Decontamination) -> Model:
@@ -77,7 +77,7 @@ def _read_examples(
     from pipeline.scorers.reward_text import UnreadableText
 
     lines = read_reward_rows(cfg.data, cfg.learn_from)
-    check = OverlapCheck(decontamination, cfg.fence.ngram)
+    check = OverlapCheck(decontamination, cfg.decontamination.ngram)
     dropped = [_drop_row(number, "bad row", fault) for number, fault in lines.bad]
     examples = []
     for row in lines.rows:
@@ -134,7 +134,7 @@ def _publish_funnel(
     write_json(out / "funnel.json", {"in": rows, "out": len(examples), "dropped": reasons})
     note_cost(out, dropped=table.height)
     if not examples:
-        other = "thumbs" if cfg.learn_from == "pairs" else "pairs"
+        other = "unpaired" if cfg.learn_from == "pairs" else "pairs"
         raise UserError(
             f"reward: of {pluralize(rows, 'row')} of {cfg.learn_from} none is left to learn from"
             f" ({reasons}).\n"
@@ -159,7 +159,7 @@ def split_held_out(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row],
         raise UserError(
             f"reward: of {pluralize(len(examples), 'row')}, to hold out {len(chosen)} of {prompts}"
             f" leaves {len(learned)} to learn from.\n"
-            "  Both need some: give more rows, or another reward.held_out.least or most_share."
+            "  Both need some: give more rows, or another reward.held_out.min or max_share."
         )
     seen = {answer for example in learned for answer in example["answers"]}
     held_out = []
@@ -175,11 +175,11 @@ def _held_out_units(cfg: RewardTraining, examples: Sequence[Row]) -> list[str]:
     from pipeline.hashing import hash_json
 
     rows = Counter(example["prompt_id"] for example in examples)
-    most = cfg.held_out.most_share * len(examples)
+    limit = cfg.held_out.max_share * len(examples)
     units = []
     for example in examples:
         prompt_id = example["prompt_id"]
-        is_shared = rows[prompt_id] > most
+        is_shared = rows[prompt_id] > limit
         units.append(hash_json([prompt_id, example["answers"]]) if is_shared else prompt_id)
     return units
 

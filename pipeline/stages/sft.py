@@ -1,6 +1,6 @@
 """sft: a checkpoint (checked; merged if an adapter), or a model trained on demonstrations.
 
-Best-of-n (`refit`) trains a round's policy on the best of its samples, whose prompts do not overlap
+`best_of_n` trains a round's policy on the best of its samples, whose prompts do not overlap
 evaluation sets. Demonstrations that overlap an evaluation prompt or are too long are dropped:
 `dropped.parquet`, `funnel.json`.
 """
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 OTHER_DATA = "Raise sft.max_length, or give other demonstrations."
 MORE_SAMPLES = (
-    "Lower refit.min_score, raise refit.max_length, or draw more samples (sample.settings.draw.n)."
+    "Lower best_of_n.min_score, raise best_of_n.max_length, or draw more samples"
+    " (sample.settings.draw.n)."
 )
 
 
@@ -30,7 +31,7 @@ def run(
     out: Path,
     *,
     base: Model | None = None,
-    fence: Decontamination | None = None,
+    decontamination: Decontamination | None = None,
     samples: list[Samples] | None = None,
     scores: list[Scores] | None = None,
 ) -> Model:
@@ -43,12 +44,12 @@ def run(
     if isinstance(cfg, BestOfNConfig):
         assert base and samples and scores, "the plan gives best-of-n its round"
         return _train_best_of_n(cfg, out, base, samples, scores)
-    if base is None or fence is None:
+    if base is None or decontamination is None:
         raise UserError(
             "sft=train needs a base model and the n-grams of the evaluation prompts.\n"
             "  Give base=tiny or checkpoint."
         )
-    return _train(cfg, out, base, fence)
+    return _train(cfg, out, base, decontamination)
 
 
 def _check_template(model: Model, cfg: Checkpoint) -> None:
@@ -106,7 +107,7 @@ def _train_model(
     trackers.train_with_trackers(trainer, ledger.find_newest())
     loading.check_finite(model)
     if all(start[name] == number for name, number in loading.compute_checksums(weights, cfg.dtype)):
-        knob = "refit" if isinstance(cfg, BestOfNConfig) else "sft"
+        knob = "best_of_n" if isinstance(cfg, BestOfNConfig) else "sft"
         print(
             f"! {knob}: its weights are those that it started from, byte for byte:"
             " no step changed them."
@@ -130,7 +131,7 @@ def _read_examples(
     examples, dropped = encode_demonstrations(
         lines,
         encode_messages,
-        OverlapCheck(decontamination, cfg.fence.ngram),
+        OverlapCheck(decontamination, cfg.decontamination.ngram),
         cfg.max_length,
         cfg.data,
     )

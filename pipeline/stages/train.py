@@ -43,17 +43,17 @@ def run(
     reference: Model | None = None,
     logps: list[Logps] | None = None,
     dev: Prompts | None = None,
-    fence: Decontamination | None = None,
+    decontamination: Decontamination | None = None,
 ) -> Model:
-    if reference is None and cfg.logps != "none":
+    if reference is None and cfg.reference_logps != "none":
         raise UserError(
-            f"train.logps={cfg.logps} needs a reference model, and the plan gives none."
+            f"train.logps={cfg.reference_logps} needs a reference model, and the plan gives none."
         )
     count = launch.count_processes(cfg)
     world = count * cfg.runtime.machines
     if world == 1:
         launch.expose_one_device()
-    rows = _read_rows(cfg, out, init, pairs, logps or [], fence)
+    rows = _read_rows(cfg, out, init, pairs, logps or [], decontamination)
     auto, cfg = (
         cfg.runtime.micro_batch == "auto",
         micro_batch.choose_micro_batch(cfg, init, rows, world, out),
@@ -81,7 +81,8 @@ def run(
     )
     if cfg.runtime.keep_checkpoints:
         _keep_checkpoints(out)
-    several = {"processes": world, "watched": cfg.runtime.watch == "always"} if world > 1 else {}
+    shared = {"processes": world, "watched": cfg.runtime.eval_when_distributed}
+    several = shared if world > 1 else {}
     note_cost(
         out, tokens=micro_batch.count_tokens(cfg, rows), pairs=rows["train"].height, **several
     )
@@ -148,7 +149,7 @@ def prepare_pairs(
     _refuse_too_long(cfg, table.select(length=length), f"{part} pairs")
     sides = [f"{side}_{what}" for side in ("chosen", "rejected") for what in ("id", "token_ids")]
     table = table.select("prompt_token_ids", *sides)
-    if cfg.logps == "ready":
+    if cfg.reference_logps == "precomputed":
         table = _join_reference(table, logps, part)
     values = [name for name in table.columns if name.startswith("ref_")]
     ids = [
@@ -171,7 +172,7 @@ def prepare_unpaired(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.Dat
         raise UserError(
             "train.trainer=kto learns from good and from bad answers, and"
             f" {pairs[0].path / 'unpaired.parquet'} has {up} good and {table.height - up} bad.\n"
-            "  Give pair.thumbs_at=SCORE, which labels every scored answer,"
+            "  Give pair.unpaired_threshold=SCORE, which labels every scored answer,"
             " or offline rows with labels; or train=dpo on pairs."
         )
     table = table.filter(pl.col("prompt_id").is_in(held_out.implode()) == (part == "dev"))
@@ -181,7 +182,7 @@ def prepare_unpaired(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.Dat
         pl.col("prompt_token_ids").alias("prompt_ids"),
         pl.col("token_ids").alias("completion_ids"),
     )
-    return order_for_training(table.select("sample_id", *ids, "label"), cfg.together, cfg.seed)
+    return order_for_training(table.select("sample_id", *ids, "label"), cfg.loss_group, cfg.seed)
 
 
 def prepare_rehearsal(
@@ -205,7 +206,7 @@ def prepare_rehearsal(
     knob = "train.rehearsal.data"
     lines = read_demonstrations(rehearsal.data, knob)
     encode_messages = partial(encode, tokenizer, kwargs=rehearsal.template_kwargs)
-    check = OverlapCheck(decontamination, rehearsal.fence.ngram)
+    check = OverlapCheck(decontamination, rehearsal.decontamination.ngram)
     examples, dropped = encode_demonstrations(
         lines, encode_messages, check, cfg.max_length, rehearsal.data, knob
     )
@@ -261,8 +262,8 @@ def _join_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl
 
     if not logps:
         raise UserError(
-            "train.logps=ready needs the reference's log-probabilities, and the plan gives none."
-            " Use train.logps=live."
+            "train.reference_logps=precomputed needs the reference's log-probabilities, and the"
+            " plan gives none. Use train.reference_logps=online."
         )
     known = pl.concat([one.read().select("sample_id", "logp") for one in logps]).unique("sample_id")
     for side in ("chosen", "rejected"):

@@ -149,7 +149,7 @@ def _load_reference(cfg: TrainConfig, policy: Any, init: Model, reference: Model
 
     None where the values are precomputed, or where the policy without its adapter is the reference.
     """
-    if cfg.logps != "live" or loading.is_bare_base(policy, init, reference):
+    if cfg.reference_logps != "online" or loading.is_bare_base(policy, init, reference):
         return None
     quantization = None if isinstance(cfg.adapter, FullAdapter) else cfg.adapter.quantization
     if quantization and not reference.adapter:

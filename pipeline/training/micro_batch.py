@@ -106,9 +106,9 @@ def train_within_memory(
         except OutOfMemory as error:
             rows = cfg.runtime.per_device
             fewer = max((n for n in range(1, rows) if rows % n == 0), default=0)
-            if not fewer or not auto or cfg.together is not None:
+            if not fewer or not auto or cfg.loss_group is not None:
                 knob = f"train.runtime.micro_batch={fewer} or auto, "
-                smaller = knob if fewer and cfg.together is None else ""
+                smaller = knob if fewer and cfg.loss_group is None else ""
                 raise StageError(
                     f"train: the device's memory ran out with {pluralize(rows, 'row')} at once.\n"
                     f"  Give {smaller}train.gradient_checkpointing=true, lower limits, or "

@@ -424,9 +424,9 @@ def fast(policy):
 @model
 def test_without_vllm_its_backend_says_what_to_type(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    remedy = r"^exam.sample.backend: .*\n.*make install.*@sample.backend=transformers"
+    remedy = r"^evaluate.sample.backend: .*\n.*make install.*@sample.backend=transformers"
     with pytest.raises(UserError, match=remedy):
-        open_sampler(VLLM, policy, "exam.sample").start(policy, LIMITS)
+        open_sampler(VLLM, policy, "evaluate.sample").start(policy, LIMITS)
 
 
 @model

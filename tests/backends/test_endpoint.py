@@ -596,7 +596,7 @@ def test_the_key_is_in_no_file_and_on_no_screen(complete, policy, tmp_path):
         *(
             "prompts.split.test=2",
             "prompts.split.dev=2",
-            "prompts.fence.ngram=13",
+            "prompts.decontamination.ngram=13",
             "limits.prompt=64",
         ),
         *("limits.completion=24", "backend@sample.backend=endpoint", "sample.backend.model=served"),
@@ -675,9 +675,14 @@ def test_what_cannot_be_is_refused_at_the_door(words, said):
 
 
 def test_an_exam_through_an_endpoint_is_refused_at_the_door():
-    words = ["exam.sample.backend.model=m", "exam.sample.backend.runtime.base_url=http://h/v1"]
-    with pytest.raises(UserError, match="Give backend@exam.sample.backend=vllm or transformers"):
-        composed(*GIVEN[:2], "backend@exam.sample.backend=endpoint", *words)
+    words = [
+        "evaluate.sample.backend.model=m",
+        "evaluate.sample.backend.runtime.base_url=http://h/v1",
+    ]
+    with pytest.raises(
+        UserError, match="Give backend@evaluate.sample.backend=vllm or transformers"
+    ):
+        composed(*GIVEN[:2], "backend@evaluate.sample.backend=endpoint", *words)
 
 
 # ── vLLM's own server ─────────────────────────────────────────────────────────────────────────────

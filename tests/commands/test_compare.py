@@ -10,8 +10,8 @@ from pipeline.commands import compare
 from pipeline.errors import UserError
 from pipeline.report.render import comparison_page
 from tests.stages.test_evaluate import CONFIG, IDS, Run, named, scored
-from tests.support import exams
-from tests.support.exams import answer
+from tests.support import evals
+from tests.support.evals import answer
 
 RULES = {"rules": {"kind": "rules", "rule": "playground", "gold": False, "runtime": {"workers": 1}}}
 ANSWER = {"n": 1, "temperature": 0.7}
@@ -29,25 +29,27 @@ class Finished(Run):
         self.evaluate(chosen=chosen)
         part = {"stage": "prompts", "fingerprint": "aaaaaaaaaaaa/test", "part": "test"}
         inputs = {}
-        for name, exam in self.exams.items():
-            policy = {"policy": source(exam["model"])}
+        for name, evaluation in self.evals.items():
+            policy = {"policy": source(evaluation["model"])}
             label = f"test {name}"
             drawn = {
                 "purpose": "exam",
                 "limits": {"prompt": 64},
                 "settings": {"answer": self.setting},
             }
-            record(exam["samples"], label, drawn, {**policy, "prompts": part})
-            if "scores" in exam:
+            record(evaluation["samples"], label, drawn, {**policy, "prompts": part})
+            if "scores" in evaluation:
                 record(
-                    exam["scores"],
+                    evaluation["scores"],
                     label,
                     {"scorers": self.scorers},
-                    {"samples": source(exam["samples"])},
+                    {"samples": source(evaluation["samples"])},
                 )
-            record(exam["logps"], label, {}, {"rows": source(exam["samples"])})
-            inputs |= {f"exams.{name}.{key}": source(artifact) for key, artifact in exam.items()}
-            inputs[f"exams.{name}.metrics.gsm8k"] = {
+            record(evaluation["logps"], label, {}, {"rows": source(evaluation["samples"])})
+            inputs |= {
+                f"evals.{name}.{key}": source(artifact) for key, artifact in evaluation.items()
+            }
+            inputs[f"evals.{name}.metrics.gsm8k"] = {
                 "stage": "benchmark",
                 "fingerprint": "bbbbbbbbbbbb",
                 "part": None,
@@ -57,7 +59,7 @@ class Finished(Run):
         self.out.rename(final)
         write_json(final / "step.json", {
             "label": "report", "config": dict(CONFIG),
-            "inputs": {**inputs, "chosen": inputs[f"exams.{chosen}.model"]}
+            "inputs": {**inputs, "chosen": inputs[f"evals.{chosen}.model"]}
         })  # fmt: skip
         (self.story / "store").mkdir(parents=True)
         (self.story / "store" / "07-evaluate-report").symlink_to(final)
@@ -178,8 +180,8 @@ def test_models_of_a_run_and_of_the_store_may_be_named(two, tmp_path):
 def test_the_common_scorers_are_compared_and_the_others_named(tmp_path):
     marked = [answer(key, 0.5, others={"length": 1.0, "gold": 2.0}) for key in IDS]
     a, b = Finished(tmp_path, "a").add("sft", marked), Finished(tmp_path, "b").add("sft", marked)
-    a.scorers = {**RULES, "length": {"most": 10}, "gold": {"kind": "math"}}
-    b.scorers = {"rules": {**RULES["rules"], "runtime": {"workers": 2}}, "length": {"most": 99}}
+    a.scorers = {**RULES, "length": {"max": 10}, "gold": {"kind": "math"}}
+    b.scorers = {"rules": {**RULES["rules"], "runtime": {"workers": 2}}, "length": {"max": 99}}
     report = report_of(tmp_path, a.finish("sft"), b.finish("sft"))
     assert list(report["models"][0]["metrics"]) == ["rules"], (
         "another number of workers is the same scorer"
@@ -205,7 +207,7 @@ def test_prompts_of_one_name_and_another_text_are_not_common(tmp_path, capsys):
         Finished(tmp_path, "a").add("sft", scored(0.5)),
         Finished(tmp_path, "b").add("sft", scored(0.5)),
     )
-    exams.prompts(b.store, IDS, "Do not tell me about {}.")
+    evals.prompts(b.store, IDS, "Do not tell me about {}.")
     said = refused(capsys, a.finish("sft"), b.finish("sft"))
     assert (
         "no prompt in common (smoke/a 60, smoke/b 60)" in said and "Give runs on the same" in said
@@ -267,7 +269,7 @@ def test_what_a_judge_said_of_these_very_answers_counts_whichever_was_a(tmp_path
     table = pl.DataFrame(rows, schema=names, orient="row").with_columns(probability=pl.lit(0.5))
     fought = a.store / "duel" / "dddddddddddd"
     write_table(fought / "verdicts.parquet", table)
-    sides = {"a": source(a.exams["sft"]["samples"]), "b": source(a.exams["round-1"]["samples"])}
+    sides = {"a": source(a.evals["sft"]["samples"]), "b": source(a.evals["round-1"]["samples"])}
     write_json(fought / "step.json", {"config": {"engine": {"model": "judge-7"}}, "inputs": sides})
     story = a.finish()
     duel = named(report_of(tmp_path, f"sft={story}:sft", f"new={story}")["duels"], judge="judge-7")

@@ -24,8 +24,8 @@ from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.support.house import SMALL, composed
 
-FIXED = {"sample": 30.0, "score": 1.0, "pair": 2.0, "refer": 5.0, "train": 10.0}
-EACH = {"sample": 0.5, "score": 0.01, "pair": 0.02, "refer": 0.1, "train": 0.4}
+FIXED = {"sample": 30.0, "score": 1.0, "pair": 2.0, "reference": 5.0, "train": 10.0}
+EACH = {"sample": 0.5, "score": 0.01, "pair": 0.02, "reference": 0.1, "train": 0.4}
 ONCE = {"prompts": 3.0, "sft": 100.0}
 REPORT = {
     "differences": [{"model": "round-1", "scorer": "rules", "n": 50, "detectable": 0.1}],
@@ -38,7 +38,7 @@ PUBLISHED = {
     },
     "evaluate": {"report.json": REPORT},
 }
-WORDS = [*SMALL[:3], "sample.per_round=400", "rounds=2", "data=all", "prompts.split.test=300"]
+WORDS = [*SMALL[:3], "sample.per_round=400", "rounds=2", "train_on=all", "prompts.split.test=300"]
 
 
 def seconds(step, prompts: int) -> float:
@@ -108,9 +108,9 @@ def test_a_round_that_trains_on_all_pairs_reads_those_of_every_round(told):
 
 def test_disk_money_ties_and_what_can_be_detected(told):
     _, found = told
-    # Two rounds, and the exams of sft, both rounds and the control.
+    # Two rounds, and the evals of sft, both rounds and the control.
     assert found["money"] == pytest.approx(0.01 * (2 * 400 + 4 * 300))
-    # sample, score and pair of each round; four exams, one of them without KL, and the report.
+    # sample, score and pair of each round; four evals, one of them without KL, and the report.
     drawn, asked = 10 * 400 * (2 + 2 + 2), 10 * 300 * 12
     assert found["disk_bytes"] == 3 * 1000 + 10 + drawn + 10 * 400 * 2 + asked
     assert found["ties"] == {"of": 50, "prompts": 6, "all_easy": 4, "all_hard": 2}
@@ -123,7 +123,7 @@ def test_disk_money_ties_and_what_can_be_detected(told):
 
 
 def test_a_later_wave_that_drew_nothing_makes_no_other_wave_free(tmp_path):
-    whole, large, seen = piloted(tmp_path, "sample.more=[4]")
+    whole, large, seen = piloted(tmp_path, "sample.resample_ties=[4]")
     later = [
         each for each in seen if (each.stage, each.kind, each.prompts) == ("score", ROUND, MANY)
     ][-1]
@@ -144,11 +144,11 @@ def test_the_gpus_are_paid_for_every_hour_that_they_are_there(told, monkeypatch)
 
 
 def test_a_pilot_changes_how_many_prompts_are_asked_and_nothing_else():
-    whole = composed(*WORDS, "exam.sample.per_round=20")
+    whole = composed(*WORDS, "evaluate.sample.per_round=20")
     words = lower_sizes(whole, 50)
     assert words == [
         "sample.per_round=50",
-        "exam.sample.per_round=20",
+        "evaluate.sample.per_round=20",
         "rounds=1",
         "runs=runs/pilot",
     ]

@@ -20,13 +20,13 @@ def story(tmp_path):
     report = run.evaluate(chosen="round-2")
     inputs = {
         "prompts": run.prompts,
-        "chosen": run.exams["round-2"]["model"],
+        "chosen": run.evals["round-2"]["model"],
         "pairs.0": run.pairs[0],
     }
     inputs |= {
-        f"exams.{name}.{part}": made
-        for name, exam in run.exams.items()
-        for part, made in exam.items()
+        f"evals.{name}.{part}": made
+        for name, evaluation in run.evals.items()
+        for part, made in evaluation.items()
     }
     told = {name: _source(made) for name, made in inputs.items()}
     for manifest in {Path(source["path"]) / store.MANIFEST for source in told.values()}:
@@ -67,11 +67,11 @@ def test_the_report_is_written_anew_from_the_store(story, capsys):
 def test_what_was_pruned_and_what_never_was_is_refused(story, capsys):
     run, _, made = story
     write_json(
-        made.exams["sft"]["scores"].path / store.MANIFEST,
+        made.evals["sft"]["scores"].path / store.MANIFEST,
         {"files": [{"path": "x", "size": 1}], "hollow": True},
     )
     assert reprint.main([str(run)]) == 2
-    assert "exams.sft.scores" in (error := capsys.readouterr().err) and "was pruned" in error
+    assert "evals.sft.scores" in (error := capsys.readouterr().err) and "was pruned" in error
     assert reprint.main([str(run / "nowhere")]) == 2
     assert "no run with a report in the store" in capsys.readouterr().err
     assert not (run / "report.html").exists()

@@ -25,8 +25,8 @@ def test_a_typo_in_a_key_names_its_source_its_neighbours_and_its_file():
     assert said("recipes=smoke", "train.betta=1") == (
         "command line: train.betta is not a knob of stage 'train'. Did you mean beta? Known:"
         " adapter, args, batch, beta, clip, dtype, epochs, eval_every, gradient_checkpointing,"
-        " guards, learning_rate, logps, loss, loss_weights, max_length, rehearsal, runtime,"
-        " scheduler, seed, together, trainer, warmup, weight_decay  (conf/train/dpo.yaml)"
+        " guards, learning_rate, loss, loss_group, loss_weights, max_length, reference_logps,"
+        " rehearsal, runtime, scheduler, seed, trainer, warmup, weight_decay  (conf/train/dpo.yaml)"
     )
 
 
@@ -44,7 +44,9 @@ def test_a_knob_of_a_group_that_is_off_says_where_it_is_switched_on(knob):
 
 
 def test_what_is_no_knob_is_not_told_to_be_known_beside_another():
-    for line in said("recipes=smoke", "refer.microbatch=1", "refer.quantisation=1").splitlines():
+    for line in said(
+        "recipes=smoke", "reference.microbatch=1", "reference.quantisation=1"
+    ).splitlines():
         assert (
             "microbatch" not in line.split("Known:")[1]
             and "quantisation" not in line.split("Known:")[1]
@@ -82,14 +84,21 @@ def test_a_typo_in_a_key_hides_no_fault_of_the_values_beside_it():
 
 def test_a_fault_inside_a_list_or_a_dict_is_laid_at_who_gave_it(tmp_path):
     text = said(
-        "recipes=smoke", "sample.more=[4,0]", "sample.settings={draw: {n: 0, stop: [a, '']}}"
+        "recipes=smoke",
+        "sample.resample_ties=[4,0]",
+        "sample.settings={draw: {n: 0, stop: [a, '']}}",
     )
-    places = "sample.more.1=0", "sample.settings.draw.n=0", "sample.settings.draw.stop.1=''"
+    places = (
+        "sample.resample_ties.1=0",
+        "sample.settings.draw.n=0",
+        "sample.settings.draw.stop.1=''",
+    )
     assert all(f"command line: {place}: " in text for place in places)
     own = tmp_path / "recipes" / "mine.yaml"
     own.parent.mkdir()
     own.write_text(
-        "# @package _global_\nsample: {more: [4, 0], settings: {draw: {n: 0, stop: [a, '']}}}\n"
+        "# @package _global_\n"
+        "sample: {resample_ties: [4, 0], settings: {draw: {n: 0, stop: [a, '']}}}\n"
     )
     beside = "sample.settings={draw: {temperature: 0.5}}"  # holds the place of none of them
     text = said("--config-dir", str(tmp_path), "recipes=mine", beside, *GIVEN)
@@ -99,7 +108,7 @@ def test_a_fault_inside_a_list_or_a_dict_is_laid_at_who_gave_it(tmp_path):
 def test_a_missing_recipe_names_the_ones_there_are():
     assert said("recipes=smok") == (
         "recipes=smok: recipes/smok.yaml does not exist. Did you mean smoke?"
-        " Known: overoptimise, refit_smoke, smoke, sweep_smoke"
+        " Known: best_of_n_smoke, overoptimise, smoke, sweep_smoke"
     )
 
 
@@ -143,19 +152,22 @@ def test_equal_samples_are_refused():
             "give each question with its answer",
         ),
         (
-            ["exam.sample.settings.kl.system=hi"],
-            "exam.sample: settings.kl: the KL needs plain samples of the policy",
+            ["evaluate.sample.settings.kl.system=hi"],
+            "evaluate.sample: settings.kl: the KL needs plain samples of the policy",
         ),
         (
-            ["sample.settings.draw={n: 1, temperature: 0}", "sample.more=[4]"],
-            "would repeat its samples; give sample.more=[]",
+            ["sample.settings.draw={n: 1, temperature: 0}", "sample.resample_ties=[4]"],
+            "would repeat its samples; give sample.resample_ties=[]",
         ),
-        (["exam.sample.more=[4]"], "Give exam.sample.more=[]"),
-        (["init=refit"], "init=refit: there is no refit block. Give init=refit refit=best"),
-        (["refit=best"], "refit: init=previous does not use it"),
+        (["evaluate.sample.resample_ties=[4]"], "Give evaluate.sample.resample_ties=[]"),
         (
-            ["init=refit", "refit=best", "refit.scorer=rewards"],
-            "refit.scorer=rewards: there is no such scorer",
+            ["init=best_of_n"],
+            "init=best_of_n: there is no best_of_n block. Give init=best_of_n best_of_n=default",
+        ),
+        (["best_of_n=default"], "best_of_n: init=previous does not use it"),
+        (
+            ["init=best_of_n", "best_of_n=default", "best_of_n.scorer=rewards"],
+            "best_of_n.scorer=rewards: there is no such scorer",
         ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -319,14 +331,14 @@ def test_a_recipe_without_its_first_line_and_one_that_is_no_yaml(tmp_path):
 
 
 def test_a_key_left_out_beside_a_typo_is_what_was_meant():
-    assert "systm is not a knob of stage 'exam'. Did you mean system?" in said(
-        "recipes=smoke", "exam.prompted={systm: a}"
+    assert "systm is not a knob of stage 'evaluate'. Did you mean system?" in said(
+        "recipes=smoke", "evaluate.prompted={systm: a}"
     )
 
 
 def test_an_exam_without_scorers_says_how_one_is_mounted():
     text = said(*GIVEN, "score=own", "+scorer@score.scorers.m=math", "pair.scorer=m")
-    assert "exam.score.scorers is empty. Give +scorer@exam.score.scorers.NAME=FILE" in text
+    assert "evaluate.score.scorers is empty. Give +scorer@evaluate.score.scorers.NAME=FILE" in text
 
 
 def test_a_seed_that_no_library_takes_is_refused_once():
@@ -353,10 +365,10 @@ def test_demonstrations_come_from_a_file_when_asked():
 
 
 def test_values_of_another_dtype_and_a_fence_of_another_length_are_refused():
-    text = said("recipes=smoke", "refer.dtype=bfloat16", "sft.fence.ngram=5")
+    text = said("recipes=smoke", "reference.dtype=bfloat16", "sft.decontamination.ngram=5")
     assert (
-        "refer.dtype=bfloat16 and train.dtype=float32" in text
-        and "sft.fence.ngram=5 finds no overlap" in text
+        "reference.dtype=bfloat16 and train.dtype=float32" in text
+        and "sft.decontamination.ngram=5 finds no overlap" in text
     )
 
 

@@ -22,7 +22,7 @@ from tests.support.house import SMALL, composed
 
 
 def refused(
-    args: dict, loss: str | list[str] = "sigmoid", logps: str = "ready", dropout: float = 0.0
+    args: dict, loss: str | list[str] = "sigmoid", logps: str = "precomputed", dropout: float = 0.0
 ) -> str:
     with pytest.raises(ValueError) as error:
         check_args("dpo", args, [loss] if isinstance(loss, str) else loss, logps, dropout)
@@ -34,16 +34,16 @@ def test_what_trl_reads_passes():
         "dpo",
         {"optim": "adafactor", "use_weighting": True, "f_divergence_type": "forward_kl"},
         ["sigmoid"],
-        "ready",
+        "precomputed",
     )
-    check_args("dpo", {"label_smoothing": 0.1}, ["robust", "sft"], "ready")
+    check_args("dpo", {"label_smoothing": 0.1}, ["robust", "sft"], "precomputed")
     check_args(
         "dpo",
         {"ld_alpha": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 8},
         ["sigmoid"],
-        "live",
+        "online",
     )
-    check_args("dpo", {"disable_dropout": False}, ["ipo"], "ready", dropout=0.1)
+    check_args("dpo", {"disable_dropout": False}, ["ipo"], "precomputed", dropout=0.1)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,8 @@ def test_what_trl_reads_passes():
         ),
         (
             {"ld_alpha": 0.5},
-            "args.ld_alpha changes the reference's values during training: use logps=live",
+            "args.ld_alpha changes the reference's values during training:"
+            " use reference_logps=online",
         ),
     ],
 )

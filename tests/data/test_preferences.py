@@ -101,10 +101,13 @@ def taken(tmp_path, policy):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in made))
         cfg = config(file, *words)
-        table = fencing.ngram_table(fencing.hash_ngrams(fenced, cfg.fence.ngram))
-        write_table(tmp_path / "fence" / "ngrams.parquet", table)
+        table = fencing.ngram_table(fencing.hash_ngrams(fenced, cfg.decontamination.ngram))
+        write_table(tmp_path / "decontamination" / "ngrams.parquet", table)
         return offline.run(
-            cfg, tmp_path / "out", policy=policy, fence=Decontamination(tmp_path / "fence")
+            cfg,
+            tmp_path / "out",
+            policy=policy,
+            decontamination=Decontamination(tmp_path / "decontamination"),
         )
 
     return take
@@ -186,7 +189,10 @@ def test_thumbs_become_unpaired_rows_with_class_counts(taken):
         for n, (q, c) in enumerate(zip(QUESTIONS, GOOD, strict=True))
     ]
     pairs = taken(made[:9])
-    assert pairs.read_train().height == 0 and pairs.read_funnel()["thumbs"] == {"up": 5, "down": 4}
+    assert pairs.read_train().height == 0 and pairs.read_funnel()["unpaired"] == {
+        "up": 5,
+        "down": 4,
+    }
     table = pl.read_parquet(pairs.path / "unpaired.parquet")
     assert dict(
         table.select(pl.col("prompt").list.last().struct.field("content"), "label").rows()
@@ -194,15 +200,15 @@ def test_thumbs_become_unpaired_rows_with_class_counts(taken):
 
 
 def test_scores_become_thumbs_where_asked(taken):
-    pairs = taken(rows("simpo"), "offline.thumbs_at=5")
-    assert pairs.read_train().height == 10 and pairs.read_funnel()["thumbs"] == {
+    pairs = taken(rows("simpo"), "offline.unpaired_threshold=5")
+    assert pairs.read_train().height == 10 and pairs.read_funnel()["unpaired"] == {
         "up": 20,
         "down": 10,
     }
 
 
 def test_rows_that_overlap_an_evaluation_prompt_are_left_out(taken):
-    pairs = taken(rows("standard"), "offline.fence.ngram=8", fenced=QUESTIONS[3])
+    pairs = taken(rows("standard"), "offline.decontamination.ngram=8", fenced=QUESTIONS[3])
     assert pairs.read_train().height == 9
     assert pairs.read_dropped().select("row", "reason").rows() == [(4, "overlap with evaluation")]
     assert (
@@ -310,7 +316,7 @@ def test_an_unknown_shape_is_refused_with_what_to_type(taken):
 
 def test_nothing_left_is_refused_with_the_counts(taken):
     with pytest.raises(UserError, match="of 1 row none is left"):
-        taken(rows("standard")[:1], "offline.fence.ngram=8", fenced=QUESTIONS[0])
+        taken(rows("standard")[:1], "offline.decontamination.ngram=8", fenced=QUESTIONS[0])
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet", "folder"])
@@ -320,11 +326,11 @@ def test_rows_are_read_from_other_files_too(tmp_path, policy, kind):
     else:
         write_table(tmp_path / "part" / "rows.parquet", pl.DataFrame(rows("ultrafeedback")))
     place = {"json": "rows.json", "parquet": "part/rows.parquet", "folder": "part"}[kind]
-    write_table(tmp_path / "fence" / "ngrams.parquet", fencing.ngram_table(set()))
+    write_table(tmp_path / "decontamination" / "ngrams.parquet", fencing.ngram_table(set()))
     pairs = offline.run(
         config(tmp_path / place),
         tmp_path / "out",
         policy=policy,
-        fence=Decontamination(tmp_path / "fence"),
+        decontamination=Decontamination(tmp_path / "decontamination"),
     )
     assert pairs.read_train().height == 10

@@ -218,7 +218,7 @@ def test_a_sweep_builds_shared_steps_once(toys):
     output = toys.run(*SMALL, "until=train", "-m", "train.beta=0.1,0.2")
     assert toys.built(output) == [
         *("sft", "prompts"),
-        *(f"{stage} round 1" for stage in ("sample", "score", "pair", "refer", "train")),
+        *(f"{stage} round 1" for stage in ("sample", "score", "pair", "reference", "train")),
         "train round 1",
     ]
     steps = [

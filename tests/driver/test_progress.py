@@ -17,7 +17,7 @@ from pipeline.driver.ledger import Ledger
 from pipeline.plan import plan
 from pipeline.progress import Progress, format_clock, print_phase
 from pipeline.sampling import throughput
-from pipeline.stages import refer, sample
+from pipeline.stages import reference, sample
 from tests.stages.test_sample import CONFIG, POLICY, ask
 from tests.stages.test_sample import config as drawing
 from tests.support.house import SMALL, composed
@@ -204,16 +204,16 @@ def test_what_is_counted_of_a_completion_goes_when_it_is_finished(tmp_path):
     )
 
 
-# ── refer ─────────────────────────────────────────────────────────────────────────────────────────
+# ── reference ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_refer_tells_time_by_tokens_since_the_longest_rows_come_first(ticks, capfd):
     lengths = [100] * 10 + [10] * 90
-    watch = refer.ChunkProgress(pl.DataFrame({"length": lengths}), ["chunk-000000.parquet"])
+    watch = reference.ChunkProgress(pl.DataFrame({"length": lengths}), ["chunk-000000.parquet"])
     watch.update({"rows": 0, "tokens": 0})
     ticks.now += 100
     watch.update({"rows": 10, "tokens": 1000})
-    assert "refer 10/100 completions · speed 10 tok/s · 1:30 left" in capfd.readouterr().err
+    assert "reference 10/100 completions · speed 10 tok/s · 1:30 left" in capfd.readouterr().err
 
 
 # ── a training's steps and evaluations ────────────────────────────────────────────────────────────
@@ -289,10 +289,10 @@ def test_a_worker_that_says_nothing_is_shown_with_its_seconds(tmp_path):
 
 
 def test_a_line_that_counts_says_how_old_it_is(tmp_path):
-    line = "▸ refer 1/9 completions · 0:21 left"
+    line = "▸ reference 1/9 completions · 0:21 left"
     shown = [text for _, text in shown_over(tmp_path, [(1, line)], until=25)]
-    assert "refer 1/9 completions · 0:21 left" in shown
-    assert shown[-1] == "refer 1/9 completions · 0:21 left · 24 s ago"
+    assert "reference 1/9 completions · 0:21 left" in shown
+    assert shown[-1] == "reference 1/9 completions · 0:21 left · 24 s ago"
 
 
 def test_in_a_log_a_silent_phase_has_a_line_every_thirty_seconds(tmp_path, ticks, capsys):

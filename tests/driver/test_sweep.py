@@ -11,7 +11,7 @@ from pipeline.driver import sweep
 from pipeline.driver.store_users import register_runs
 from tests.support.house import SMALL, Toys, composed
 
-GRID = [*SMALL, "exam.split=dev", "exam.control=false", "-m", "train.beta=0.1,0.2,0.3"]
+GRID = [*SMALL, "evaluate.split=dev", "evaluate.control=false", "-m", "train.beta=0.1,0.2,0.3"]
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ def test_the_best_point_is_examined_on_test_and_the_other_models_go(toys):
     assert f"point {best['point']} again, on test" in output
     assert (folder / "best" / "report.html").read_text() == f"{best['score']:.6f}\n"
 
-    words = shlex.split(f"strop run {' '.join(best['overrides'])} hydra.mode=RUN exam.split=test")
+    words = shlex.split(
+        f"strop run {' '.join(best['overrides'])} hydra.mode=RUN evaluate.split=test"
+    )
     assert shlex.join(words) in (page := (folder / "sweep.html").read_text())
     assert 'href="best/report.html"' in page
 
@@ -135,12 +137,12 @@ def test_a_model_that_a_run_of_another_runs_folder_names_stays(trained, tmp_path
 
 
 def test_the_command_is_what_a_shell_reads_back():
-    best = {"overrides": ["recipes=mine", "+duel@exam.duels.j=default", "sft.model=/a b/m"]}
+    best = {"overrides": ["recipes=mine", "+duel@evaluate.duels.j=default", "sft.model=/a b/m"]}
     told = sweep.make_best_command(best, ["-m", "--config-dir", "/my/recipes"])
     assert shlex.split(told)[2:] == [
         "--config-dir",
         "/my/recipes",
         *best["overrides"],
         "hydra.mode=RUN",
-        "exam.split=test",
+        "evaluate.split=test",
     ]

@@ -49,18 +49,18 @@ RUN = (
     "dtype=float32",
     "limits={prompt: 200, completion: 24}",
     "prompts.split={dev: 2, test: 2}",
-    "prompts.fence.ngram=6",
+    "prompts.decontamination.ngram=6",
     "backend@sample.backend=transformers",
     "sample.settings.draw={n: 4, temperature: 1.0, top_p: 1.0}",
     "score=own",
     "+scorer@score.scorers.length=length",
-    "+scorer@exam.score.scorers.length=length",
+    "+scorer@evaluate.score.scorers.length=length",
     "score.scorers.length.unit=characters",
-    "score.scorers.length.least=400",
-    "score.scorers.length.most=4000",
+    "score.scorers.length.min=400",
+    "score.scorers.length.max=4000",
     "pair.scorer=length",
     "pair.filters.allow_truncated=true",
-    "pair.dev={share: 0.2, least: 2, most_share: 0.3}",
+    "pair.dev={share: 0.2, min: 2, max_share: 0.3}",
     "train.batch=4",
     "train.gradient_checkpointing=false",
     "train.eval_every=8",
@@ -231,10 +231,15 @@ def taken(tmp_path, policy):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         cfg = offline_config(file, *words)
-        table = decontamination.ngram_table(decontamination.hash_ngrams("nothing", cfg.fence.ngram))
-        write_table(tmp_path / "fence" / "ngrams.parquet", table)
+        table = decontamination.ngram_table(
+            decontamination.hash_ngrams("nothing", cfg.decontamination.ngram)
+        )
+        write_table(tmp_path / "decontamination" / "ngrams.parquet", table)
         return offline.run(
-            cfg, tmp_path / "out", policy=policy(name), fence=Decontamination(tmp_path / "fence")
+            cfg,
+            tmp_path / "out",
+            policy=policy(name),
+            decontamination=Decontamination(tmp_path / "decontamination"),
         )
 
     return take

@@ -33,9 +33,18 @@ def test_a_whole_run_with_every_row_a_benchmark_and_the_gate_on_two_rounds(tmp_p
     write_text(tmp_path / "order.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     words = [
         *(word for word in SMALL if word != "rounds=1"),
-        *("rounds=2", "gate=best", "exam.control=true", "exam.best_of=2", "prompts.rows=300"),
-        "exam.prompted={system: Do all that is asked., few_shot: []}",
-        *(f"backend@{place}=transformers" for place in ("sample.backend", "exam.sample.backend")),
+        *(
+            "rounds=2",
+            "gate=best",
+            "evaluate.control=true",
+            "evaluate.best_of=2",
+            "prompts.rows=300",
+        ),
+        "evaluate.prompted={system: Do all that is asked., few_shot: []}",
+        *(
+            f"backend@{place}=transformers"
+            for place in ("sample.backend", "evaluate.sample.backend")
+        ),
         *(
             "+benchmark@benchmark.order=task",
             "benchmark.order={task: order, tasks: tasks, data: {test: order.jsonl}}",
@@ -55,9 +64,9 @@ def test_a_whole_run_with_every_row_a_benchmark_and_the_gate_on_two_rounds(tmp_p
     ]
     assert [row["model"] for row in report["benchmarks"] if row["chief"]] == MODELS
     assert [row["n"] for row in report["benchmarks"]] == [40] * len(MODELS)
-    assert report["gates"][-1]["chosen"] == report["exam"]["chosen"]
+    assert report["gates"][-1]["chosen"] == report["evaluation"]["chosen"]
     assert [row["state"] for row in report["retention"]] == (
-        [] if report["exam"]["chosen"] == "sft" else ["kept"]
+        [] if report["evaluation"]["chosen"] == "sft" else ["kept"]
     )
     again = subprocess.run(
         command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True

@@ -33,7 +33,7 @@ SMALL = [
     "train.batch=2",
     "train.runtime.micro_batch=2",
     "train.runtime.save_every=1",
-    "pair.dev={share: 0.1, least: 4, most_share: 0.2}",
+    "pair.dev={share: 0.1, min: 4, max_share: 0.2}",
     "evaluate.resamples=500",
 ]
 COLUMNS = {
@@ -65,13 +65,13 @@ COLUMNS = {
         ),
         *("margin", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "origin"),
     },
-    "refer": {"sample_id", "prompt_id", "logp", "tokens"},
+    "reference": {"sample_id", "prompt_id", "logp", "tokens"},
 }
 FILES = {
     "sample": "samples/*.parquet",
     "score": "scores/*.parquet",
     "pair": "train.parquet",
-    "refer": "logps.parquet",
+    "reference": "logps.parquet",
 }
 
 
@@ -135,7 +135,7 @@ def test_the_last_line_is_the_report_and_it_keeps_the_contract(finished):
     assert abs(sft["kl"]["mean"]) < 1e-4, (
         "vLLM's log-probabilities and transformers' are of the same model"
     )
-    assert {"sample", "train", "refer"} <= {row["stage"] for row in report["cost"]}
+    assert {"sample", "train", "reference"} <= {row["stage"] for row in report["cost"]}
 
 
 @pytest.mark.model
@@ -236,14 +236,17 @@ def test_the_smoke_recipe_shows_that_training_helped(tmp_path):
 
 def greedy_answers(folder: Path, backend: str) -> dict[str, list[int]]:
     """The tokens of the SFT model to 100 test prompts."""
-    calm = ["exam.sample.settings.answer.temperature=0", "exam.sample.settings.answer.top_p=1"]
+    calm = [
+        "evaluate.sample.settings.answer.temperature=0",
+        "evaluate.sample.settings.answer.top_p=1",
+    ]
     words = [
         "recipes=smoke",
         "until=sample@test sft",
-        f"backend@exam.sample.backend={backend}",
+        f"backend@evaluate.sample.backend={backend}",
         *calm,
     ]
-    asked = command(*words, "exam.sample.per_round=100")
+    asked = command(*words, "evaluate.sample.per_round=100")
     done = subprocess.run(asked, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = Samples(folder / done.stdout.splitlines()[-1]).read("answer")
@@ -289,10 +292,10 @@ def test_full_lora_and_qlora_each_raise_the_dev_score(tmp_path):
         "sft",
         *(f"{stage} round 1" for stage in ("sample", "score", "pair")),
     ]
-    shared += [f"{stage} dev sft" for stage in ("sample", "score", "refer")]
+    shared += [f"{stage} dev sft" for stage in ("sample", "score", "reference")]
     for adapter, rate in rates.items():
-        rated = [f"train.learning_rate={rate}", f"train.runtime.usual_rate={rate}"]
-        words = [f"adapter@train.adapter={adapter}", *rated, "exam.split=dev", "rounds=1"]
+        rated = [f"train.learning_rate={rate}", f"train.runtime.typical_learning_rate={rate}"]
+        words = [f"adapter@train.adapter={adapter}", *rated, "evaluate.split=dev", "rounds=1"]
         done = subprocess.run(
             command("recipes=smoke", *words),
             cwd=tmp_path,
@@ -313,7 +316,7 @@ def test_full_lora_and_qlora_each_raise_the_dev_score(tmp_path):
         gain = next(
             d for d in report["differences"] if (d["model"], d["scorer"]) == ("round-1", "rules")
         )
-        assert report["exam"]["split"] == "dev" and gain["low"] > 0, (adapter, gain)
+        assert report["evaluation"]["split"] == "dev" and gain["low"] > 0, (adapter, gain)
         print(
             adapter,
             {model["name"]: model["metrics"]["rules"]["mean"] for model in report["models"]},
@@ -339,21 +342,21 @@ def test_the_sweep_builds_what_its_points_share_once(tmp_path):
         "prompts",
         "base",
         "sft",
-        *(f"{stage} round 1" for stage in ("sample", "score", "pair", "refer")),
+        *(f"{stage} round 1" for stage in ("sample", "score", "pair", "reference")),
     ]
-    exams = [
+    evals = [
         f"{stage} dev {model}"
-        for stage in ("sample", "score", "refer")
+        for stage in ("sample", "score", "reference")
         for model in ("base", "sft")
     ]
-    assert {name: names.count(name) for name in [*shared, *exams]} == dict.fromkeys(
-        [*shared, *exams], 1
+    assert {name: names.count(name) for name in [*shared, *evals]} == dict.fromkeys(
+        [*shared, *evals], 1
     )
     page = tmp_path / done.stdout.splitlines()[-1]
     assert page.name == "sweep.html" and (page.parent / "best" / "report.html").exists()
     points = json.loads((page.parent / "points.json").read_text())
     assert [p["status"] for p in points] == ["done"] * 4
     assert len({(p["score"], p["kl"]) for p in points}) == 4
-    assert {f"{stage} test round-1" for stage in ("sample", "score", "refer")} <= set(names), (
+    assert {f"{stage} test round-1" for stage in ("sample", "score", "reference")} <= set(names), (
         "the best one, on test"
     )

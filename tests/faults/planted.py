@@ -11,7 +11,7 @@ from tests.support.house import HOUSE, SMALL
 
 TRACEBACK = "Traceback (most recent call last)"
 SECONDS = 50  # of one fuzzing test under the marker `slow`; all of them take five minutes
-SCRIPTED = ["backend@sample.backend=scripted", "backend@exam.sample.backend=scripted"]
+SCRIPTED = ["backend@sample.backend=scripted", "backend@evaluate.sample.backend=scripted"]
 
 
 @dataclass

@@ -190,10 +190,10 @@ KNOBS = [
     "store",
     "recipes",
     "prompts",
-    "score@exam.score",
+    "score@evaluate.score",
 ]
 KNOBS += [
-    "exam.duels",
+    "evaluate.duels",
     "hydra.mode",
     "hydra.sweep.dir",
     "seed",

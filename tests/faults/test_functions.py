@@ -186,7 +186,7 @@ def test_keys_of_the_environment_are_masked_in_what_is_printed_and_kept(odd, mon
     monkeypatch.setenv("HF_TOKEN", KEY)
     monkeypatch.setenv("SOME_KEY", "word")  # too short to be one
     monkeypatch.setenv(api_client.KEY_NAMES_VARIABLE, "")
-    api_client.register_key_names({"exam": [{"engine": {"runtime": {"api_key_env": "JUDGE"}}}]})
+    api_client.register_key_names({"evaluate": [{"engine": {"runtime": {"api_key_env": "JUDGE"}}}]})
     with opened(odd, "prints") as scorer:
         found = [*scorer.score(two(1))]
     printed = capfd.readouterr().err
@@ -231,7 +231,7 @@ def function(name: str, *words: str, **environment: str):
         world.words = [
             *SCORED,
             *own,
-            "+scorer@exam.score.scorers.mine=length",
+            "+scorer@evaluate.score.scorers.mine=length",
             "pair.scorer=mine",
             *words,
         ]
@@ -254,9 +254,9 @@ FAULTS = [
           function("always_sleeps", "score.scorers.mine.runtime.timeout=2"), 2,
           says=("score.scorers.mine.runtime.timeout=2",)),
     Fault("a function that prints the environment",
-          function("prints", "+scorer@exam.score.scorers.j=rubric",
-                   "exam.score.scorers.j.engine.model=m",
-                   "exam.score.scorers.j.engine.runtime.api_key_env=JUDGE",
+          function("prints", "+scorer@evaluate.score.scorers.j=rubric",
+                   "evaluate.score.scorers.j.engine.model=m",
+                   "evaluate.score.scorers.j.engine.runtime.api_key_env=JUDGE",
                    JUDGE="odd-planted", HF_TOKEN=KEY),
           0, never=("odd-planted", KEY), kept=all_failed),
 ]  # fmt: skip

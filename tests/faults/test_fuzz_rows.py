@@ -66,7 +66,9 @@ def read(data: bytes, suffix: str, on_bad_row: str) -> None:
         demonstrations = {"kind": "jsonl", "path": str(path), "on_bad_row": on_bad_row}
         for reader in (
             lambda: kept(read_prompts(PromptRows(**told), "prompts", on_bad_row)),
-            lambda: read_preferences(PreferenceRows(**told, on_bad_row=on_bad_row, thumbs_at=0.5)),
+            lambda: read_preferences(
+                PreferenceRows(**told, on_bad_row=on_bad_row, unpaired_threshold=0.5)
+            ),
             lambda: read_demonstrations(
                 TypeAdapter(DemonstrationsConfig).validate_python(demonstrations)
             ),

@@ -278,12 +278,14 @@ def test_a_key_in_a_body_is_refused_and_not_repeated(body):
         ) as refusal:
             composed(*SMALL, *words, f"{at}.engine.body={body}")
         assert "planted" not in str(refusal.value)
-    rival = ["+other@exam.others.rival=served", "exam.others.rival.model=m"]
+    rival = ["+baseline@evaluate.baselines.rival=served", "evaluate.baselines.rival.model=m"]
     rival += [
-        "exam.others.rival.runtime.base_url=http://localhost:1/v1",
-        f"exam.others.rival.body={body}",
+        "evaluate.baselines.rival.runtime.base_url=http://localhost:1/v1",
+        f"evaluate.baselines.rival.body={body}",
     ]
-    with pytest.raises(UserError, match=r"exam\.others\.rival\.body.*api_key_env") as refusal:
+    with pytest.raises(
+        UserError, match=r"evaluate\.baselines\.rival\.body.*api_key_env"
+    ) as refusal:
         composed(*SMALL, *rival)
     assert "planted" not in str(refusal.value)
 

@@ -21,7 +21,12 @@ from pipeline.scorers.label_files import read_labels
 from tests.faults.planted import Fault, World, hold
 
 GOOD = [{"prompt": f"Tell me {number} things about the sea."} for number in range(30)]
-ROWS = ["until=prompts", "sft.model=hub/model", f"sft.revision={'0' * 40}", "prompts.near=null"]
+ROWS = [
+    "until=prompts",
+    "sft.model=hub/model",
+    f"sft.revision={'0' * 40}",
+    "prompts.near_duplicate_threshold=null",
+]
 ROWS += ["prompts.split={dev: 5, test: 5}"]
 SURROGATE = '"\\ud800"'  # as JSON spells half a character
 
@@ -194,7 +199,7 @@ def test_whole_floats_are_ids_and_a_missing_one_is_none(tmp_path):
 def preferences(folder: Path, *rows: str):
     path = folder / "rows.jsonl"
     path.write_text("\n".join(rows))
-    told = {"shape": "auto", "columns": {}, "on_bad_row": "skip", "thumbs_at": None}
+    told = {"shape": "auto", "columns": {}, "on_bad_row": "skip", "unpaired_threshold": None}
     return read_preferences(PreferenceRows(source=FileRows(kind="file", path=str(path)), **told))
 
 

@@ -22,7 +22,7 @@ RANKED = ["best_worst", "best_random", "random", "top_bottom", "all_pairs", "len
 ASKED = (
     "pair.filters={allow_refusals: false, repeats: true, pass_rate: {at: 0.5, least: 0.1,"
     " most: 0.9}, min_margin: 0.1, "
-    "min_chosen: 0.2, max_rejected: 0.9, max_length_ratio: 3, near: 0.9}"
+    "min_chosen: 0.2, max_rejected: 0.9, max_length_ratio: 3, near_duplicate_threshold: 0.9}"
 )
 
 
@@ -269,7 +269,7 @@ PAIR = {
         ("scorers disagree", "max_disagreement", 0.5, 0.49),
         ("judge flips", "max_flip_rate", 0.4, 0.39),
         ("unlikely under the reference", "min_reference", -3, -2.9),
-        ("nearly equal answers", "near", 0.9, None),
+        ("nearly equal answers", "near_duplicate_threshold", 0.9, None),
     ],
 )
 def test_a_filter_s_limit_is_where_it_says(reason, word, loose, strict):
@@ -507,7 +507,7 @@ def test_near_filters_name_both_kinds():
         PAIR | {"prompt_id": "c", "prompt_text": "", "chosen_text": long + " too"},
         PAIR | {"prompt_id": "d", "prompt_text": "another", "chosen_text": "something else"},
     ]
-    kept, dropped = selection.filter_pairs(asking(near=0.9), pl.DataFrame(rows))
+    kept, dropped = selection.filter_pairs(asking(near_duplicate_threshold=0.9), pl.DataFrame(rows))
     assert dropped.select("prompt_id", "reason").rows() == [
         ("a", "nearly equal answers"),
         ("c", "near another pair"),

@@ -24,7 +24,7 @@ REWARD = ["reward=train", "scorer@score.scorers.rules=reward_model", "preference
 MATH = [
     "score=own",
     "pair.scorer=m",
-    *(f"+scorer@{at}.scorers.m=math" for at in ("score", "exam.score")),
+    *(f"+scorer@{at}.scorers.m=math" for at in ("score", "evaluate.score")),
 ]
 OWN = ["+scorer@score.scorers.own=function", "score.scorers.own.function=./own.py:soner"]
 PACKAGES = {
@@ -122,7 +122,7 @@ REFUSED_BOTH_TIMES = [
     (["prompts.evaluation.own=odd.jsonl"], "odd.jsonl: 1 of 2 rows cannot be used:"),
     (["prompts.split.test=shapeless.jsonl"], "Give prompts.split.test.columns="),
     (
-        ["prompts.caps={column: kinds, most: 3}"],
+        ["prompts.caps={column: kinds, max: 3}"],
         "prompts.caps.column=kinds: no row has this column. Did you mean kind",
     ),
     (
@@ -143,7 +143,7 @@ REFUSED_BOTH_TIMES = [
     ),
     (["rounds=4", "sample.per_round=8"], "rounds=4 need 32 prompts, and there are at most 30."),
     (
-        ["exam.sample.per_round=6"],
+        ["evaluate.sample.per_round=6"],
         "sample.per_round=6: rounds=1 need 6 prompts, and there are at most 5",
     ),
     (
@@ -262,7 +262,7 @@ def test_what_is_in_the_store_already_is_held_against_what_is_still_to_do(capsys
     """The prompts are there: their own columns count, and their source is not read again."""
     from pipeline.driver.executor import prepare_plan
     from pipeline.plan import plan
-    from tests.support import exams
+    from tests.support import evals
 
     cfg = planned("evaluate.slices=[kinds]")
     prepared = prepare_plan(cfg, [plan(cfg)])
@@ -270,7 +270,7 @@ def test_what_is_in_the_store_already_is_held_against_what_is_still_to_do(capsys
     folder = prepared.folder(made)
     write_json(folder / "funnel.json", {"out": dict.fromkeys(("train", "dev", "test"), 1)})
     for part in ("train", "dev", "test"):
-        table = read_table(exams.prompts(Path("made"), ["p"]).path / "prompts.parquet")
+        table = read_table(evals.prompts(Path("made"), ["p"]).path / "prompts.parquet")
         write_table(folder / part / "prompts.parquet", table)
     manifest = {
         "stage": "prompts",

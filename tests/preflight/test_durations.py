@@ -33,7 +33,7 @@ def planned(card, tmp_path):
         "prompts=playground",
         f"sft.model={model}",
         "sample.per_round=100",
-        "exam.sample.per_round=30",
+        "evaluate.sample.per_round=30",
         "rounds=2",
     ]
     cfg = composed(
@@ -74,8 +74,8 @@ def test_before_anything_is_measured_the_plan_says_when_it_will_be_known(planned
     for kind in (
         "sample (2 steps)",
         "sample of evaluations (",
-        "refer (2 steps)",
-        "refer of evaluations (",
+        "reference (2 steps)",
+        "reference of evaluations (",
         "train (2 steps)",
     ):
         assert kind in line
@@ -88,9 +88,9 @@ def test_a_measured_draw_tells_the_others_and_the_exams(planned):
     found = Durations(planned)
     # 100 prompts × 8 answers of 50 tokens at 100 tokens a second, after an engine's start.
     assert found.estimate(steps["sample@2"]) == 20 + 100 * 8 * 50 / 100
-    exam = steps["sample@test round-1"]
-    each = sum(setting.n for setting in exam.config.settings.values())
-    assert found.estimate(exam) == 20 + 30 * each * 50 / 100
+    evaluation = steps["sample@test round-1"]
+    each = sum(setting.n for setting in evaluation.config.settings.values())
+    assert found.estimate(evaluation) == 20 + 30 * each * 50 / 100
     assert found.estimate(steps["score@2"]) is None
     told, unknown = lines(planned)
     for kind in ("sample", "sample of evaluations"):
@@ -147,20 +147,23 @@ def test_the_newest_measure_counts(planned):
         {**DRAWN, "tokens_per_second": 200.0},
         created="2026-01-03",
     )
-    exam = steps["sample@test round-2"]
-    each = sum(setting.n for setting in exam.config.settings.values())
-    assert Durations(planned).estimate(exam) == 20 + 30 * each * 50 / 200
+    evaluation = steps["sample@test round-2"]
+    each = sum(setting.n for setting in evaluation.config.settings.values())
+    assert Durations(planned).estimate(evaluation) == 20 + 30 * each * 50 / 200
 
 
 def test_references_and_marks_are_told_by_rows(planned):
     steps = steps_of(planned)
     build(
-        planned, steps["refer@1"], {"rows": 100, "tokens": 1, "parameters": PARAMETERS}, seconds=50
+        planned,
+        steps["reference@1"],
+        {"rows": 100, "tokens": 1, "parameters": PARAMETERS},
+        seconds=50,
     )
     build(planned, steps["score@1"], {"answers": 800, "scores": 800}, seconds=40)
     found = Durations(planned)
     assert (
-        found.estimate(steps["refer@2"])
+        found.estimate(steps["reference@2"])
         == 2 * 100 * steps["pair@2"].config.pairs_per_prompt * 50 / 100
     )
     assert found.estimate(steps["score@2"]) == 40

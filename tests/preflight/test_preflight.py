@@ -26,7 +26,7 @@ from pipeline.preflight.prompt_lengths import PromptTokenizer
 from pipeline.sampling.prompt_selection import split_by_length
 from pipeline.step import Identity, Step
 from tests.stages import test_sample
-from tests.support import exams
+from tests.support import evals
 from tests.support.house import HOUSE, composed, identity_of
 from tests.support.tiny import CHAT, tiny_model
 
@@ -66,13 +66,14 @@ def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there)
 def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
     with pytest.raises(
         UserError,
-        match=r"^exam.sample.backend.runtime.tensor_parallel=3: this machine shows 2 GPUs",
+        match=r"^evaluate.sample.backend.runtime.tensor_parallel=3: this machine shows 2 GPUs",
     ):
-        preflight.check_steps(steps(*GIVEN, "exam.sample.backend.runtime.tensor_parallel=3"))
+        preflight.check_steps(steps(*GIVEN, "evaluate.sample.backend.runtime.tensor_parallel=3"))
     with pytest.raises(
-        UserError, match=r"^exam.sample.runtime.workers=3 of 1 GPU each: this machine shows 2 GPUs"
+        UserError,
+        match=r"^evaluate.sample.runtime.workers=3 of 1 GPU each: this machine shows 2 GPUs",
     ):
-        preflight.check_steps(steps(*GIVEN, "exam.sample.runtime.workers=3"))
+        preflight.check_steps(steps(*GIVEN, "evaluate.sample.runtime.workers=3"))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_completions_that_fill_the_context():
     words = [
         "recipes=smoke",
         "backend@sample.backend=transformers",
-        "backend@exam.sample.backend=transformers",
+        "backend@evaluate.sample.backend=transformers",
     ]
     preflight.check_steps(steps(*words))
     with pytest.raises(
@@ -324,7 +325,7 @@ def test_prompts_that_fit_nowhere_are_refused_before_sft_is_trained(
     planned = steps("recipes=smoke", "rounds=1", "sample.per_round=2", *words)
     made = next(step for step in planned if step.stage == "base")
     texts = ["say six things of a river ?", "and " * 90]
-    asked = [exams.prompts(tmp_path, texts, "{}", part).path for part in ("train", "test")]
+    asked = [evals.prompts(tmp_path, texts, "{}", part).path for part in ("train", "test")]
     folders = {"base": spelled(tmp_path / "base", template), "prompts": asked[0].parent}
     # base answers with its own template; its evaluation does not matter here.
     coming = [step for step in planned if step.label != "test base"]
@@ -356,7 +357,7 @@ def test_each_round_s_own_prompts_have_to_fit(tmp_path):
     """The first round's do, and of the second round's none."""
     planned = steps("recipes=smoke", "sample.per_round=1", "limits.prompt=7")
     made = next(step for step in planned if step.stage == "base")
-    folder = exams.prompts(
+    folder = evals.prompts(
         tmp_path, ["say six things of a river ?", "and " * 90], "{}", "train"
     ).path.parent
     folders = {"base": spelled(tmp_path / "base", None), "prompts": folder}
@@ -439,7 +440,12 @@ def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
         "reward.start={kind: tiny, vocabulary: 300, hidden: 64, layers: 1, heads: 1, context: 9,"
         " seed: 1}",
     ]
-    words += ["score=reward", "pair.scorer=reward", "sample.more=[4]", "evaluate.scorer=reward"]
+    words += [
+        "score=reward",
+        "pair.scorer=reward",
+        "sample.resample_ties=[4]",
+        "evaluate.scorer=reward",
+    ]
     draws = [step for step in steps("recipes=smoke", *words) if step.stage == "sample"]
     assert {model.stage for draw in draws for model in trace_lineage(draw.inputs["policy"])} == {
         "base",
@@ -449,7 +455,7 @@ def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
     preflight.check_steps(draws)
 
 
-SCRIPTED = "backend@sample.backend=scripted", "backend@exam.sample.backend=scripted"
+SCRIPTED = "backend@sample.backend=scripted", "backend@evaluate.sample.backend=scripted"
 
 
 @pytest.mark.model
@@ -480,7 +486,7 @@ def at_the_door(folder: Path, *words: str) -> None:
     """As soon as the prompts are there, whose one column is `category`."""
     write_json(folder / "funnel.json", {"out": dict.fromkeys(("train", "dev", "test"), 1)})
     for part in ("train", "dev", "test"):
-        table = read_table(exams.prompts(folder, ["p"]).path / "prompts.parquet")
+        table = read_table(evals.prompts(folder, ["p"]).path / "prompts.parquet")
         write_table(folder / part / "prompts.parquet", table)
     planned = steps(*GIVEN, *words)
     check_prompts(next(step for step in planned if step.stage == "prompts"), folder, planned)
@@ -490,7 +496,7 @@ def test_columns_that_no_prompt_has_are_missed_before_anything_is_drawn(tmp_path
     math = [
         "score=own",
         "pair.scorer=m",
-        *(f"+scorer@{at}.scorers.m=math" for at in ("score", "exam.score")),
+        *(f"+scorer@{at}.scorers.m=math" for at in ("score", "evaluate.score")),
     ]
     with pytest.raises(
         UserError, match=r"(?s)scorer rules .* column constraints, .* have category.*score=own"
@@ -498,7 +504,7 @@ def test_columns_that_no_prompt_has_are_missed_before_anything_is_drawn(tmp_path
         at_the_door(tmp_path)
     with pytest.raises(UserError, match=r"scorer m \(math\) reads the prompts' column answer"):
         at_the_door(tmp_path, *math)
-    math += [f"{at}.scorers.m.column=category" for at in ("score", "exam.score")]
+    math += [f"{at}.scorers.m.column=category" for at in ("score", "evaluate.score")]
     at_the_door(tmp_path, *math, "evaluate.slices=[category]")
     with pytest.raises(
         UserError,
@@ -513,7 +519,10 @@ def test_a_judge_s_key_is_missed_before_anything_is_built(monkeypatch):
             "+scorer@score.scorers.j=rubric",
             "score.scorers.j.engine.model=good",
         ],
-        "exam.duels.j.engine": ["+duel@exam.duels.j=default", "exam.duels.j.engine.model=good"],
+        "evaluate.duels.j.engine": [
+            "+duel@evaluate.duels.j=default",
+            "evaluate.duels.j.engine.model=good",
+        ],
     }
     for knob, judge in judges.items():
         monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
@@ -530,8 +539,8 @@ def asked_at(url: str) -> list[str]:
     """A judge of samples, one of two models and another model, all behind one server."""
     given = {
         "score.scorers.j.engine": ["+scorer@score.scorers.j=rubric"],
-        "exam.duels.j.engine": ["+duel@exam.duels.j=default"],
-        "exam.others.big": ["+other@exam.others.big=served"],
+        "evaluate.duels.j.engine": ["+duel@evaluate.duels.j=default"],
+        "evaluate.baselines.big": ["+baseline@evaluate.baselines.big=served"],
     }
     named = [
         word for knob in given for word in (f"{knob}.model=m", f"{knob}.runtime.base_url={url}")
@@ -565,7 +574,9 @@ def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(
     assert said.startswith(f"{silence} (Connection refused).\n  score round 1 asks it first: ")
     assert said.endswith(f"or give {where}=ADDRESS of one that runs.")
     later = [step for step in planned if step.stage != "score"]  # scored already
-    assert "! exam.others.big.runtime.base_url=" in next(preflight.warn_of_silent_servers(later))
+    assert "! evaluate.baselines.big.runtime.base_url=" in next(
+        preflight.warn_of_silent_servers(later)
+    )
     assert not list(
         preflight.warn_of_silent_servers(
             step for step in later if step.stage not in ("sample", "duel")

@@ -149,13 +149,13 @@ def test_a_certain_loss_is_a_no_and_an_unknown_one_no_yes():
 def test_an_absent_benchmark_is_named_with_its_reason_and_the_report_is_whole(tmp_path):
     run = Run(tmp_path)
     run.add("sft", scored(0.2)).add("round-1", scored(lambda i: 0.5 + i % 3 / 10))
-    for name in run.exams:
+    for name in run.evals:
         folder = tmp_path / name
         there, gone = (
             write_metrics(folder / "quiz", [1, 0] * 50),
             write_metrics(folder / "arc", "No <network>.\n  Connect."),
         )
-        run.exams[name]["metrics"] = {"quiz": there, "arc": gone}
+        run.evals[name]["metrics"] = {"quiz": there, "arc": gone}
     report = run.evaluate(
         config=CONFIG.model_copy(update={"retention": {"arc": 0.1, "quiz": 0.2, "rules": 0.0}})
     )
@@ -177,8 +177,8 @@ def test_an_absent_benchmark_is_named_with_its_reason_and_the_report_is_whole(tm
 def test_a_model_that_lost_something_does_not_stand_as_better(tmp_path):
     run = Run(tmp_path)
     run.add("sft", scored(0.2)).add("round-1", scored(lambda i: 0.5 + i % 3 / 10))
-    run.exams["sft"]["metrics"] = {"quiz": write_metrics(tmp_path / "a", [1] * 60)}
-    run.exams["round-1"]["metrics"] = {"quiz": write_metrics(tmp_path / "b", [0, 1] * 30)}
+    run.evals["sft"]["metrics"] = {"quiz": write_metrics(tmp_path / "a", [1] * 60)}
+    run.evals["round-1"]["metrics"] = {"quiz": write_metrics(tmp_path / "b", [0, 1] * 30)}
     report = run.evaluate(config=CONFIG.model_copy(update={"retention": {"quiz": 0.1}}))
     assert report["verdict"]["better"] == "no" and "quiz was lost" in report["verdict"]["why"]
     assert "round-1 lost quiz." in (run.out / "report.html").read_text()

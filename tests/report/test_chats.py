@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Prompts, Samples, note_cost, read_table, write_table
-from pipeline.config import ConversationRequest, EvaluationQuestions, ExamConfig
+from pipeline.config import ConversationRequest, EvaluateConfig, EvaluationQuestions
 from pipeline.config.cross_checks import find_mismatches
 from pipeline.errors import UserError
 from pipeline.plan import plan
@@ -17,8 +17,8 @@ from tests.stages import test_sample
 from tests.stages.test_evaluate import CONFIG, Run, scored
 from tests.stages.test_evaluate import named as row_of
 from tests.stages.test_sample import POLICY
-from tests.support import exams
-from tests.support.exams import answer
+from tests.support import evals
+from tests.support.evals import answer
 from tests.support.house import composed, identity_of, named
 
 MT_BENCH = [
@@ -55,13 +55,16 @@ ALPACA = [
 GIVEN = ["prompts.path=recipes/smoke.yaml", "sft.model=hub/model", f"sft.revision={'0' * 40}"]
 TWO = [
     "prompts.evaluation.mt=recipes/smoke.yaml",
-    "+chat@exam.chats.mt=two_turns",
-    "+score@exam.chats.mt.score=rules",
+    "+chat@evaluate.chats.mt=two_turns",
+    "+score@evaluate.chats.mt.score=rules",
 ]
-JUDGE = ["+duel@exam.chats.mt.duels.judge=default", "exam.chats.mt.duels.judge.engine.model=m"]
+JUDGE = [
+    "+duel@evaluate.chats.mt.duels.judge=default",
+    "evaluate.chats.mt.duels.judge.engine.model=m",
+]
 RIVAL = [
-    "+other@exam.others.rival=served",
-    "exam.others.rival={model: m, runtime: {base_url: 'http://localhost/v1'}}",
+    "+baseline@evaluate.baselines.rival=served",
+    "evaluate.baselines.rival={model: m, runtime: {base_url: 'http://localhost/v1'}}",
 ]
 
 
@@ -87,9 +90,9 @@ def cfg():
     return composed(*GIVEN, *TWO, *JUDGE, *RIVAL)
 
 
-def of_exam(cfg, **changes):
-    """The same config with another exam."""
-    return cfg.model_copy(update={"exam": cfg.exam.model_copy(update=changes)})
+def of_evaluation(cfg, **changes):
+    """The same config with another evaluation."""
+    return cfg.model_copy(update={"evaluate": cfg.evaluate.model_copy(update=changes)})
 
 
 def identities(cfg):
@@ -97,7 +100,7 @@ def identities(cfg):
 
 
 def test_a_set_is_asked_of_every_model_and_changes_nothing_before_it(cfg):
-    before, after = identities(of_exam(cfg, chats={})), identities(cfg)
+    before, after = identities(of_evaluation(cfg, chats={})), identities(cfg)
     assert {name for name in before if after[name] != before[name]} == {"evaluate@report"}
     steps = named(plan(cfg))
     of = ("sft", "round-1", "rival")
@@ -109,7 +112,7 @@ def test_a_set_is_asked_of_every_model_and_changes_nothing_before_it(cfg):
     assert (drawn.config.turns, set(drawn.config.settings)) == (2, {"answer"})
     assert steps["sample@test rival mt"].config.backend.kind == "served"
     assert drawn.inputs["prompts"].step is steps["prompts@test mt"]
-    assert "prompts@test mt" not in named(plan(of_exam(cfg, split="dev")))
+    assert "prompts@test mt" not in named(plan(of_evaluation(cfg, split="dev")))
 
 
 def test_a_set_that_is_not_behind_the_fence_is_refused(cfg):
@@ -117,18 +120,22 @@ def test_a_set_that_is_not_behind_the_fence_is_refused(cfg):
     assert named(plan(cfg))["prompts@test mt"].config.rows == cfg.prompts.evaluation["mt"]
     bare = cfg.model_copy(update={"prompts": cfg.prompts.model_copy(update={"evaluation": {}})})
     assert any(
-        "exam.chats.mt: prompts.evaluation has no set" in fault for fault in find_mismatches(bare)
+        "evaluate.chats.mt: prompts.evaluation has no set" in fault
+        for fault in find_mismatches(bare)
     )
 
 
 def test_several_answers_to_a_turn_cannot_be_followed(cfg):
     several = {
-        **cfg.exam.sample.settings,
-        "answer": cfg.exam.sample.settings["answer"].model_copy(update={"n": 2}),
+        **cfg.evaluate.sample.settings,
+        "answer": cfg.evaluate.sample.settings["answer"].model_copy(update={"n": 2}),
     }
     with pytest.raises(ValueError, match=r"chats\.mt: .* Give .*settings\.answer\.n=1"):
-        ExamConfig(
-            **{**dict(cfg.exam), "sample": cfg.exam.sample.model_copy(update={"settings": several})}
+        EvaluateConfig(
+            **{
+                **dict(cfg.evaluate),
+                "sample": cfg.evaluate.sample.model_copy(update={"settings": several}),
+            }
         )
 
 
@@ -271,7 +278,7 @@ def talk(folder, name, texts):
     ]
     write_table(
         folder / name / "samples" / "0.parquet",
-        pl.DataFrame(rows[::-1], schema=exams.SAMPLE, orient="row"),
+        pl.DataFrame(rows[::-1], schema=evals.SAMPLE, orient="row"),
     )
     return Samples(folder / name)
 
@@ -311,8 +318,8 @@ class Chat(Run):
             for turn, score in ((1, first), (2, second))
             if (keys.index(key), turn) not in without
         ]
-        of = exams.model(self.store, "base", f"c0ffee{len(self.asked):06d}")
-        made = exams.exam(of, rows)
+        of = evals.model(self.store, "base", f"c0ffee{len(self.asked):06d}")
+        made = evals.make_eval(of, rows)
         table = (
             made["samples"]
             .read()
@@ -331,12 +338,12 @@ class Chat(Run):
     def report(self, **changes):
         from pipeline.stages import evaluate
 
-        chats = {"mt": {"prompts": self.questions, "exams": self.asked}}
-        parts = {"prompts": self.prompts, "exams": self.exams, "pairs": [], "chats": chats}
+        chats = {"mt": {"prompts": self.questions, "evals": self.asked}}
+        parts = {"prompts": self.prompts, "evals": self.evals, "pairs": [], "chats": chats}
         evaluate.run(
             CONFIG.model_copy(update=changes),
             self.out,
-            chosen=self.exams["round-1"]["model"],
+            chosen=self.evals["round-1"]["model"],
             **parts,
         )
         return json.loads((self.out / "report.json").read_text())
@@ -368,8 +375,8 @@ def test_each_turn_has_its_mean_and_the_whole_its_difference(tmp_path):
 
 def test_a_set_that_nothing_marks_has_no_columns_of_marks(tmp_path):
     run = Chat(tmp_path).talk("sft", 0.6, 0.2).talk("round-1", 0.8, 0.6)
-    for exam in run.asked.values():
-        exam.pop("scores")
+    for evaluation in run.asked.values():
+        evaluation.pop("scores")
     run.report()
     assert "| model | tokens per answer |" in (tmp_path / "out" / "report.md").read_text()
 
@@ -401,12 +408,13 @@ def write_set(folder, name, rows, model, texts):
 
     questions = read_questions(folder / f"{name}-q", rows)
     told = dict(zip(questions.read()["prompt_id"], texts, strict=True))
-    exam = {
-        "model": exams.model(folder / "store", "sft", "a" * 12),
+    evaluation = {
+        "model": evals.model(folder / "store", "sft", "a" * 12),
         "samples": talk(folder, model, told),
     }
     write_answers(
-        folder / "out", read_question_set(name, {"prompts": questions, "exams": {model: exam}})
+        folder / "out",
+        read_question_set(name, {"prompts": questions, "evals": {model: evaluation}}),
     )
     return folder / "out"
 

@@ -12,7 +12,7 @@ from pipeline.config.cross_checks import find_mismatches
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.stages.test_evaluate import CONFIG, IDS, Run, named
-from tests.support.exams import answer
+from tests.support.evals import answer
 from tests.support.house import SMALL, composed, identity_of
 from tests.support.house import named as named_steps
 
@@ -117,7 +117,7 @@ def test_scores_are_no_contest_and_are_sent_to_the_scorer(run, tmp_path):
     path.write_text('{"sample_id": "p000:sft", "score": 3}\n')
     with pytest.raises(
         UserError,
-        match=r"evaluate\.labels\.people=.*scores of single answers[\s\S]*exam\.score\.scorers",
+        match=r"evaluate\.labels\.people=.*scores of single answers[\s\S]*evaluate\.score\.scorers",
     ):
         evaluate(run, str(path))
 
@@ -143,11 +143,11 @@ def test_labels_enter_the_evaluation_by_content_and_nothing_else(tmp_path):
 
 
 def test_what_label_shows_of_two_models_comes_back_as_their_contest(run, tmp_path):
-    """The page's own ids join: both models of the exam, sides mixed."""
+    """The page's own ids join: both models of the evaluation, sides mixed."""
     story = tmp_path / "story"
     (story / "store").mkdir(parents=True)
     for name in ("sft", "round-1"):
-        drawn = run.exams[name]["samples"].read()
+        drawn = run.evals[name]["samples"].read()
         messages = [[{"role": "user", "content": key}] for key in drawn["prompt_id"]]
         text = [f"{answer} of {name}" for answer in drawn["completion"]]
         table = drawn.with_columns(prompt=pl.Series(messages), completion=pl.Series(text))

@@ -404,7 +404,13 @@ def a_report(name="round-1"):
         "accuracy": 0.5,
     }
     return {
-        "exam": {"split": "test", "prompts": 40, "scorer": "rules", "level": 0.95, "chosen": name}
+        "evaluation": {
+            "split": "test",
+            "prompts": 40,
+            "scorer": "rules",
+            "level": 0.95,
+            "chosen": name,
+        }
         | {"training": "rules", "gold": []},
         "verdict": {"better": "yes", "why": "Because <it> is 95 % so."},
         "models": [{"name": n, **model, "repetition": 0.01, "kl": estimate} for n in ("sft", name)],

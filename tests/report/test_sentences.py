@@ -80,7 +80,7 @@ def make_report(of: VerdictBasis, *gaps: dict[str, Any], **more: Any) -> dict[st
     names = {row["scorer"]: 0.5 for row in gaps}
     known = [make_model("sft", 0.0, **names), make_model("round-1", **names)]
     shown = {
-        "exam": {**vars(of)},
+        "evaluation": {**vars(of)},
         "models": known,
         "differences": list(gaps),
         "duels": [],
@@ -397,8 +397,8 @@ def test_where_scores_failed_the_reader_is_not_sent_to_an_empty_list_alone():
 
 
 def test_the_level_of_what_changed_is_never_rounded_to_zero():
-    assert "a p below 0.001," in write_note({"exam": {"level": 0.999}})
-    assert "a p below 0.05," in write_note({"exam": {"level": 0.95}})
+    assert "a p below 0.001," in write_note({"evaluation": {"level": 0.999}})
+    assert "a p below 0.05," in write_note({"evaluation": {"level": 0.95}})
 
 
 def test_a_rate_that_counts_ties_is_not_called_won():
@@ -466,9 +466,9 @@ def test_a_gold_scorer_without_the_one_that_made_pairs_is_not_denied():
     why = dict(
         explain_reliability(make_report(make_basis(training="judge"), make_gap("gold", 0.1, 0.2)))
     )
-    assert "No scorer" not in why["Gold"] and "exam.score.scorers.judge" in why["Gold"]
+    assert "No scorer" not in why["Gold"] and "evaluate.score.scorers.judge" in why["Gold"]
     assert (
-        "exam.score.scorers.gold.gold=true"
+        "evaluate.score.scorers.gold.gold=true"
         in dict(explain_reliability(make_report(make_basis(gold=()), make_gap("gold", 0.1, 0.2))))[
             "Gold"
         ]
@@ -476,9 +476,9 @@ def test_a_gold_scorer_without_the_one_that_made_pairs_is_not_denied():
 
 
 def test_where_the_scorer_that_made_pairs_is_the_only_one_another_has_to_be_added():
-    """`exam.score.scorers.NAME.gold=true` alone is refused without a scorer of that name."""
+    """`evaluate.score.scorers.NAME.gold=true` alone is refused without a scorer of that name."""
     shown = make_report(make_basis("gold", training="gold", gold=()), make_gap("gold", 0.1, 0.2))
-    added = "+scorer@exam.score.scorers.NAME=FILE exam.score.scorers.NAME.gold=true"
+    added = "+scorer@evaluate.score.scorers.NAME=FILE evaluate.score.scorers.NAME.gold=true"
     assert added in dict(explain_reliability(shown))["Gold"]
     assert not find_refusal(*added.replace("NAME", "long").replace("FILE", "length").split())
 
@@ -512,7 +512,7 @@ def test_people_who_judged_are_not_nobody():
     )
     assert "No judge" not in why["Flips"] and "people" in why["Flips"]
     assert (
-        "+duel@exam.duels"
+        "+duel@evaluate.duels"
         in dict(explain_reliability(make_report(make_basis(), make_gap("gold", 0.1, 0.2))))["Flips"]
     )
 
@@ -520,7 +520,7 @@ def test_people_who_judged_are_not_nobody():
 def test_a_control_cannot_be_had_on_dev_by_its_own_knob_alone():
     of = VerdictBasis("dev", 300, "gold", 0.95, "round-1", "reward", ("gold",))
     assert (
-        "exam.split=test with exam.control=true"
+        "evaluate.split=test with evaluate.control=true"
         in dict(explain_reliability(make_report(of, make_gap("gold", 0.1, 0.2))))["A/A control"]
     )
 
@@ -587,7 +587,7 @@ SPEAKING = [
     ),
 ]
 GROUPS = (
-    "train|pair|sample|score|exam|evaluate|prompts|gate|reward|refer|sft|offline|refit|sweep|limits"
+    "train|pair|sample|score|evaluate|prompts|gate|reward|reference|sft|offline|best_of_n|sweep|limits"
     "|template"
 )
 KNOB = re.compile(rf"(?<![\w./@+])(?:{GROUPS})(?:\.[a-z_A-Z]+)+(?:=[\w.\[\]]+)?")
@@ -695,7 +695,7 @@ def test_a_knob_that_does_not_exist_is_found_by_this_very_test():
         and not knob_exists("guards.warn_kl")
         and knob_exists("prompts.split.test")
     )
-    assert KNOB.findall("look at pair.noise, or pair.filters.near=0.9.") == [
+    assert KNOB.findall("look at pair.noise, or pair.filters.near_duplicate_threshold=0.9.") == [
         "pair.noise",
-        "pair.filters.near=0.9.",
+        "pair.filters.near_duplicate_threshold=0.9.",
     ]

@@ -1,4 +1,4 @@
-"""Intervals and tests against simulated exams whose truth is known; the first seed is 0."""
+"""Intervals and tests against simulated evals whose truth is known; the first seed is 0."""
 
 import numpy as np
 import pytest

@@ -86,8 +86,8 @@ def test_a_third_knob_leaves_each_cell_its_highest_score():
 
 def test_a_sweep_without_a_point_to_take_says_so_and_test_is_no_place_to_choose():
     assert "no point to take within 0.01 nats" in render_sweep(grid(budget=0.01))
-    assert "exam.split=dev" in render_sweep(grid(split="test"))
-    assert "exam.split=dev" not in render_sweep(grid())
+    assert "evaluate.split=dev" in render_sweep(grid(split="test"))
+    assert "evaluate.split=dev" not in render_sweep(grid())
 
 
 def test_a_sweep_s_lead_says_what_is_so():

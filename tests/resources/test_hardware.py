@@ -23,7 +23,7 @@ EVERYWHERE = [
     "prompts=playground", "sample.per_round=100",
     "sft=train", "base=checkpoint", "base.model=hub/model",
     f"base.revision={'0' * 40}", "reward=train", "preferences@reward.data=playground",
-    "init=refit", "refit=best",
+    "init=best_of_n", "best_of_n=default",
     "adapter@train.adapter=qlora", "score=reward", "pair.scorer=reward",
 ]  # fmt: skip
 

@@ -100,7 +100,10 @@ def test_needs_are_those_of_the_model_in_its_dtype(tmp_path, dtype, size):
     )
 
 
-TRANSFORMERS = ["backend@sample.backend=transformers", "backend@exam.sample.backend=transformers"]
+TRANSFORMERS = [
+    "backend@sample.backend=transformers",
+    "backend@evaluate.sample.backend=transformers",
+]
 
 
 def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp_path):
@@ -111,13 +114,13 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
         capacity.check_capacity(planned, planned.steps)
     needs, runtime = (
         "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)",
-        "exam.sample.backend.runtime",
+        "evaluate.sample.backend.runtime",
     )
     assert len(refusal.value.args) == 2 and refusal.value.args[1].startswith(
         "sample.backend: the policy needs"
     )
     assert refusal.value.args[0] == (
-        f"exam.sample.backend: the policy needs {needs},"
+        f"evaluate.sample.backend: the policy needs {needs},"
         " and there are 10.8 GiB (a share of 0.9 of 12 GiB).\n"
         "  Lower limits.prompt or limits.completion, give dtype=bfloat16 where it is float32,"
         f" raise {runtime}.memory, or give {runtime}.tensor_parallel=2 or more."
@@ -131,7 +134,7 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
         card(*gpus)
         capacity.check_engines(planned, planned.steps)
     card(12, 12)
-    both = [f"{at}.backend.runtime.tensor_parallel=2" for at in ("sample", "exam.sample")]
+    both = [f"{at}.backend.runtime.tensor_parallel=2" for at in ("sample", "evaluate.sample")]
     capacity.check_engines(shared := planned_on(tmp_path, LLAMA_7B, *both), shared.steps)
 
 

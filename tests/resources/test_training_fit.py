@@ -215,7 +215,7 @@ def test_auto_on_a_cpu_and_where_rows_belong_together(card):
     card()
     assert training_fit.choose_micro_batch(None, dpo(batch=20, micro_batch="auto"), 100, 1) == 5
     coupled = dpo(
-        batch=12, micro_batch="auto", loss=["aot"], together=6, args={"label_smoothing": 0.0}
+        batch=12, micro_batch="auto", loss=["aot"], loss_group=6, args={"label_smoothing": 0.0}
     )
     assert training_fit.choose_micro_batch(None, coupled, 100, 1) == 6
 
@@ -409,7 +409,7 @@ def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
     card()
     for words, said in (
         ([], "at most 4 steps of 64 · 200 rows"),
-        (["pair.thumbs_at=0.5"], "how many rows is not known"),
+        (["pair.unpaired_threshold=0.5"], "how many rows is not known"),
     ):
         planned = planned_on(tmp_path, LLAMA_1B, "train=kto", *words)
         shown = list(

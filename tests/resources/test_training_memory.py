@@ -98,7 +98,9 @@ def rows_for(cfg: TrainConfig, least: int):
             )
         }
     ready = (
-        {"ref_chosen_logps": -500.0, "ref_rejected_logps": -500.0} if cfg.logps == "ready" else {}
+        {"ref_chosen_logps": -500.0, "ref_rejected_logps": -500.0}
+        if cfg.reference_logps == "precomputed"
+        else {}
     )
     demonstrations = pl.DataFrame([row(2 * number, ["completion"]) for number in count])
     train = pl.DataFrame([{**row(number, ["chosen", "rejected"]), **ready} for number in count])
@@ -116,7 +118,7 @@ def measured(cfg: TrainConfig, init: Model, out: Path, least: int = LONGEST - 5)
     rows["dev"] = rows["train"].clear()
     # Ready values are made up here: of another model than this, nobody compares them before the
     # first step.
-    reference = {"ready": Model(init.path.parent), "live": init, "none": None}[cfg.logps]
+    reference = {"ready": Model(init.path.parent), "live": init, "none": None}[cfg.reference_logps]
     with BytesHeld() as held:
         policy = build.load_policy(cfg, init)
         watch = guards.build_guards(cfg, init, reference, None, rows["dev"], out)
@@ -166,11 +168,20 @@ def test_bytes_of_blocks_with_more_norms(models, tmp_path, name, adapter):
 @pytest.mark.parametrize(
     ("adapter", "changes"),
     [
-        (FULL, {"trainer": "cpo", "loss": ["sigmoid"], "logps": "none", "together": 2}),
-        (RANK_16, {"trainer": "orpo", "loss": ["orpo"], "logps": "none", "together": 2}),
+        (FULL, {"trainer": "cpo", "loss": ["sigmoid"], "reference_logps": "none", "loss_group": 2}),
         (
             RANK_16,
-            {"trainer": "kto", "loss": ["kto"], "logps": "live", "together": 4, "micro_batch": 4},
+            {"trainer": "orpo", "loss": ["orpo"], "reference_logps": "none", "loss_group": 2},
+        ),
+        (
+            RANK_16,
+            {
+                "trainer": "kto",
+                "loss": ["kto"],
+                "reference_logps": "online",
+                "loss_group": 4,
+                "micro_batch": 4,
+            },
         ),
     ],
     ids=["cpo", "orpo", "kto"],

@@ -361,7 +361,9 @@ def test_waves_know_nothing_of_later_ones_and_greedy_settings_are_drawn_once():
     calm = {**DRAW, "n": 1, "temperature": 0.0}
     block = composed(*SMALL).sample
     both = {"draw": DRAW, "calm": calm}
-    block = type(block).model_validate({**block.model_dump(), "settings": both, "more": [4, 8]})
+    block = type(block).model_validate(
+        {**block.model_dump(), "settings": both, "resample_ties": [4, 8]}
+    )
     waves = block.request_waves(2, "rules")
     assert [{name: each.n for name, each in wave.settings.items()} for wave in waves] == [
         {"draw": 3, "calm": 1},
@@ -373,7 +375,7 @@ def test_waves_know_nothing_of_later_ones_and_greedy_settings_are_drawn_once():
         ("train", 2, 1, "rules"),
         ("train", 2, 2, "rules"),
     ]
-    fewer = block.model_copy(update={"more": [4]})
+    fewer = block.model_copy(update={"resample_ties": [4]})
     assert (
         fewer.request_waves(2, "rules") == waves[:2]
         and fewer.request_waves(2, "other")[0] == waves[0]
@@ -384,12 +386,13 @@ def test_waves_know_nothing_of_later_ones_and_greedy_settings_are_drawn_once():
 def test_one_more_wave_samples_nothing_anew():
     """Each wave reads the scores of all earlier waves; a later wave does not change them."""
     one, two, three = (
-        named(plan(composed(*SMALL, f"sample.more={more}"))) for more in ("[]", "[4]", "[4, 8]")
+        named(plan(composed(*SMALL, f"sample.resample_ties={more}")))
+        for more in ("[]", "[4]", "[4, 8]")
     )
     samples, scores = three["pair@1"].inputs["samples"], three["pair@1"].inputs["scores"]
     assert [each.inputs.get("scores", []) for each in samples] == [[], scores[:1], scores[:2]]
     assert [each.inputs["samples"] for each in scores] == samples
-    marks = ["sample.more=[4]"]
+    marks = ["sample.resample_ties=[4]"]
     assert (
         fingerprints(*SMALL, *marks)["sample@test sft"] == fingerprints(*SMALL)["sample@test sft"]
     )

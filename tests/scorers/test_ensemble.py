@@ -20,9 +20,13 @@ from tests.support.house import SMALL, composed
 def combine_members(scores: dict[str, list[float | None]], **knobs) -> dict[str, Score]:
     """The ensemble of members whose scores of answers 0, 1, 2 … to one prompt are given."""
     gates = knobs.get("gates", {})
-    of = knobs.get("of", {name: 1.0 for name in scores if name not in gates})
+    weights = knobs.get("weights", {name: 1.0 for name in scores if name not in gates})
     cfg = EnsembleScorer(
-        kind="ensemble", of=of, combine=knobs.get("combine", "mean_rank"), gates=gates, gold=False
+        kind="ensemble",
+        weights=weights,
+        combine=knobs.get("combine", "mean_rank"),
+        gates=gates,
+        gold=False,
     )
     count = len(next(iter(scores.values())))
     answers = [Answer(str(i), "p", [], "", {}) for i in range(count)]
@@ -58,7 +62,7 @@ def test_members_are_combined_by_rank_vote_or_minimum(combine, expected):
 def test_weights_and_units_z_scores_know_the_prompt_s_spread():
     scores = {"a": [1.0, 2.0, 3.0], "b": [300.0, 200.0, 100.0], "flat": [7.0, 7.0, 7.0]}
     assert values(combine_members(scores, combine="mean_z")) == pytest.approx([0, 0, 0])
-    heavier = values(combine_members(scores, combine="mean_z", of={"a": 3.0, "b": 1.0}))
+    heavier = values(combine_members(scores, combine="mean_z", weights={"a": 3.0, "b": 1.0}))
     assert heavier == pytest.approx([-(1.5**0.5) / 2, 0, 1.5**0.5 / 2])
     assert values(combine_members({"a": [4.0]}, combine="mean_z")) == [0] and values(
         combine_members({"a": [4.0]})
@@ -143,7 +147,7 @@ def test_members_keep_their_rows_and_pairs_see_them_disagree(tmp_path):
     )
     ensemble = EnsembleScorer(
         kind="ensemble",
-        of={"length": 1.0, "letter": 1.0},
+        weights={"length": 1.0, "letter": 1.0},
         combine="mean_rank",
         gates={},
         gold=False,
@@ -172,16 +176,16 @@ def test_members_keep_their_rows_and_pairs_see_them_disagree(tmp_path):
     ("words", "said"),
     [
         (
-            ["score.scorers.all.of={rulez: 1}"],
+            ["score.scorers.all.weights={rulez: 1}"],
             "rulez is not a single scorer of this block. Did you mean rules",
         ),
-        (["score.scorers.all.of={all: 1}"], "all is not a single scorer of this block"),
+        (["score.scorers.all.weights={all: 1}"], "all is not a single scorer of this block"),
         (
-            ["score.scorers.all.of={rules: 2}", "score.scorers.all.combine=min"],
+            ["score.scorers.all.weights={rules: 2}", "score.scorers.all.combine=min"],
             "Give each member the weight 1",
         ),
         (
-            ["score.scorers.all.of={rules: 1}", "evaluate.scorer=all", "exam.split=dev"],
+            ["score.scorers.all.weights={rules: 1}", "evaluate.scorer=all", "evaluate.split=dev"],
             "cannot tell models apart",
         ),
     ],

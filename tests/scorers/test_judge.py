@@ -28,7 +28,7 @@ from tests.stages.test_score import sample_row
 from tests.support.house import SMALL, composed, fingerprints
 from tests.support.judges import KEY, fake_judge, verdict
 
-KNOB = "exam.score.scorers.j.engine"
+KNOB = "evaluate.score.scorers.j.engine"
 
 
 @pytest.fixture(scope="module")
@@ -440,9 +440,9 @@ def test_a_server_that_calls_every_request_wrong_is_not_asked_fifty_times(judge,
 
 
 def test_models_are_not_compared_by_how_their_own_answers_compare():
-    at = "exam.score.scorers.j"
+    at = "evaluate.score.scorers.j"
     with pytest.raises(
-        UserError, match=r"exam\.score\.scorers\.j compares.*\+duel@exam\.duels\.j=default"
+        UserError, match=r"evaluate\.score\.scorers\.j compares.*\+duel@evaluate\.duels\.j=default"
     ):
         composed("recipes=smoke", f"+scorer@{at}=pairwise", f"{at}.engine.model=m")
 

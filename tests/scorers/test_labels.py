@@ -572,8 +572,8 @@ def people_s(tmp_path: Path, shorter_is_better: int, pairs: int = 40) -> Path:
 
 SHORTER = [
     "+scorer@score.scorers.short=length",
-    "score.scorers.short.least=0",
-    "score.scorers.short.most=1",
+    "score.scorers.short.min=0",
+    "score.scorers.short.max=1",
 ]
 
 

@@ -391,7 +391,7 @@ def test_a_pair_model_on_vllm_is_refused():
 
 # ── in the plan ─────────────────────────────────────────────────────────────────────────────────
 
-ASKED = ["recipes=smoke", "scorer@exam.score.scorers.rules=reward_model", "reward=train"]
+ASKED = ["recipes=smoke", "scorer@evaluate.score.scorers.rules=reward_model", "reward=train"]
 
 
 def test_only_a_score_that_asks_for_the_run_s_reward_model_has_its_edge():
@@ -412,8 +412,8 @@ def test_a_reward_model_that_nobody_asks_and_one_that_is_not_there_are_said():
         ([asking], "has no model, and reward is none"),
         ([asking, "reward=train", "reward.start=base"], "base is none"),
         (
-            [asking, "reward=train", "reward.fence.ngram=5"],
-            "reward.fence.ngram=5 .* 13 words. Give prompts.fence.ngram",
+            [asking, "reward=train", "reward.decontamination.ngram=5"],
+            "reward.decontamination.ngram=5 .* 13 words. Give prompts.decontamination.ngram",
         ),
     ):
         with pytest.raises(UserError, match=said):
@@ -502,7 +502,7 @@ def run_stage(
         f"score.scorers.own.model={folder}",
     ]
     words += ["scorer@score.scorers.rules=length", "+scorer@score.scorers.both=ensemble"]
-    words += ["score.scorers.both.of={own: 1, rules: 1}", f"score.runtime.workers={workers}"]
+    words += ["score.scorers.both.weights={own: 1, rules: 1}", f"score.runtime.workers={workers}"]
     samples, prompts = shelf
     score.run(composed(*words).score, out, samples=samples, prompts=prompts)
     return {path.name: path.read_bytes() for path in (out / "scores").iterdir()}

@@ -88,7 +88,7 @@ def test_json_has_to_be_json_and_fit_its_schema(tmp_path):
 
 
 def test_a_length_outside_the_band_scores_less_the_further_off():
-    cfg = LengthScorer(kind="length", unit="words", least=4, most=8, gold=False)
+    cfg = LengthScorer(kind="length", unit="words", min=4, max=8, gold=False)
     texts = [answer("w " * n) for n in (0, 2, 4, 8, 16)]
     assert scores(cfg, *texts) == [0.0, 0.5, 1.0, 1.0, 0.5]
     assert scores(cfg.model_copy(update={"unit": "tokens"}), *texts) == [0.0, 0.5, 1.0, 1.0, 0.5]
@@ -501,6 +501,6 @@ def test_a_scorer_s_config_survives_the_way_to_its_worker(mine):
     cfg = composed(
         *SMALL, "+scorer@score.scorers.mine=function", f"score.scorers.mine.function={mine}:short",
         "+scorer@score.scorers.size=length", "+scorer@score.scorers.both=ensemble",
-        "score.scorers.both.of={mine: 1, size: 2}",
+        "score.scorers.both.weights={mine: 1, size: 2}",
     ).score  # fmt: skip
     assert type(cfg).model_validate(json.loads(cfg.model_dump_json())) == cfg

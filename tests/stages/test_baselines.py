@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import preflight
 from pipeline.artifacts import read_table, write_json
-from pipeline.config import Checkpoint, ExamConfig, ServedModel
+from pipeline.config import Checkpoint, EvaluateConfig, ServedModel
 from pipeline.config.cross_checks import find_mismatches
 from pipeline.errors import UserError
 from pipeline.plan import plan
@@ -20,14 +20,14 @@ from tests.support.house import SMALL, composed, identity_of, named
 from tests.support.servers import serving
 from tests.support.tiny import tiny_model
 
-RIVAL = ["+other@exam.others.rival=served", "exam.others.rival.model=served"]
-RIVAL += ["exam.others.rival.runtime.base_url=http://127.0.0.1:1/v1"]
+RIVAL = ["+baseline@evaluate.baselines.rival=served", "evaluate.baselines.rival.model=served"]
+RIVAL += ["evaluate.baselines.rival.runtime.base_url=http://127.0.0.1:1/v1"]
 OLD = [
-    "+other@exam.others.old=checkpoint",
-    "exam.others.old.model=owner/old",
-    f"exam.others.old.revision={'a' * 40}",
+    "+baseline@evaluate.baselines.old=checkpoint",
+    "evaluate.baselines.old.model=owner/old",
+    f"evaluate.baselines.old.revision={'a' * 40}",
 ]
-JUDGE = ["+duel@exam.duels.judge=default", "exam.duels.judge.engine.model=judge"]
+JUDGE = ["+duel@evaluate.duels.judge=default", "evaluate.duels.judge.engine.model=judge"]
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def cfg():
     return composed(*SMALL, *RIVAL, *OLD, *JUDGE)
 
 
-def of_exam(cfg, **changes):
-    """The same config with another exam."""
-    return cfg.model_copy(update={"exam": cfg.exam.model_copy(update=changes)})
+def of_evaluation(cfg, **changes):
+    """The same config with another evaluation."""
+    return cfg.model_copy(update={"evaluate": cfg.evaluate.model_copy(update=changes)})
 
 
 def identities(cfg):
@@ -45,18 +45,18 @@ def identities(cfg):
 
 
 def test_another_model_has_an_exam_of_its_own_and_changes_no_other(cfg):
-    before, after = identities(of_exam(cfg, others={})), identities(cfg)
+    before, after = identities(of_evaluation(cfg, baselines={})), identities(cfg)
     assert {name for name in before if after[name] != before[name]} == {"evaluate@report"}
     steps = named(plan(cfg))
     for name, kind in (("rival", ServedModel), ("old", Checkpoint)):
         model, drawn = steps[f"base@test {name}"], steps[f"sample@test {name}"]
         assert isinstance(model.config, kind) and drawn.inputs["policy"] is model
         assert set(drawn.config.settings) == {"answer"}, "no draws for a KL that there is not"
-        assert f"refer@test {name}" not in steps
+        assert f"reference@test {name}" not in steps
     assert steps["base@test rival"].inputs["like"] is steps["sft@0"]
     assert steps["sample@test rival"].config.backend == steps["base@test rival"].config
     assert steps["sample@test old"].config.backend == steps["sample@test sft"].config.backend
-    assert list(steps["evaluate@report"].inputs["exams"]) == [
+    assert list(steps["evaluate@report"].inputs["evals"]) == [
         "sft",
         "round-1",
         "rival",
@@ -67,10 +67,12 @@ def test_another_model_has_an_exam_of_its_own_and_changes_no_other(cfg):
 
 def test_where_a_server_stands_is_no_identity_and_whose_weights_it_holds_is(cfg):
     def of(**changes):
-        rival = cfg.exam.others["rival"].model_copy(update=changes)
-        return identities(of_exam(cfg, others={"rival": rival}))["sample@test rival"]
+        rival = cfg.evaluate.baselines["rival"].model_copy(update=changes)
+        return identities(of_evaluation(cfg, baselines={"rival": rival}))["sample@test rival"]
 
-    moved = cfg.exam.others["rival"].runtime.model_copy(update={"base_url": "http://elsewhere/v1"})
+    moved = cfg.evaluate.baselines["rival"].runtime.model_copy(
+        update={"base_url": "http://elsewhere/v1"}
+    )
     assert of() == of(runtime=moved)
     assert of() != of(revision="tuesday")
 
@@ -87,7 +89,7 @@ def test_others_meet_sft_and_the_last_round_in_every_duel(cfg):
 
 
 def test_a_sweep_s_points_are_not_compared_with_others_on_dev(cfg):
-    assert "base@test rival" not in named(plan(of_exam(cfg, split="dev")))
+    assert "base@test rival" not in named(plan(of_evaluation(cfg, split="dev")))
 
 
 @pytest.mark.parametrize("name", ["sft", "control", "round-1", "best-of-4"])
@@ -95,26 +97,30 @@ def test_a_name_that_the_table_has_already_is_refused(cfg, name):
     with pytest.raises(
         ValueError, match=rf"others\.{name}: the table already has a row of this name"
     ):
-        ExamConfig(**{**dict(cfg.exam), "others": {name: cfg.exam.others["rival"]}})
+        EvaluateConfig(
+            **{**dict(cfg.evaluate), "baselines": {name: cfg.evaluate.baselines["rival"]}}
+        )
 
 
 def test_what_a_server_may_not_know_is_not_asked_of_it(cfg):
-    settings = {"answer": cfg.exam.sample.settings["answer"].model_copy(update={"min_p": 0.1})}
-    bent = of_exam(cfg, sample=cfg.exam.sample.model_copy(update={"settings": settings}))
+    settings = {"answer": cfg.evaluate.sample.settings["answer"].model_copy(update={"min_p": 0.1})}
+    bent = of_evaluation(cfg, sample=cfg.evaluate.sample.model_copy(update={"settings": settings}))
     assert any(
-        "exam.others.rival: not every server knows min_p" in fault
+        "evaluate.baselines.rival: not every server knows min_p" in fault
         for fault in find_mismatches(bent)
     )
 
 
 def test_a_key_that_is_not_there_is_said_before_anything_is_built(cfg, monkeypatch):
     monkeypatch.delenv("RIVAL_KEY", raising=False)
-    rival = cfg.exam.others["rival"]
+    rival = cfg.evaluate.baselines["rival"]
     locked = rival.model_copy(
         update={"runtime": rival.runtime.model_copy(update={"api_key_env": "RIVAL_KEY"})}
     )
-    step = named(plan(of_exam(cfg, others={"rival": locked})))["sample@test rival"]
-    with pytest.raises(UserError, match=r"exam\.others\.rival\.runtime\.api_key_env=RIVAL_KEY"):
+    step = named(plan(of_evaluation(cfg, baselines={"rival": locked})))["sample@test rival"]
+    with pytest.raises(
+        UserError, match=r"evaluate\.baselines\.rival\.runtime\.api_key_env=RIVAL_KEY"
+    ):
         preflight.check_steps([step])
 
 
@@ -217,15 +223,15 @@ def test_what_a_server_says_comes_through_to_the_letter_and_is_measured_in_sft_s
 @pytest.mark.model
 def test_a_key_that_a_server_does_not_take_is_named_by_the_other_s_own_knob(sft, tmp_path):
     """Also in a later turn of a conversation, which is drawn in a folder within the step's."""
-    write_json(tmp_path / "out" / "step.json", {"knob": "exam.others.rival"})
+    write_json(tmp_path / "out" / "step.json", {"knob": "evaluate.baselines.rival"})
     with serving(chat, key="another") as server:
         cfg = served(server.base_url)
         rival = base.run(cfg, sft.path.parent.parent / "base" / "defdefdefdef", like=sft)
         asked = test_sample.config(backend=dict(cfg), limits={"prompt": 64, "completion": 9})
         prompts = test_sample.ask(tmp_path / "test", "name a river")
         said = (
-            r"^exam\.others\.rival\.runtime\.base_url=(.|\n)*"
-            r" name it as exam\.others\.rival\.runtime\.api_key_env="
+            r"^evaluate\.baselines\.rival\.runtime\.base_url=(.|\n)*"
+            r" name it as evaluate\.baselines\.rival\.runtime\.api_key_env="
         )
         with pytest.raises(UserError, match=said):
             sample.run(asked, turn_folder(tmp_path / "out", 2), policy=rival, prompts=prompts)

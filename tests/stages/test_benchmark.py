@@ -306,9 +306,9 @@ def test_a_benchmark_that_is_not_on_this_machine_publishes_why(tmp_path, folder)
 
 
 def test_a_step_s_knob_is_where_its_block_stands_and_no_part_of_its_identity():
-    steps = named(plan(composed(*SMALL, "benchmark=[gsm8k,arc]", "exam.control=true")))
+    steps = named(plan(composed(*SMALL, "benchmark=[gsm8k,arc]", "evaluate.control=true")))
     assert steps["benchmark@test sft gsm8k"].knob == "benchmark.gsm8k"
-    assert (steps["score@test control"].knob, steps["score@1"].knob) == ("exam.score", "score")
+    assert (steps["score@test control"].knob, steps["score@1"].knob) == ("evaluate.score", "score")
     astray = plan(composed(*SMALL, "benchmark=arc", "benchmark.arc.data=/nowhere"))
     with pytest.raises(UserError, match=r"^benchmark\.arc\.data=/nowhere: no such file"):
         Identity(lambda path: Path(path).read_text()).fingerprint(astray)
@@ -393,9 +393,9 @@ def test_each_model_has_a_step_for_each_benchmark_on_test_alone():
     labels = {str(step.label) for step in last.ancestors() if step.stage == "benchmark"}
     models = ("base", "sft", "round-1", "round-2")
     assert labels == {f"test {model} {name}" for model in models for name in ("gsm8k", "ifeval")}
-    exams = named(last)["evaluate@report"].inputs["exams"]
-    assert {name for name, exam in exams.items() if "metrics" in exam} == set(models)
-    dev = plan(composed(*words, "exam.split=dev"))
+    evals = named(last)["evaluate@report"].inputs["evals"]
+    assert {name for name, evaluation in evals.items() if "metrics" in evaluation} == set(models)
+    dev = plan(composed(*words, "evaluate.split=dev"))
     assert not [step for step in dev.ancestors() if step.stage == "benchmark"]
 
 
@@ -405,8 +405,10 @@ def test_what_may_not_be_lost_has_to_be_measured():
         match=r"evaluate\.retention\.gsm8: no benchmark and no scorer.*Did you mean gsm8k",
     ):
         composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8: 0.02}")
-    with pytest.raises(UserError, match=r"evaluate\.retention\.gsm8k: .* Give exam.split=test"):
-        composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02}", "exam.split=dev")
+    with pytest.raises(UserError, match=r"evaluate\.retention\.gsm8k: .* Give evaluate.split=test"):
+        composed(
+            *SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02}", "evaluate.split=dev"
+        )
     composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02, rules: 0}")
 
 

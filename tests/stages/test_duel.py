@@ -22,11 +22,11 @@ from pipeline.report.analysis.judges import judge_duel as contested
 from pipeline.report.analysis.statistics import BootstrapConfig, adjust_for_length
 from pipeline.stages import duel
 from tests.stages.test_evaluate import CONFIG, Run, named, scored
-from tests.support import exams
+from tests.support import evals
 from tests.support.house import HOUSE, composed
 from tests.support.judges import KEY, fake_judge
 
-AT = "exam.duels.j"
+AT = "evaluate.duels.j"
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def judge():
 
 @pytest.fixture(scope="module")
 def shipped():
-    cfg = composed("recipes=smoke", "+duel@exam.duels.j=default", f"{AT}.engine.model=good")
-    return cfg.exam.duels["j"].model_dump(mode="json")
+    cfg = composed("recipes=smoke", "+duel@evaluate.duels.j=default", f"{AT}.engine.model=good")
+    return cfg.evaluate.duels["j"].model_dump(mode="json")
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def answered(folder, name, texts):
     ]
     write_table(
         folder / name / "samples" / "0.parquet",
-        pl.DataFrame(rows[::-1], schema=exams.SAMPLE, orient="row"),
+        pl.DataFrame(rows[::-1], schema=evals.SAMPLE, orient="row"),
     )
     return Samples(folder / name)
 
@@ -80,7 +80,7 @@ def answered(folder, name, texts):
 def edges(folder, a, b):
     ids = sorted({*a, *b})
     return {
-        "prompts": exams.prompts(folder, ids),
+        "prompts": evals.prompts(folder, ids),
         "a": answered(folder, "a", a),
         "b": answered(folder, "b", b),
     }
@@ -210,11 +210,11 @@ def test_killed_in_the_middle_of_500_verdicts_it_asks_each_once(config, tmp_path
 @pytest.mark.model
 def test_a_denied_key_is_in_no_traceback_and_no_file(config, judge, tmp_path):
     inputs = edges(tmp_path, A, B)
-    write_json(tmp_path / "out" / "step.json", {"knob": "exam.chats.mt.duels.j"})
+    write_json(tmp_path / "out" / "step.json", {"knob": "evaluate.chats.mt.duels.j"})
     worker = alone(config(model="denied"), tmp_path / "out", inputs)
     said = worker.communicate()[0]
     assert worker.returncode != 0 and "Traceback" in said
-    assert re.search(r"exam\.chats\.mt\.duels\.j\.engine\.runtime\.base_url=\S+ HTTP 401", said)
+    assert re.search(r"evaluate\.chats\.mt\.duels\.j\.engine\.runtime\.base_url=\S+ HTTP 401", said)
     assert KEY not in said
     assert not any(
         KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
@@ -226,7 +226,9 @@ def test_a_denied_key_is_in_no_traceback_and_no_file(config, judge, tmp_path):
 
 def contests(*words):
     evaluate = plan(
-        composed("recipes=smoke", "+duel@exam.duels.j=default", f"{AT}.engine.model=good", *words)
+        composed(
+            "recipes=smoke", "+duel@evaluate.duels.j=default", f"{AT}.engine.model=good", *words
+        )
     )
     return {(new, old): step for new, olds in evaluate.inputs.get("duels", {}).get("j", {}).items()
             for old, step in olds.items()}  # fmt: skip
@@ -248,7 +250,7 @@ def test_sft_meets_each_round_and_each_round_the_one_before():
 
 def test_the_report_is_given_each_duel_by_its_names():
     evaluate = plan(
-        composed("recipes=smoke", "+duel@exam.duels.j=default", f"{AT}.engine.model=good")
+        composed("recipes=smoke", "+duel@evaluate.duels.j=default", f"{AT}.engine.model=good")
     )
     flat = {
         name: {"stage": step.stage, "path": name, "part": part}
@@ -264,7 +266,7 @@ def test_the_report_is_given_each_duel_by_its_names():
 
 
 def test_no_duel_is_fought_on_dev():
-    assert contests("exam.split=dev") == {}
+    assert contests("evaluate.split=dev") == {}
 
 
 def verdicts(folder, rows):
@@ -308,8 +310,8 @@ def test_verdicts_stand_in_the_report_by_prompt(tmp_path):
     fought = {"gpt": {"round-1": {"sft": verdicts(tmp_path / "duel", ROWS)}}}
     parts = {
         "prompts": run.prompts,
-        "exams": run.exams,
-        "chosen": run.exams["round-1"]["model"],
+        "evals": run.evals,
+        "chosen": run.evals["round-1"]["model"],
         "pairs": [],
     }
     from pipeline.stages import evaluate
@@ -336,7 +338,8 @@ def test_answers_that_nobody_was_asked_about_are_no_steadiness_of_the_judge(tmp_
     from pipeline.report.analysis.eval_results import read_eval
 
     a, b = (
-        read_eval(name, exam, frozenset(exams_ids()), "rules") for name, exam in run.exams.items()
+        read_eval(name, evaluation, frozenset(eval_ids()), "rules")
+        for name, evaluation in run.evals.items()
     )
     table = verdicts(tmp_path / "duel", [("p000", 0, "a", "b"), ("p001", 0, "tie", "tie")]).read()
     equal = table.with_columns(
@@ -348,7 +351,7 @@ def test_answers_that_nobody_was_asked_about_are_no_steadiness_of_the_judge(tmp_
     assert found.flip_rate == 1.0 and found.contest.ties == 2
 
 
-def exams_ids():
+def eval_ids():
     from tests.stages.test_evaluate import IDS
 
     return IDS

@@ -1,4 +1,4 @@
-"""`evaluate` on finished exams: what stands in the report and its tables, and what may be
+"""`evaluate` on finished evals: what stands in the report and its tables, and what may be
 missing."""
 
 import json
@@ -10,14 +10,14 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import read_table, write_json, write_table
-from pipeline.config import Evaluation
+from pipeline.config import ReportConfig
 from pipeline.errors import StageError, UserError
 from pipeline.report.analysis.statistics import adjust_holm
 from pipeline.stages import evaluate
-from tests.support import exams
-from tests.support.exams import answer, exam, model
+from tests.support import evals
+from tests.support.evals import answer, make_eval, model
 
-CONFIG = Evaluation(
+CONFIG = ReportConfig(
     scorer="rules",
     slices=[],
     labels={},
@@ -45,21 +45,21 @@ class Run:
     def __init__(self, folder, ids=IDS):
         self.store, self.out = folder / "store", folder / "out"
         self.out.mkdir(parents=True)
-        self.prompts = exams.prompts(self.store, ids)
-        self.exams, self.pairs = {}, []
+        self.prompts = evals.prompts(self.store, ids)
+        self.evals, self.pairs = {}, []
 
     def add(self, name, answers, kl=(), without=(), log=()):
-        of = model(self.store, {**STAGE, **AGAIN}[name], f"{len(self.exams):012x}", log)
-        self.exams[name] = exam(of, answers, kl, without)
+        of = model(self.store, {**STAGE, **AGAIN}[name], f"{len(self.evals):012x}", log)
+        self.evals[name] = make_eval(of, answers, kl, without)
         return self
 
     def evaluate(self, chosen="round-1", config=CONFIG):
         of = (
-            self.exams[chosen]["model"]
-            if chosen in self.exams
+            self.evals[chosen]["model"]
+            if chosen in self.evals
             else model(self.store, "train", "f" * 12)
         )
-        parts = {"prompts": self.prompts, "exams": self.exams, "chosen": of, "pairs": self.pairs}
+        parts = {"prompts": self.prompts, "evals": self.evals, "chosen": of, "pairs": self.pairs}
         evaluate.run(config, self.out, **parts)
         return json.loads((self.out / "report.json").read_text())
 
@@ -95,7 +95,7 @@ def whole(run):
         ]
         kl = [(key, -20.0 + index * rng.random(), -20.0) for key in IDS]
         run.add(name, answers, kl, log=LOG if name.startswith("round") else ())
-    run.pairs = [exams.pairs(run.store, "1" * 12), exams.pairs(run.store, "2" * 12)]
+    run.pairs = [evals.pairs(run.store, "1" * 12), evals.pairs(run.store, "2" * 12)]
     steps = [
         ("sample", 1, 10.0, {"tokens": 500}),
         ("sample", "test sft", 30.0, {"tokens": 1500}),
@@ -130,7 +130,7 @@ def test_report_json_has_the_contracts_keys(run):
     doubts = {"slices", "control", "proxy", "ceiling", "people", "chats", "retention", "gates"}
     assert (
         set(report)
-        == contract | {"exam", "differences", "missing", "changes", "distributions"} | doubts
+        == contract | {"evaluation", "differences", "missing", "changes", "distributions"} | doubts
     )
     assert [each["name"] for each in report["models"]] == list(STAGE)
     for each in report["models"]:
@@ -194,8 +194,8 @@ def test_training_and_funnel_come_round_by_round(run):
 
 
 def test_what_was_lost_before_the_pairs_is_in_the_funnel_with_its_reasons(run):
-    """Rounds come first, by wave; an exam's samples were pruned, so that its counts are all that is
-    known."""
+    """Rounds come first, by wave; an evaluation's samples were pruned, so that its counts are all
+    that is known."""
     story = {
         "in": 130,
         "dropped": {"near duplicate": 7, "overlap with test": 3},
@@ -518,7 +518,7 @@ def test_distributions_count_every_prompt_once_between_common_edges(run):
 
 def test_an_answer_in_another_language_than_its_prompt_is_counted(tmp_path):
     run = Run(tmp_path)
-    run.prompts = exams.prompts(
+    run.prompts = evals.prompts(
         run.store, IDS, "Please describe the old lighthouse by the sea, number {}, in two lines."
     )
     english = (
@@ -641,7 +641,7 @@ def test_the_best_of_n_are_the_answers_that_were_marked_and_the_ceiling(run):
         "best-of-4",
         [answer(key, 0.7 + 2 * noise[i], index=j) for i, key in enumerate(IDS) for j in range(4)],
     )
-    scores = run.exams["best-of-4"]["scores"].path / "scores" / "0.parquet"
+    scores = run.evals["best-of-4"]["scores"].path / "scores" / "0.parquet"
     write_table(scores, read_table(scores).filter(pl.col("sample_id").str.ends_with("/2")))
     report = run.evaluate()
     assert (
@@ -759,7 +759,7 @@ def test_a_chosen_model_that_was_not_examined_is_unclear(run):
     report = (
         run.add("sft", scored(0.1)).add("round-1", scored(0.9)).evaluate(chosen="somebody else")
     )
-    assert (report["exam"]["chosen"], report["verdict"]["better"]) == (None, "unclear")
+    assert (report["evaluation"]["chosen"], report["verdict"]["better"]) == (None, "unclear")
 
 
 def test_sft_alone_is_a_report_too(run):
@@ -796,7 +796,7 @@ def test_two_scores_for_one_answer_stop_the_evaluation(run):
 
 def test_where_sft_was_chosen_the_last_round_s_unchanged_weights_are_said(run):
     whole(run)
-    write_json(run.exams["round-2"]["model"].path / "training.json", {"unchanged": True})
+    write_json(run.evals["round-2"]["model"].path / "training.json", {"unchanged": True})
     assert (
         "The round-2 model’s weights are byte for byte those"
         in run.evaluate(chosen="sft")["verdict"]["why"]

@@ -1,4 +1,4 @@
-"""The stage `gate`: the best model so far by its dev exam, and what points to it."""
+"""The stage `gate`: the best model so far by its dev evaluation, and what points to it."""
 
 import json
 
@@ -11,7 +11,7 @@ from pipeline.driver.executor import select_targets
 from pipeline.errors import StageError, UserError
 from pipeline.plan import plan
 from pipeline.stages import gate
-from tests.support.exams import answer, exam, model
+from tests.support.evals import answer, make_eval, model
 from tests.support.house import SMALL, composed, fingerprints, named
 
 CONFIG = GateConfig(scorer="rules", kl_budget=None, min_gain=0.0)
@@ -21,21 +21,21 @@ IDS = [f"p{i}" for i in range(8)]
 def examined(root, **rounds):
     """Exams on dev: each round's score of every prompt (None: failed), and how far it moved, in
     nats."""
-    exams = {}
+    evals = {}
     for name, (scores, nats) in rounds.items():
-        of = model(root, "sft" if name == "sft" else "train", f"{len(exams):012x}")
+        of = model(root, "sft" if name == "sft" else "train", f"{len(evals):012x}")
         write_json(
             of.path / "manifest.json", {"files": [{"path": "weights", "size": 1, "sha256": name}]}
         )
         kl = [] if nats is None else [(key, nats - 20.0, -20.0) for key in IDS]
         answers = [answer(key, score) for key, score in zip(IDS, scores, strict=True)]
-        exams[name.replace("_", "-")] = exam(of, answers, kl)
-    return exams
+        evals[name.replace("_", "-")] = make_eval(of, answers, kl)
+    return evals
 
 
 def decided(root, cfg=CONFIG, **rounds):
     out = root / "gate" / f"{0:012x}"
-    found = gate.run(cfg, out, exams=examined(root, **rounds))
+    found = gate.run(cfg, out, evals=examined(root, **rounds))
     told = json.loads((out / "gate.json").read_text())
     assert open_artifact("gate", out) == found
     return told["chosen"], [row["outcome"] for row in told["candidates"]], out
@@ -83,17 +83,17 @@ def test_without_scores_or_the_kl_that_a_budget_needs_nothing_is_chosen(tmp_path
 
 
 def test_the_pointer_holds_its_target_s_content_and_keeps_its_files(tmp_path):
-    exams, out = (
+    evals, out = (
         examined(tmp_path, sft=([0.2] * 8, 0.0), round_1=([0.6] * 8, 1.0)),
         tmp_path / "gate" / f"{0:012x}",
     )
-    target = gate.run(CONFIG, out, exams=exams).path
+    target = gate.run(CONFIG, out, evals=evals).path
     before = (out / "model.json").read_text()
     assert store.list_bases(out) == [target.name]
     write_json(
         target / "manifest.json", {"files": [{"path": "weights", "size": 1, "sha256": "rebuilt"}]}
     )
-    gate.run(CONFIG, out, exams=exams)
+    gate.run(CONFIG, out, evals=evals)
     assert (out / "model.json").read_text() != before
 
 
@@ -102,13 +102,13 @@ def test_the_next_round_and_the_report_go_on_from_what_the_gate_chose():
     assert steps["sample@2"].inputs["policy"] is steps["gate@1"]
     assert steps["train@2"].inputs["init"] is steps["gate@1"]
     assert steps["evaluate@report"].inputs["chosen"] is steps["gate@2"]
-    assert list(steps["gate@1"].inputs["exams"]) == ["sft", "round-1"]
-    assert list(steps["gate@2"].inputs["exams"]) == ["sft", "round-1", "round-2"]
-    assert list(steps["evaluate@report"].inputs["exams"]) == ["base", "sft", "round-1", "round-2"]
+    assert list(steps["gate@1"].inputs["evals"]) == ["sft", "round-1"]
+    assert list(steps["gate@2"].inputs["evals"]) == ["sft", "round-1", "round-2"]
+    assert list(steps["evaluate@report"].inputs["evals"]) == ["base", "sft", "round-1", "round-2"]
 
 
 def test_the_gate_reads_dev_and_the_scorers_of_training_alone():
-    gold = ["+scorer@exam.score.scorers.short=length", "exam.score.scorers.short.gold=true"]
+    gold = ["+scorer@evaluate.score.scorers.short=length", "evaluate.score.scorers.short.gold=true"]
     last = named(plan(composed("recipes=smoke", "gate=best", *gold)))["gate@2"]
     parts = {
         part
@@ -116,7 +116,7 @@ def test_the_gate_reads_dev_and_the_scorers_of_training_alone():
         for _, source, part in step.edges()
         if source.stage == "prompts"
     }
-    assert parts == {"train", "dev", "fence"}
+    assert parts == {"train", "dev", "decontamination"}
     assert {tuple(s.config.scorers) for s in last.ancestors() if s.stage == "score"} == {("rules",)}
 
 
@@ -129,7 +129,12 @@ def test_a_gate_that_nobody_can_ask_is_refused():
     with pytest.raises(UserError, match=r"gate\.scorer=gold: score has no such scorer"):
         composed(*SMALL, "gate=best", "gate.scorer=gold")
     judge = ["+scorer@score.scorers.judge=pairwise", "score.scorers.judge.engine.model=m"]
-    marked = ["score@exam.score=rules", "evaluate.scorer=rules", "gate=best", "gate.scorer=judge"]
+    marked = [
+        "score@evaluate.score=rules",
+        "evaluate.scorer=rules",
+        "gate=best",
+        "gate.scorer=judge",
+    ]
     with pytest.raises(
         UserError, match=r"gate\.scorer=judge compares a model's answers with each other"
     ):

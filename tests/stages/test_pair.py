@@ -20,7 +20,7 @@ from tests.support.tiny import tiny_model
 @cache
 def config(*words: str):
     return composed(
-        "recipes=smoke", "pair.dev={share: 0.1, least: 0, most_share: 0.5}", *words
+        "recipes=smoke", "pair.dev={share: 0.1, min: 0, max_share: 0.5}", *words
     ).pair.for_round(1)
 
 
@@ -187,7 +187,7 @@ def test_scores_of_another_sampling_run_are_refused(tmp_path, policy, chat):
 
 def test_train_and_dev_are_split_by_prompt(paired):
     answers = {f"p{i}": [("a", 0.0, "stop"), ("b", 1.0, "stop")] for i in range(100)}
-    pairs = paired(answers, "pair.dev={share: 0.02, least: 20, most_share: 0.1}")
+    pairs = paired(answers, "pair.dev={share: 0.02, min: 20, max_share: 0.1}")
     assert (pairs.read_train().height, pairs.read_dev().height) == (90, 10)
     assert not set(pairs.read_train()["prompt_id"]) & set(pairs.read_dev()["prompt_id"])
     unpaired = pl.read_parquet(pairs.path / "unpaired.parquet")
@@ -329,7 +329,7 @@ def test_all_samples_become_thumbs_when_asked(paired):
     answers = {
         "p": [("a", 0.0, "stop"), ("b", 0.4, "stop"), ("c", 0.6, "stop"), ("d", 1.0, "stop")]
     }
-    pairs = paired(answers, "pair.thumbs_at=0.5")
+    pairs = paired(answers, "pair.unpaired_threshold=0.5")
     table = pl.read_parquet(pairs.path / "unpaired.parquet")
     assert dict(table.select("sample_id", "label").rows()) == {
         "p-0": False,

@@ -72,8 +72,8 @@ def test_the_split_does_not_depend_on_the_file_s_order(tmp_path):
     lines = [{"prompt": f"question {i}"} for i in range(20)]
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     one, other = made(tmp_path / "a", lines), made(tmp_path / "b", lines[::-1])
-    for part in ("train", "dev", "test", "fence"):
-        file = "ngrams.parquet" if part == "fence" else "prompts.parquet"
+    for part in ("train", "dev", "test", "decontamination"):
+        file = "ngrams.parquet" if part == "decontamination" else "prompts.parquet"
         assert (one / part / file).read_bytes() == (other / part / file).read_bytes()
 
 
@@ -93,8 +93,8 @@ def test_train_shares_no_ngram_with_dev_or_test(tmp_path):
         {"prompt": f"{SENTENCE.format(i)}" if i % 3 == 0 else f"a question of its own, number {i}"}
         for i in range(60)
     ]
-    out = made(tmp_path, lines, "prompts.fence.ngram=8")
-    fenced = set(read_table(out / "fence" / "ngrams.parquet").rows())
+    out = made(tmp_path, lines, "prompts.decontamination.ngram=8")
+    fenced = set(read_table(out / "decontamination" / "ngrams.parquet").rows())
     for message in Prompts(out / "train").read()["prompt"].to_list():
         assert fenced.isdisjoint(hash_ngrams(message[-1]["content"], 8))
     assert len(read_table(out / "dropped.parquet")) > 0
@@ -444,7 +444,7 @@ def examined(tmp_path_factory) -> Path:
         folder,
         [*planted, *kept, *rest, *others],
         f"{words} {{id: question_id, turns: turns}}}}}}",
-        "prompts.near=null",
+        "prompts.near_duplicate_threshold=null",
     )
     return folder / "out"
 
@@ -473,7 +473,7 @@ def test_a_prompt_on_the_same_topic_and_a_later_turn_alone_are_innocent(examined
 
 
 def test_the_fence_keeps_evaluation_sets_from_other_training_data(examined):
-    check = OverlapCheck(Decontamination(examined / "fence"), 13)
+    check = OverlapCheck(Decontamination(examined / "decontamination"), 13)
     assert (
         check.overlaps(f"First this. {EXAM}")
         and check.overlaps(SHORT)
@@ -568,8 +568,8 @@ def test_arithmetic_is_no_punctuation(one, other):
 
 
 def test_different_tasks_below_the_threshold_all_stay(tmp_path):
-    """Tasks on 25 of 30 word triples are 0.833 alike: below prompts.near=0.9, by count and not by
-    estimate."""
+    """Tasks on 25 of 30 word triples are 0.833 alike: below prompts.near_duplicate_threshold=0.9,
+    by count and not by estimate."""
     tasks = [" ".join(f"w{task}x{at}" for at in range(27)) for task in range(600)]
     lines = [{"prompt": f"{text}{more}"} for text in tasks for more in ("", " v1 v2 v3 v4 v5")]
     out = made(tmp_path, lines, "prompts.split={dev: 10, test: 10}")
@@ -601,7 +601,7 @@ def test_near_duplicates_are_named_and_another_system_prompt_is_another_prompt(t
     assert [(row["reason"], row["detail"]) for row in rows] == [
         ("near duplicate", "nearly the same words as one")
     ]
-    made(tmp_path, lines, "prompts.near=null")
+    made(tmp_path, lines, "prompts.near_duplicate_threshold=null")
     assert "near duplicate" not in json.loads((out / "funnel.json").read_text())["dropped"]
 
 
@@ -609,24 +609,24 @@ def test_caps_keep_so_many_of_each_category_whatever_the_order(tmp_path):
     lines = [{"prompt": f"question {i}", "id": i, "category": "ab"[i % 2]} for i in range(30)] + [
         {"prompt": "bare"}
     ]
-    out = made(tmp_path, lines, "prompts.caps={column: category, most: 6}")
+    out = made(tmp_path, lines, "prompts.caps={column: category, max: 6}")
     first = set().union(*(ids(out, part) for part in ("train", "dev", "test")))
     assert len(first) == 13 and json.loads((out / "funnel.json").read_text())["dropped"] == {
         "over the cap": 18
     }
-    made(tmp_path, lines[::-1], "prompts.caps={column: category, most: 6}")
+    made(tmp_path, lines[::-1], "prompts.caps={column: category, max: 6}")
     assert set().union(*(ids(out, part) for part in ("train", "dev", "test"))) == first
     with pytest.raises(
         UserError, match="caps.column=categorie: no row has this column. Did you mean category"
     ):
-        made(tmp_path, lines, "prompts.caps={column: categorie, most: 6}")
+        made(tmp_path, lines, "prompts.caps={column: categorie, max: 6}")
     with pytest.raises(
         UserError, match="caps.column=category: no row has this column. They have none but"
     ):
         made(
             tmp_path,
             [{"prompt": f"say {i} things"} for i in range(20)],
-            "prompts.caps={column: category, most: 6}",
+            "prompts.caps={column: category, max: 6}",
         )
 
 
@@ -639,7 +639,7 @@ def test_prompts_and_every_other_stage_agree_on_what_overlaps(tmp_path_factory, 
     index = OverlapIndex(ngram)
     for number, prompt in enumerate(asked):
         index.add("set", str(number), [prompt])
-    folder = tmp_path_factory.mktemp("fence")
+    folder = tmp_path_factory.mktemp("decontamination")
     write_table(folder / "ngrams.parquet", ngram_table(index.ngrams))
     assert (index.find([text]) is not None) == OverlapCheck(
         Decontamination(folder), ngram

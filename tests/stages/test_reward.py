@@ -43,8 +43,8 @@ def training(**changes: Any) -> RewardTraining:
         "start": "base",
         "data": pairs_of().model_dump(),
         "learn_from": "pairs",
-        "held_out": {"share": 0.2, "least": 16, "most_share": 0.3},
-        "fence": {"ngram": 13},
+        "held_out": {"share": 0.2, "min": 16, "max_share": 0.3},
+        "decontamination": {"ngram": 13},
         "template_kwargs": {},
         "learning_rate": 1e-3,
         "epochs": 1.0,
@@ -68,7 +68,9 @@ def start(tmp_path_factory) -> Model:
 
 
 def train(cfg: RewardTraining, out: Path, start: Model, texts: list[str] | None = None) -> Model:
-    return reward.run(cfg, out, start=start, fence=fenced(out.parent / "fence", texts or []))
+    return reward.run(
+        cfg, out, start=start, decontamination=fenced(out.parent / "decontamination", texts or [])
+    )
 
 
 def told(folder: Path, name: str) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def given(tmp_path: Path, rows: list[dict], **changes: Any) -> dict[str, Any]:
         "shape": "auto",
         "columns": {},
     }
-    return {**values, "thumbs_at": None, "on_bad_row": "fail", **changes}
+    return {**values, "unpaired_threshold": None, "on_bad_row": "fail", **changes}
 
 
 def preferred(at: int, good: str = "The Nile.", bad: str = "No.") -> dict:
@@ -131,7 +133,7 @@ def test_pairs_and_thumbs_are_read_and_pairs_have_two_sides(tmp_path: Path) -> N
     pair = training(data=given(tmp_path, [preferred(1)])).data
     [row] = read_reward_rows(pair, "pairs").rows
     assert (row["good"], row["bad"], row["flipped"]) == ("The Nile.", "No.", None)
-    assert [(r["good"], r["bad"]) for r in read_reward_rows(pair, "thumbs").rows] == [
+    assert [(r["good"], r["bad"]) for r in read_reward_rows(pair, "unpaired").rows] == [
         ("The Nile.", None),
         (None, "No."),
     ]
@@ -139,7 +141,7 @@ def test_pairs_and_thumbs_are_read_and_pairs_have_two_sides(tmp_path: Path) -> N
         {"prompt": ASKED, "completion": text, "label": label}
         for text, label in (("a", True), ("b", False))
     ]
-    rows = read_reward_rows(training(data=given(tmp_path, thumbs)).data, "thumbs").rows
+    rows = read_reward_rows(training(data=given(tmp_path, thumbs)).data, "unpaired").rows
     assert [(row["good"], row["bad"]) for row in rows] == [("a", None), (None, "b")]
     with pytest.raises(UserError, match=r"reward.data.source.path=.*rows.jsonl: 1 of 1 row "):
         read_reward_rows(
@@ -151,7 +153,7 @@ def test_pairs_and_thumbs_are_read_and_pairs_have_two_sides(tmp_path: Path) -> N
 def test_thumbs_alone_make_no_pairs(tmp_path: Path, start: Model) -> None:
     data = given(tmp_path, [{"prompt": ASKED, "completion": "a", "label": True}])
     with pytest.raises(
-        UserError, match=r"of 0 rows of pairs none is left.*\n.*reward.learn_from=thumbs"
+        UserError, match=r"of 0 rows of pairs none is left.*\n.*reward.learn_from=unpaired"
     ):
         train(training(data=data), tmp_path / "out", start)
 
@@ -192,7 +194,7 @@ def example(prompt: str, good: str, bad: str) -> dict[str, Any]:
     return {"prompt_id": prompt, "answers": [good, bad]}
 
 
-HELD = {"share": 0.2, "least": 2, "most_share": 0.2}
+HELD = {"share": 0.2, "min": 2, "max_share": 0.2}
 
 
 def test_one_neutral_prompt_for_all_rows_is_held_out_by_answers() -> None:
@@ -329,7 +331,7 @@ def test_training_stopped_after_a_checkpoint_ends_with_the_bytes_of_an_uninterru
 
 
 @model
-@pytest.mark.parametrize("learn_from", ["pairs", "thumbs"])
+@pytest.mark.parametrize("learn_from", ["pairs", "unpaired"])
 def test_half_the_micro_batch_gives_the_same_losses(
     tmp_path: Path, start: Model, learn_from: str
 ) -> None:
@@ -357,7 +359,9 @@ def test_thumbs_are_learned_by_the_binary_cross_entropy_of_the_score(
     rows = [
         preferred(at, good=f"Yes, river {at}.", bad=f"No, nothing of {at}.") for at in range(80)
     ]
-    cfg = training(data=given(tmp_path, rows), learn_from="thumbs", epochs=4.0, learning_rate=3e-3)
+    cfg = training(
+        data=given(tmp_path, rows), learn_from="unpaired", epochs=4.0, learning_rate=3e-3
+    )
     tokenizer, module = loading.load_tokenizer(start), room.load(start, cfg.seed)
     examples = [{"good_ids": [1, 7, 9, 30], "bad_ids": None}, {"good_ids": None, "bad_ids": [1, 8]}]
     trainer, _ = room.build_trainer(cfg, module, tokenizer, examples, tmp_path)
@@ -444,7 +448,7 @@ def test_a_proxy_of_wrong_labels_agrees_less_with_the_gold_rule(tmp_path: Path) 
         found = []
         for seed in range(SEEDS):
             data = pairs_of(1200, flipped, seed, constraints=6).model_dump()
-            apart = {"share": 0.8, "least": 1000, "most_share": 0.9}
+            apart = {"share": 0.8, "min": 1000, "max_share": 0.9}
             steps = {"learning_rate": 5e-3, "epochs": 15, "batch": 20}
             runtime = {"micro_batch": 20, "save_every": 1000, "tracker": None}
             cfg = training(data=data, held_out=apart, seed=seed, runtime=runtime, **steps)

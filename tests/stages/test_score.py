@@ -79,10 +79,10 @@ def test_a_rule_that_raises_costs_one_null_score(tmp_path, drawn, monkeypatch):
 
 
 def test_past_the_limit_the_stage_fails_and_names_the_file(tmp_path, drawn, monkeypatch):
-    write_json(tmp_path / "step.json", {"knob": "exam.dev_score"})
+    write_json(tmp_path / "step.json", {"knob": "evaluate.dev_score"})
     said = (
         r"1 of 10 scores failed \(most often rules: KeyError"
-        r".*limit is exam.dev_score.max_failed=0.05"
+        r".*limit is evaluate.dev_score.max_failed=0.05"
     )
     with pytest.raises(StageError, match=said):
         scored(tmp_path, drawn, failing, monkeypatch, "score.max_failed=0.05")

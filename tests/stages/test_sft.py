@@ -293,7 +293,7 @@ def training(**changes: Any) -> SftTraining:
     values = {
         "kind": "train",
         "data": {"kind": "playground", "rows": 48, "constraints": 3, "obeyed": 0.5, "seed": 0},
-        "fence": {"ngram": 13},
+        "decontamination": {"ngram": 13},
         "learning_rate": 1e-3,
         "epochs": 1.0,
         "batch": 8,
@@ -336,11 +336,16 @@ def fenced(folder: Path, texts: list[str], ngram: int = 13) -> Decontamination:
 
 
 def train(cfg: SftTraining, out: Path, texts: list[str] | None = None) -> Model:
-    """On a base made for it, behind a fence around `texts`."""
+    """On a base made for it, behind a decontamination around `texts`."""
     start = out.parent / "base" / "tiny"
     if not start.exists():
         base.run(TINY.model_copy(update={"context": 256}), start)
-    return sft.run(cfg, out, base=Model(start), fence=fenced(out.parent / "fence", texts or []))
+    return sft.run(
+        cfg,
+        out,
+        base=Model(start),
+        decontamination=fenced(out.parent / "decontamination", texts or []),
+    )
 
 
 def batch_of(
@@ -538,17 +543,17 @@ def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "weights").exists()
 
 
-# ── sft=refit ─────────────────────────────────────────────────────────────────────────────────────
+# ── sft=best_of_n ─────────────────────────────────────────────────────────────────────────────────
 
 
 def refitting(**changes: Any) -> BestOfNConfig:
     values = {
-        **training().model_dump(exclude={"kind", "data", "fence", "template"}),
+        **training().model_dump(exclude={"kind", "data", "decontamination", "template"}),
         "learning_rate": 1e-2,
         "batch": 4,
     }
     values |= {
-        "kind": "refit",
+        "kind": "best_of_n",
         "scorer": "rules",
         "min_score": None,
         "runtime": {"micro_batch": 4, "save_every": 2, "tracker": None},
@@ -616,7 +621,7 @@ def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path)
     everyone, _ = select_best(refitting(), samples, scores, bos=1)
     assert everyone["sample_id"].to_list() == ["begun-0", "best-1", "cut-0", "poor-1", "tied-0"]
     with pytest.raises(
-        UserError, match=r"refit.scorer=judge: no such scorer in the scores. .*rules"
+        UserError, match=r"best_of_n.scorer=judge: no such scorer in the scores. .*rules"
     ):
         select_best(refitting(scorer="judge"), samples, scores, bos=1)
 
@@ -656,7 +661,7 @@ def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_o
     assert len(refit.read_metrics()) == 16
     with pytest.raises(
         UserError,
-        match=r"of 16 demonstrations none is left .*score too low.*\n.*Lower refit.min_score",
+        match=r"of 16 demonstrations none is left .*score too low.*\n.*Lower best_of_n.min_score",
     ):
         sft.run(refitting(min_score=2.0), tmp_path / "z", base=made, samples=samples, scores=scores)
 

@@ -32,7 +32,7 @@ class Round:
         self.sft = tiny_model(store / "sft" / "aaaaaaaaaaaa")
         self.other = tiny_model(store / "sft" / "cccccccccccc", seed=1)
         self.pairs = write_pairs(store / "pair" / "aaaaaaaaaaaa", self.sft)
-        self.logps = write_logps(store / "refer" / "aaaaaaaaaaaa", self.sft, self.pairs)
+        self.logps = write_logps(store / "reference" / "aaaaaaaaaaaa", self.sft, self.pairs)
 
     def inputs(self, **changes) -> dict:
         return {
@@ -250,21 +250,25 @@ def test_a_trainer_that_asks_another_reference_is_caught_by_its_first_loss(round
     from pipeline.training.monitoring import reference_check
 
     rows = (
-        train.prepare_pairs(dpo(logps="live"), [round_.pairs], "train", [])
+        train.prepare_pairs(dpo(reference_logps="online"), [round_.pairs], "train", [])
         .head(16)
         .to_dict(as_series=False)
     )
     right, wrong = (
         trainer_on(
-            round_, dpo(logps="live"), tmp_path / model.path.name, init=round_.sft, reference=model
+            round_,
+            dpo(reference_logps="online"),
+            tmp_path / model.path.name,
+            init=round_.sft,
+            reference=model,
         )
         for model in (round_.sft, round_.other)
     )
-    reference_check.check_start(dpo(logps="live"), right, rows)
+    reference_check.check_start(dpo(reference_logps="online"), right, rows)
     with pytest.raises(
         StageError, match=r"the first loss should be ln 2 = 0.693147, and TRL's is .* on 16 pairs"
     ):
-        reference_check.check_start(dpo(logps="live"), wrong, rows)
+        reference_check.check_start(dpo(reference_logps="online"), wrong, rows)
 
 
 def test_training_from_elsewhere_takes_the_reference_s_values(round_, full):
@@ -277,7 +281,7 @@ def test_training_from_elsewhere_takes_the_reference_s_values(round_, full):
     "start", ["new adapter", "its own adapter", "held to the base", "held to another"]
 )
 def test_live_and_ready_references_agree(round_, full, lora, tmp_path, start):
-    """TRL asks the disabled adapter, or a reference module, as it goes; `refer` asked them
+    """TRL asks the disabled adapter, or a reference module, as it goes; `reference` asked them
     before."""
     init, reference = {
         "new adapter": (round_.sft, round_.sft),
@@ -288,7 +292,11 @@ def test_live_and_ready_references_agree(round_, full, lora, tmp_path, start):
     logps = write_logps(tmp_path / "logps", reference, round_.pairs)
     ready = round_.train(f"ready {start}", dpo(LORA), init=init, reference=reference, logps=[logps])
     live = round_.train(
-        f"live {start}", dpo(LORA, logps="live"), init=init, reference=reference, logps=None
+        f"live {start}",
+        dpo(LORA, reference_logps="online"),
+        init=init,
+        reference=reference,
+        logps=None,
     )
     assert losses(live) == pytest.approx(losses(ready), abs=1e-5)
 

@@ -30,7 +30,7 @@ def composed(*arguments: str) -> Config:
 
 
 def fingerprints(*arguments: str) -> dict[str, str]:
-    """`stage@label` (and the exam's model) → fingerprint, for every Step of the plan."""
+    """`stage@label` (and the evaluation's model) → fingerprint, for every Step of the plan."""
     return {name: identity_of(step) for name, step in named(plan(composed(*arguments))).items()}
 
 

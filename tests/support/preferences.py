@@ -9,7 +9,7 @@ import polars as pl
 
 from pipeline.artifacts import Logps, Model, Pairs, write_table
 from pipeline.config import ReferenceConfig, TrainConfig
-from pipeline.stages import refer
+from pipeline.stages import reference
 from tests.support.tiny import WORDS
 
 
@@ -55,7 +55,7 @@ def write_logps(folder: Path, model: Model, pairs: Pairs, dtype: str = "float32"
     cfg = ReferenceConfig(
         dtype=dtype, quantization=None, runtime={"batch_tokens": 512, "workers": 1}
     )
-    return refer.run(cfg, folder, model=model, rows=pairs)
+    return reference.run(cfg, folder, model=model, rows=pairs)
 
 
 FULL = {"kind": "full", "learning_rate": 1e-3}
@@ -80,8 +80,8 @@ GUARDS = {
     "template_kwargs": {},
     "warn_kl": 5.0,
     "kl_budget": None,
-    "warn_fall": 0.5,
-    "fall_budget": None,
+    "warn_chosen_logp_drop": 0.5,
+    "max_chosen_logp_drop": None,
     "stop_on": None,
     "patience": 3,
     "scorer": None,
@@ -95,9 +95,9 @@ def dpo(
     guards: dict[str, Any] | None = None,
     processes: int | str = 1,
     launch: str = "torchrun",
-    usual_rate: float | None = None,
+    typical_learning_rate: float | None = None,
     by_length: bool = True,
-    watch: str = "alone",
+    eval_when_distributed: bool = False,
     runtime: dict[str, Any] | None = None,
     tracker: dict[str, Any] | None = None,
     **changes: Any,
@@ -110,7 +110,7 @@ def dpo(
         "launch": launch,
         "tracker": tracker,
         "by_length": by_length,
-        "watch": watch,
+        "eval_when_distributed": eval_when_distributed,
         "machines": 1,
         "address": None,
         "port": 29500,
@@ -119,14 +119,16 @@ def dpo(
         "keep_checkpoints": False,
         **(runtime or {}),
     }
-    where["usual_rate"] = usual_rate or changes.get("learning_rate", adapter["learning_rate"])
+    where["typical_learning_rate"] = typical_learning_rate or changes.get(
+        "learning_rate", adapter["learning_rate"]
+    )
     knobs = {
         "trainer": "dpo",
         "loss": ["sigmoid"],
         "loss_weights": None,
         "beta": 0.1,
-        "logps": "ready",
-        "together": None,
+        "reference_logps": "precomputed",
+        "loss_group": None,
         "adapter": adapter,
         "learning_rate": adapter["learning_rate"],
         "epochs": 1,

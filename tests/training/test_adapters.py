@@ -12,7 +12,7 @@ from pipeline.artifacts import Model, Pairs, write_json, write_table
 from pipeline.config import Checkpoint, ReferenceConfig, TrainConfig
 from pipeline.errors import UserError
 from pipeline.plan import plan
-from pipeline.stages import refer, train
+from pipeline.stages import reference, train
 from tests.support.house import SMALL, composed, named
 from tests.support.preferences import LORA, QLORA, dpo, write_logps, write_pairs
 from tests.support.tiny import tiny_model
@@ -44,7 +44,7 @@ class Round:
         cfg = ReferenceConfig(
             dtype="float32", quantization=adapter["quantization"], runtime=runtime
         )
-        return refer.run(cfg, self.store / "refer" / name, model=model, rows=self.pairs)
+        return reference.run(cfg, self.store / "reference" / name, model=model, rows=self.pairs)
 
     def train(self, name: str, cfg: TrainConfig, **changes) -> Model:
         given = {"init": self.sft, "reference": self.sft, "pairs": [self.pairs], **changes}
@@ -149,7 +149,7 @@ def test_merging_into_the_unquantised_base_would_be_another_model(round_):
 def test_values_of_an_unquantised_reference_are_caught_at_step_0(round_):
     from pipeline.errors import StageError
 
-    plain = write_logps(round_.store / "refer" / "plain", round_.sft, round_.pairs)
+    plain = write_logps(round_.store / "reference" / "plain", round_.sft, round_.pairs)
     with pytest.raises(StageError, match="the reference is wrong"):
         round_.train("plain-reference", dpo(QLORA), logps=[plain])
 
@@ -195,7 +195,9 @@ def test_full_training_of_a_qlora_model_starts_from_what_was_trained(round_):
 
 @pytest.mark.model
 def test_a_live_reference_is_the_quantised_base_too(round_):
-    live = round_.train("live", dpo({**QLORA, **LEARNED}, epochs=4, logps="live"), logps=None)
+    live = round_.train(
+        "live", dpo({**QLORA, **LEARNED}, epochs=4, reference_logps="online"), logps=None
+    )
     assert losses(live) == pytest.approx(losses(round_.kind("qlora")), abs=1e-5)
 
 
@@ -251,7 +253,7 @@ def test_pairs_of_another_tokenizer_are_refused_before_the_model_is_loaded(
 def write_logps_without_model(folder, pairs: Pairs):
     from pipeline.artifacts import Logps
 
-    ids = pl.concat([refer.collect_completions(pairs).select("sample_id")])
+    ids = pl.concat([reference.collect_completions(pairs).select("sample_id")])
     write_table(folder / "logps.parquet", ids.with_columns(logp=pl.lit(-1.0)))
     return Logps(folder)
 
@@ -277,8 +279,8 @@ def write_logps_without_model(folder, pairs: Pairs):
             r"quantization.bits=3",
         ),
         (
-            ["adapter@train.adapter=qlora", "refer.quantization=null"],
-            r"refer.quantization: .* follows train.adapter",
+            ["adapter@train.adapter=qlora", "reference.quantization=null"],
+            r"reference.quantization: .* follows train.adapter",
         ),
     ],
 )
@@ -289,9 +291,11 @@ def test_what_cannot_be_meant_is_refused(words, said):
 
 def test_the_reference_is_read_in_the_policy_s_own_form_and_the_exam_s_is_not():
     steps = named(plan(composed(*SMALL, "adapter@train.adapter=qlora")))
-    assert steps["refer@1"].config.quantization.bits == 4
-    assert steps["refer@test round-1"].config.quantization is None
+    assert steps["reference@1"].config.quantization.bits == 4
+    assert steps["reference@test round-1"].config.quantization is None
     assert (
-        named(plan(composed(*SMALL, "adapter@train.adapter=lora")))["refer@1"].config.quantization
+        named(plan(composed(*SMALL, "adapter@train.adapter=lora")))[
+            "reference@1"
+        ].config.quantization
         is None
     )

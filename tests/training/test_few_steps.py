@@ -6,7 +6,7 @@ import math
 import pytest
 
 from pipeline.report.analysis.eval_results import read_eval
-from tests.support import exams
+from tests.support import evals
 from tests.support.preferences import LORA, dpo
 from tests.training.test_guards import Round, metric_by_step, training_summary
 
@@ -123,11 +123,11 @@ def test_weights_that_nothing_changed_are_told_wherever_they_are_told_of(
 
 
 def test_the_report_names_a_model_that_its_training_left_as_it_was(tmp_path):
-    answers = [exams.answer(f"p{at}", 0.5) for at in range(3)]
+    answers = [evals.answer(f"p{at}", 0.5) for at in range(3)]
     asked = frozenset(row["prompt_id"] for row in answers)
     for unchanged in (True, False):
-        made = exams.model(tmp_path, "train", f"{int(unchanged)}" * 12)
+        made = evals.model(tmp_path, "train", f"{int(unchanged)}" * 12)
         (made.path / "training.json").write_text(json.dumps({"unchanged": unchanged}))
-        found = read_eval("round-1", exams.exam(made, answers), asked, "rules")
+        found = read_eval("round-1", evals.make_eval(made, answers), asked, "rules")
         assert found.unchanged == unchanged
         assert any("no step changed them" in what for what in found.missing) == unchanged

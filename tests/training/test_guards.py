@@ -40,7 +40,7 @@ class Round:
             ]
         )
         write_table(self.pairs.path / "unpaired.parquet", thumbs)
-        self.logps = write_logps(store / "refer" / "aaaaaaaaaaaa", self.sft, self.pairs)
+        self.logps = write_logps(store / "reference" / "aaaaaaaaaaaa", self.sft, self.pairs)
         rows = [
             {k: row[k] for k in ("prompt_id", "prompt")} | {"columns": "{}"}
             for row in pair_rows(self.sft, 6, 7, "d")
@@ -196,9 +196,9 @@ def test_looking_changes_nothing_about_the_training(round_):
 def test_every_trainer_is_looked_at_and_stops_at_numbers_that_are_not_finite(round_, trainer):
     changes = {
         "dpo": {},
-        "cpo": {"logps": "none", "loss": ["simpo"], "args": {"cpo_alpha": 0.0}},
-        "orpo": {"logps": "none", "loss": ["orpo"], "together": 2},
-        "kto": {"logps": "live", "loss": ["kto"], "together": 2},
+        "cpo": {"reference_logps": "none", "loss": ["simpo"], "args": {"cpo_alpha": 0.0}},
+        "orpo": {"reference_logps": "none", "loss": ["orpo"], "loss_group": 2},
+        "kto": {"reference_logps": "online", "loss": ["kto"], "loss_group": 2},
     }[trainer]
     given = {"logps": None} | ({"reference": None} if changes.get("logps") == "none" else {})
     given = {} if trainer == "dpo" else given
@@ -261,17 +261,18 @@ def test_a_budget_that_the_first_look_exceeds_publishes_nothing(round_):
 @pytest.mark.model
 def test_displaced_likelihood_is_said_with_its_remedies_and_stops_when_asked(round_, capfd):
     fast = {**FAST, "learning_rate": 1e-2}
-    model = round_.train("displaced", dpo(**fast, guards={"warn_fall": 0.05}))
+    model = round_.train("displaced", dpo(**fast, guards={"warn_chosen_logp_drop": 0.05}))
     fall = metric_by_step(model, "eval_chosen_fall")
     assert max(fall.values()) > 0.05
     assert (
-        "nats per token, over train.guards.warn_fall=0.05" in (said := capfd.readouterr().err)
+        "nats per token, over train.guards.warn_chosen_logp_drop=0.05"
+        in (said := capfd.readouterr().err)
         and "train=rpo" in said
     )
-    assert said.count("warn_fall") == 1
+    assert said.count("warn_chosen_logp_drop") == 1
     budget = max(fall.values()) / 2
     over = min(step for step, value in fall.items() if value > budget)
-    held = round_.train("held", dpo(**fast, guards={"fall_budget": budget}))
+    held = round_.train("held", dpo(**fast, guards={"max_chosen_logp_drop": budget}))
     assert training_summary(held)["steps"] == over and training_summary(held)["kept"] == over - 1
     assert chosen_logp(held, round_) == pytest.approx(
         metric_by_step(model, "eval_chosen_logp")[over - 1], abs=1e-4
@@ -337,7 +338,13 @@ def test_what_cannot_be_watched_is_refused():
     with pytest.raises(ValidationError, match="stop_on=score needs a scorer"):
         dpo(guards={"stop_on": "score"})
     with pytest.raises(ValidationError, match="guards.stop_on=accuracy: .*loss or margin"):
-        dpo(trainer="kto", logps="live", loss=["kto"], together=2, guards={"stop_on": "accuracy"})
+        dpo(
+            trainer="kto",
+            reference_logps="online",
+            loss=["kto"],
+            loss_group=2,
+            guards={"stop_on": "accuracy"},
+        )
 
 
 @pytest.mark.model
@@ -352,7 +359,13 @@ def test_a_margin_that_thumbs_of_one_kind_do_not_have_is_said(round_, tmp_path):
     )
     for part in ("train", "dev"):
         write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, f"read_{part}")())
-    cfg = dpo(trainer="kto", loss=["kto"], logps="live", together=2, guards={"stop_on": "margin"})
+    cfg = dpo(
+        trainer="kto",
+        loss=["kto"],
+        reference_logps="online",
+        loss_group=2,
+        guards={"stop_on": "margin"},
+    )
     with pytest.raises(
         StageError,
         match=r"train.guards.stop_on=margin: .* step 0 .*\n  Give train.guards.stop_on=loss",

@@ -60,16 +60,16 @@ def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round
         "simpo": {
             "trainer": "cpo",
             "loss": ["simpo"],
-            "logps": "none",
+            "reference_logps": "none",
             "args": {"cpo_alpha": 0.0},
             "batch": 10,
         },
-        "aot": {"loss": ["aot"], "together": 5, "micro_batch": 5, "batch": 10},
+        "aot": {"loss": ["aot"], "loss_group": 5, "micro_batch": 5, "batch": 10},
         "kto": {
             "trainer": "kto",
             "loss": ["kto"],
-            "logps": "live",
-            "together": 10,
+            "reference_logps": "online",
+            "loss_group": 10,
             "batch": 20,
             "epochs": 3,
             "micro_batch": "auto",
@@ -213,7 +213,7 @@ def test_a_machine_that_nobody_waits_for_is_told_so(tmp_path):
         launch.join_training(tmp_path / "order.json", 2)
 
 
-KTO = {"trainer": "kto", "loss": ["kto"], "logps": "live", "micro_batch": "auto"}
+KTO = {"trainer": "kto", "loss": ["kto"], "reference_logps": "online", "micro_batch": "auto"}
 AOT = {"loss": ["aot"], "micro_batch": "auto"}
 MEET = {"machines": 2, "address": "head", "port": 6000}
 
@@ -267,22 +267,26 @@ def test_accelerate_takes_what_it_is_told_with_trl_s_own_config(name):
         (1, {"processes": "auto", "launch": "fsdp2", "runtime": MEET}, None),
         (5, {"processes": "auto", "micro_batch": "auto"}, r"batch=24 .*\b5 processes.*\n  Give"),
         (3, {"processes": "auto", "micro_batch": 12}, r"\b3 processes .*runtime.micro_batch=12"),
-        (4, {"processes": "auto", **KTO, "together": 8}, None),
-        (8, {"processes": "auto", **KTO, "together": 8}, r"together=8 .*\b8 processes: kto"),
-        (3, {"processes": "auto", **KTO, "together": 8}, r"train.together .*multiple of 6\b"),
+        (4, {"processes": "auto", **KTO, "loss_group": 8}, None),
+        (8, {"processes": "auto", **KTO, "loss_group": 8}, r"loss_group=8 .*\b8 processes: kto"),
+        (3, {"processes": "auto", **KTO, "loss_group": 8}, r"train.loss_group .*multiple of 6\b"),
         (
             4,
-            {"processes": "auto", **KTO, "batch": 64, "together": 8, "micro_batch": 8},
+            {"processes": "auto", **KTO, "batch": 64, "loss_group": 8, "micro_batch": 8},
             r"\b2 in each.*\n  Give train.runtime.micro_batch=auto",
         ),
         (
             2,
             {"processes": "auto", "guards": {"kl_budget": 5.0}},
-            r"kl_budget=5 .*\b2 .*watch=always",
+            r"kl_budget=5 .*\b2 .*eval_when_distributed=true",
         ),
-        (2, {"processes": "auto", "guards": {"kl_budget": 5.0}, "watch": "always"}, None),
-        (1, {"processes": "auto", "guards": {"fall_budget": 0.5}}, None),
-        (2, {"processes": "auto", **AOT, "together": 8}, r"\b2 processes .*train.together=8"),
+        (
+            2,
+            {"processes": "auto", "guards": {"kl_budget": 5.0}, "eval_when_distributed": True},
+            None,
+        ),
+        (1, {"processes": "auto", "guards": {"max_chosen_logp_drop": 0.5}}, None),
+        (2, {"processes": "auto", **AOT, "loss_group": 8}, r"\b2 processes .*train.loss_group=8"),
         (4, {"processes": "auto", "launch": "zero3"}, "zero3 needs the package deepspeed"),
     ],
 )  # fmt: skip
@@ -297,8 +301,11 @@ def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
     ("given", "said"),
     [
         ({"adapter": QLORA, "launch": "zero3"}, "zero3 .*adapter=qlora .*adapter=lora"),
-        ({**AOT, "together": 3}, "batch=4 .*together=3: aot"),
-        ({**KTO, "batch": 12, "together": 4, "micro_batch": 3}, "micro_batch=3: kto .*together=4"),
+        ({**AOT, "loss_group": 3}, "batch=4 .*loss_group=3: aot"),
+        (
+            {**KTO, "batch": 12, "loss_group": 4, "micro_batch": 3},
+            "micro_batch=3: kto .*loss_group=4",
+        ),
         ({"runtime": {"machines": 2}}, "machines=2 .*address: give address=HOST"),
     ],
 )  # fmt: skip
@@ -315,13 +322,13 @@ def test_a_rate_far_above_the_usual_one_is_refused_unless_it_is_named():
     with pytest.raises(
         ValidationError, match=r"learning_rate=0.01 is over ten times the usual rate \(0.0005\)"
     ):
-        dpo(learning_rate=1e-2, usual_rate=5e-4)
+        dpo(learning_rate=1e-2, typical_learning_rate=5e-4)
     with pytest.raises(
         ValidationError, match=r"learning_rate=0.06 is over a hundred times the usual rate"
     ):
-        dpo(LORA, learning_rate=6e-2, usual_rate=5e-4)
-    assert dpo(learning_rate=1e-2, usual_rate=1e-2).learning_rate == 1e-2
-    assert dpo(learning_rate=5e-6, usual_rate=5e-7).learning_rate == 5e-6, (
+        dpo(LORA, learning_rate=6e-2, typical_learning_rate=5e-4)
+    assert dpo(learning_rate=1e-2, typical_learning_rate=1e-2).learning_rate == 1e-2
+    assert dpo(learning_rate=5e-6, typical_learning_rate=5e-7).learning_rate == 5e-6, (
         "ten times is not over ten times"
     )
 
@@ -351,19 +358,19 @@ def test_a_full_model_s_limit_stays_ten_times_its_rate(rate):
     with pytest.raises(UserError, match="over ten times") as refused:
         composed(*words)
     [remedy] = re.findall(r"give (\S+=\S+)", str(refused.value))
-    assert remedy == "train.runtime.usual_rate=6e-06"
+    assert remedy == "train.runtime.typical_learning_rate=6e-06"
     assert composed(*words, remedy).train.learning_rate == float(rate)
 
 
 @pytest.mark.parametrize(("name", "rate"), [("dpo", 5e-7), ("orpo", 8e-6)])
 def test_each_objective_brings_its_usual_rate(name, rate):
     cfg = composed(*SMALL, f"train={name}").train
-    assert cfg.learning_rate == cfg.runtime.usual_rate == rate
+    assert cfg.learning_rate == cfg.runtime.typical_learning_rate == rate
 
 
 @pytest.mark.model
 def test_a_rate_far_below_the_usual_one_is_said(round_, capfd):
-    round_.train("slow", dpo(learning_rate=1e-6, usual_rate=5e-5, batch=24))
+    round_.train("slow", dpo(learning_rate=1e-6, typical_learning_rate=5e-5, batch=24))
     assert (
         "learning_rate=1e-06 is under a tenth of the usual rate (5e-05)" in capfd.readouterr().err
     )

@@ -14,14 +14,19 @@ from tests.training.test_guards import Round, metric_by_step
 
 TRAINERS = {
     "dpo": {},
-    "ld_dpo": {"logps": "live", "args": {"ld_alpha": 0.5}},
+    "ld_dpo": {"reference_logps": "online", "args": {"ld_alpha": 0.5}},
     "wpo": {"args": {"use_weighting": True}},
-    "aot": {"loss": ["aot"], "together": 8},
-    "rpo": {"loss": ["sigmoid", "sft"], "together": 8},
-    "simpo": {"trainer": "cpo", "logps": "none", "loss": ["simpo"], "args": {"cpo_alpha": 0.0}},
-    "cpo": {"trainer": "cpo", "logps": "none", "loss": ["sigmoid"], "together": 8},
-    "orpo": {"trainer": "orpo", "logps": "none", "loss": ["orpo"], "together": 8},
-    "kto": {"trainer": "kto", "logps": "live", "loss": ["kto"], "together": 8},
+    "aot": {"loss": ["aot"], "loss_group": 8},
+    "rpo": {"loss": ["sigmoid", "sft"], "loss_group": 8},
+    "simpo": {
+        "trainer": "cpo",
+        "reference_logps": "none",
+        "loss": ["simpo"],
+        "args": {"cpo_alpha": 0.0},
+    },
+    "cpo": {"trainer": "cpo", "reference_logps": "none", "loss": ["sigmoid"], "loss_group": 8},
+    "orpo": {"trainer": "orpo", "reference_logps": "none", "loss": ["orpo"], "loss_group": 8},
+    "kto": {"trainer": "kto", "reference_logps": "online", "loss": ["kto"], "loss_group": 8},
 }
 
 
@@ -39,7 +44,9 @@ def round_(tmp_path_factory) -> Round:
         if "label" in table.columns:
             long = pl.when("label").then(column).otherwise(long)
         write_table(path, table.with_columns(long.alias(column)))
-    round_.logps = write_logps(round_.store / "refer" / "bbbbbbbbbbbb", round_.sft, round_.pairs)
+    round_.logps = write_logps(
+        round_.store / "reference" / "bbbbbbbbbbbb", round_.sft, round_.pairs
+    )
     return round_
 
 

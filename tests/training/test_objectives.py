@@ -37,17 +37,17 @@ def compose_objective(name: str) -> TrainConfig:
         "eval_every=9",
     )
     return composed(
-        *SMALL, f"train={name}", "refer.dtype=float32", *(f"train.{word}" for word in small)
+        *SMALL, f"train={name}", "reference.dtype=float32", *(f"train.{word}" for word in small)
     ).train
 
 
 def objective(name: str, **changes: object) -> TrainConfig:
     """The objective as conf/ has it, on a tiny model's scale."""
     cfg = compose_objective(name)
-    runtime = cfg.runtime.model_copy(update={"micro_batch": ROWS, "usual_rate": 1e-3})
-    together = ROWS if cfg.together else None
+    runtime = cfg.runtime.model_copy(update={"micro_batch": ROWS, "typical_learning_rate": 1e-3})
+    together = ROWS if cfg.loss_group else None
     shaped = cfg.model_copy(
-        update={"runtime": runtime, "together": together, "learning_rate": 1e-3, **changes}
+        update={"runtime": runtime, "loss_group": together, "learning_rate": 1e-3, **changes}
     )
     return TrainConfig(**shaped.model_dump())
 
@@ -265,17 +265,17 @@ class Two:
         self.policy = perturb(self.reference, store / "train" / "bbbbbbbbbbbb")
         self.pairs = write_pairs(store / "pair" / "aaaaaaaaaaaa", self.reference, train=16)
         write_table(self.pairs.path / "unpaired.parquet", unpaired_of(self.pairs))
-        self.logps = write_logps(store / "refer" / "aaaaaaaaaaaa", self.reference, self.pairs)
+        self.logps = write_logps(store / "reference" / "aaaaaaaaaaaa", self.reference, self.pairs)
 
     def trainer(self, cfg: TrainConfig, out: Path):
         from pipeline.training import build
         from pipeline.training.monitoring import guards
 
-        logps = [self.logps] if cfg.logps == "ready" else []
+        logps = [self.logps] if cfg.reference_logps == "precomputed" else []
         rows = {
             part: train.prepare_pairs(cfg, [self.pairs], part, logps) for part in ("train", "dev")
         }
-        reference = None if cfg.logps == "none" else self.reference
+        reference = None if cfg.reference_logps == "none" else self.reference
         watch = guards.build_guards(cfg, self.policy, reference, None, rows["dev"], out)
         policy = build.load_policy(cfg, self.policy)
         return build.build_trainer(cfg, policy, self.policy, reference, rows, out, watch)[0]
@@ -521,7 +521,7 @@ def test_a_thumb_s_mismatched_answer_is_another_prompt_s(two, tmp_path):
 @pytest.mark.model
 @pytest.mark.parametrize("name", ["cdpo", "simpo", "orpo", "kto", "tr_dpo"])
 def test_a_training_of_each_class_ends_with_a_model(two, name):
-    given = {} if objective(name).logps != "none" else {"reference": None, "logps": None}
+    given = {} if objective(name).reference_logps != "none" else {"reference": None, "logps": None}
     made = two.run(objective(name, scheduler="constant", warmup=0.0, eval_every=2), name, **given)
     steps = [entry for entry in made.read_metrics() if "loss" in entry]
     assert [entry["step"] for entry in steps] == list(range(1, len(steps) + 1)) and len(steps) >= 2
@@ -537,7 +537,7 @@ def test_a_training_cut_off_goes_on_to_the_same_bytes(two, name, monkeypatch):
     """test_train.py kills DPO. Here the order of rows and the trainer's state must come back."""
     from pipeline.training.monitoring import callbacks
 
-    given = {} if objective(name).logps != "none" else {"reference": None, "logps": None}
+    given = {} if objective(name).reference_logps != "none" else {"reference": None, "logps": None}
     runtime = objective(name).runtime.model_copy(update={"save_every": 1})
     cfg = objective(name, runtime=runtime, batch=4)
     whole, plain = two.run(cfg, f"{name}-whole", **given), callbacks.MetricsLog.on_log
@@ -574,7 +574,9 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
     write_table(tmp_path / "unpaired.parquet", two.pairs.read_unpaired().clear())
     for part in ("train", "dev"):
         write_table(tmp_path / f"{part}.parquet", getattr(two.pairs, f"read_{part}")())
-    with pytest.raises(UserError, match=r"train.trainer=kto .* has 0 .* 0 .*\n.*pair.thumbs_at"):
+    with pytest.raises(
+        UserError, match=r"train.trainer=kto .* has 0 .* 0 .*\n.*pair.unpaired_threshold"
+    ):
         two.run(objective("kto"), "refused", pairs=[Pairs(tmp_path)])
 
 
@@ -598,22 +600,31 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
         (["train=cdpo", "train.args={label_smoothing: 0.5}"], r"from 0 to below 0.5"),
         (["train.args={max_prompt_length: 9}"], r"max_prompt_length is gone .* limits.prompt"),
         (["train.args={reference_free: true}"], r"reference_free is gone .* train=simpo"),
-        (["train.logps=none"], r"logps=none does not fit the trainer dpo: it needs a reference"),
-        (["train=simpo", "train.logps=ready"], r"logps=ready does not fit the trainer cpo"),
-        (["train=kto", "train.logps=ready"], r"logps=ready does not fit the trainer kto"),
+        (
+            ["train.reference_logps=none"],
+            r"reference_logps=none does not fit the trainer dpo: it needs a reference",
+        ),
+        (
+            ["train=simpo", "train.reference_logps=precomputed"],
+            r"reference_logps=precomputed does not fit the trainer cpo",
+        ),
+        (
+            ["train=kto", "train.reference_logps=precomputed"],
+            r"reference_logps=precomputed does not fit the trainer kto",
+        ),
         (["train=simpo", "train.loss=[sigmoid,simpo]"], r"cpo takes one loss, not 2"),
         (["train=rpo", "train.loss_weights=[1]"], r"loss_weights has 1 weight for 2 losses"),
         (
             ["train=tr_dpo", "adapter@train.adapter=lora"],
             r"sync_ref_model updates a separate reference",
         ),
-        (["train.loss=[sigmoid,sft]"], r"together: sigmoid, sft .*give .*together=8"),
+        (["train.loss=[sigmoid,sft]"], r"together: sigmoid, sft .*give .*loss_group=8"),
         (
             ["train=rpo", "train.runtime.micro_batch=4"],
-            r"give train.together=4, which is another experiment",
+            r"give train.loss_group=4, which is another experiment",
         ),
-        (["train.together=8"], r"together=8 would be ignored"),
-        (["train=kto", "train.together=1"], r"kto estimates its KL from the other rows"),
+        (["train.loss_group=8"], r"loss_group=8 would be ignored"),
+        (["train=kto", "train.loss_group=1"], r"kto estimates its KL from the other rows"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(words, said):
@@ -629,12 +640,17 @@ DOCS = HOUSE / "docs" / "objectives.md"
 def test_the_table_lists_every_objective_with_its_logps():
     """`| train=dpo | … | logps | …`: the names of conf/train, and the configs' reference values."""
     rows = re.findall(
-        r"^\| `(\w+)` \|.*?\| (ready|live|none) \| (pairs|thumbs) \|", DOCS.read_text(), re.M
+        r"^\| `(\w+)` \|.*?\| (precomputed|online|none) \| (pairs|unpaired) \|",
+        DOCS.read_text(),
+        re.M,
     )
     assert [name for name, *_ in rows] == sorted(NAMES, key=order)
     for name, logps, food in rows:
         cfg = objective(name)
-        assert (cfg.logps, "thumbs" if cfg.trainer == "kto" else "pairs") == (logps, food), name
+        assert (cfg.reference_logps, "unpaired" if cfg.trainer == "kto" else "pairs") == (
+            logps,
+            food,
+        ), name
 
 
 def test_every_objective_says_when_to_choose_it():

@@ -51,7 +51,7 @@ def train_adapter(place: Path, sft: Model | None = None) -> Model:
     """Train an adapter in a new store, on an SFT model there."""
     sft = sft or tiny_model(place / SFT)
     pairs = write_pairs(place / "pair" / "bbbbbbbbbbbb", sft)
-    logps = write_logps(place / "refer" / "cccccccccccc", sft, pairs)
+    logps = write_logps(place / "reference" / "cccccccccccc", sft, pairs)
     cfg = dpo({**LORA, "learning_rate": 2e-2})
     return train.run(cfg, place / ADAPTER, init=sft, reference=sft, pairs=[pairs], logps=[logps])
 

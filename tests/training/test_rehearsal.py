@@ -48,10 +48,10 @@ def demonstrations_file(round_) -> Path:
 @pytest.fixture(scope="module")
 def clear(round_) -> Decontamination:
     write_table(
-        round_.store / "fence" / "ngrams.parquet",
+        round_.store / "decontamination" / "ngrams.parquet",
         decontamination.ngram_table(decontamination.hash_ngrams("none of these words", 3)),
     )
-    return Decontamination(round_.store / "fence")
+    return Decontamination(round_.store / "decontamination")
 
 
 def rehearsal_config(
@@ -62,10 +62,12 @@ def rehearsal_config(
         "share": share,
         "weight": weight,
         "data": data,
-        "fence": {"ngram": 3},
+        "decontamination": {"ngram": 3},
         "template_kwargs": {},
     }
-    return dpo(**{"rehearsal": block, "learning_rate": 3e-3, "usual_rate": 3e-3, **changes})
+    return dpo(
+        **{"rehearsal": block, "learning_rate": 3e-3, "typical_learning_rate": 3e-3, **changes}
+    )
 
 
 def nll(module, tokenizer, turns: list[dict[str, str]]) -> float:
@@ -95,8 +97,13 @@ def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_d
 
     others = {
         "dpo": {},
-        "cpo": {"trainer": "cpo", "loss": ["simpo"], "logps": "none", "args": {"cpo_alpha": 0.0}},
-        "kto": {"trainer": "kto", "loss": ["apo_zero_unpaired"], "logps": "live"},
+        "cpo": {
+            "trainer": "cpo",
+            "loss": ["simpo"],
+            "reference_logps": "none",
+            "args": {"cpo_alpha": 0.0},
+        },
+        "kto": {"trainer": "kto", "loss": ["apo_zero_unpaired"], "reference_logps": "online"},
     }
     cfg = rehearsal_config(demonstrations_file, weight=0.3, batch=8, micro_batch=4, **others[name])
     tokenizer = loading.load_tokenizer(round_.sft)
@@ -107,7 +114,7 @@ def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_d
     chat = ModelTokenizer(round_.sft, tokenizer)
     rows["rehearsal"] = train.prepare_rehearsal(cfg, cfg.rehearsal, tmp_path, chat, clear)
     policy = build.load_policy(cfg, round_.sft)
-    reference = None if cfg.logps == "none" else round_.sft
+    reference = None if cfg.reference_logps == "none" else round_.sft
     watch = guards.build_guards(cfg, round_.sft, reference, None, rows["dev"], tmp_path)
     trainer, _ = build.build_trainer(cfg, policy, round_.sft, reference, rows, tmp_path, watch)
     policy.train()
@@ -149,7 +156,7 @@ def test_with_a_share_of_demonstrations_less_is_forgotten(
         module = loading.load(model, "float32")
         return sum(nll(module, tokenizer, turns) for turns in unseen) / len(unseen)
 
-    model = round_.train("rehearsed", rehearsal_config(demonstrations_file), fence=clear)
+    model = round_.train("rehearsed", rehearsal_config(demonstrations_file), decontamination=clear)
     plain = round_.train("plain", rehearsal_config(demonstrations_file, share=0))
     assert forgets(model) < forgets(plain) - 0.1
     curve = metric_by_step(model, "rehearsal/nll")
@@ -167,7 +174,9 @@ def test_what_is_learned_does_not_depend_on_how_a_step_is_split(round_, demonstr
     """Three demonstrations per step, in two micro-batches of two pairs: no even split exists."""
     whole, split = (
         round_.train(
-            f"micro-{size}", rehearsal_config(demonstrations_file, micro_batch=size), fence=clear
+            f"micro-{size}",
+            rehearsal_config(demonstrations_file, micro_batch=size),
+            decontamination=clear,
         )
         for size in (4, 2)
     )
@@ -188,12 +197,12 @@ def test_what_is_learned_does_not_depend_on_how_a_step_is_split(round_, demonstr
 @pytest.mark.model
 def test_two_processes_rehearse_what_one_does(round_, demonstrations_file, clear):
     one = round_.train(
-        "one", rehearsal_config(demonstrations_file, adapter=LORA, share=0.4), fence=clear
+        "one", rehearsal_config(demonstrations_file, adapter=LORA, share=0.4), decontamination=clear
     )
     two = round_.train(
         "two",
         rehearsal_config(demonstrations_file, adapter=LORA, share=0.4, processes=2),
-        fence=clear,
+        decontamination=clear,
     )
     assert metric_by_step(two, "loss") == pytest.approx(metric_by_step(one, "loss"), abs=1e-5)
     assert metric_by_step(two, "rehearsal/nll") == pytest.approx(
@@ -239,10 +248,10 @@ def test_each_pass_takes_every_row_once_in_another_order():
 
 def test_a_share_plans_the_fence_and_no_share_plans_nothing_new():
     training = named(plan(composed(*SMALL, ON)))["train@1"]
-    assert [(source.stage, part) for name, source, part in training.edges() if name == "fence"] == [
-        ("prompts", "fence")
-    ]
-    assert "fence" not in named(plan(composed(*SMALL)))["train@1"].inputs
+    assert [
+        (source.stage, part) for name, source, part in training.edges() if name == "decontamination"
+    ] == [("prompts", "decontamination")]
+    assert "decontamination" not in named(plan(composed(*SMALL)))["train@1"].inputs
     plain = fingerprints(*SMALL)
     assert fingerprints(*SMALL, ON, "train.rehearsal.share=0") == plain
     changed = fingerprints(*SMALL, ON)

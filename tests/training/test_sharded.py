@@ -91,13 +91,13 @@ def test_weights_in_shares_have_any_reference(wide, on_a_cpu, held_to, asked):
     first = wide.train(f"before {held_to} {asked}", dpo(LORA, batch=8))
     logps = [write_logps(wide.store / f"of {held_to} {asked}", first, wide.pairs)]
     cfg, given = {
-        "live": ({"adapter": FULL, "logps": "live"}, {"logps": None}),
+        "live": ({"adapter": FULL, "reference_logps": "online"}, {"logps": None}),
         "an adapter": ({"adapter": LORA}, {"init": first, "reference": first, "logps": logps}),
         "an adapter's base": ({"adapter": LORA}, {"init": first}),
     }[held_to]
     cfg = {"batch": 8, "eval_every": 1, "guards": {"prompts": 3}, **cfg}
     whole = wide.train(f"one {held_to} {asked}", dpo(**cfg), **given)
-    two = dpo(**cfg, processes=2, launch=asked, watch="always")
+    two = dpo(**cfg, processes=2, launch=asked, eval_when_distributed=True)
     shared = wide.train(f"two {held_to} {asked}", two, **given)
     assert metric_by_step(shared, "loss") == pytest.approx(metric_by_step(whole, "loss"), abs=1e-5)
     assert metric_by_step(shared, "eval_kl") == pytest.approx(
@@ -106,17 +106,25 @@ def test_weights_in_shares_have_any_reference(wide, on_a_cpu, held_to, asked):
 
 
 OTHERS = {
-    "simpo": {"trainer": "cpo", "loss": ["simpo"], "logps": "none", "args": {"cpo_alpha": 0.0}},
-    "orpo": {"trainer": "orpo", "loss": ["orpo"], "logps": "none", "together": 2},
+    "simpo": {
+        "trainer": "cpo",
+        "loss": ["simpo"],
+        "reference_logps": "none",
+        "args": {"cpo_alpha": 0.0},
+    },
+    "orpo": {"trainer": "orpo", "loss": ["orpo"], "reference_logps": "none", "loss_group": 2},
     "kto": {
         "trainer": "kto",
         "loss": ["kto"],
-        "logps": "live",
-        "together": 8,
+        "reference_logps": "online",
+        "loss_group": 8,
         "micro_batch": "auto",
     },
-    "rpo": {"loss": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "together": 2},
-    "tr_dpo": {"logps": "live", "args": {"sync_ref_model": True, "ref_model_sync_steps": 2}},
+    "rpo": {"loss": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "loss_group": 2},
+    "tr_dpo": {
+        "reference_logps": "online",
+        "args": {"sync_ref_model": True, "ref_model_sync_steps": 2},
+    },
     "checkpointed": {"gradient_checkpointing": True},
 }
 
@@ -130,7 +138,9 @@ def test_weights_in_shares_train_by_any_objective(wide, on_a_cpu, name, asked):
     given = {"reference": None} if cfg.get("logps") == "none" else {}
     whole = wide.train(f"{name} of one {asked}", dpo(**cfg), **given)
     shared = wide.train(
-        f"{name} of two {asked}", dpo(**cfg, processes=2, launch=asked, watch="always"), **given
+        f"{name} of two {asked}",
+        dpo(**cfg, processes=2, launch=asked, eval_when_distributed=True),
+        **given,
     )
     assert metric_by_step(shared, "loss") == pytest.approx(metric_by_step(whole, "loss"), abs=1e-5)
     assert furthest(shared, whole) < 1e-4
@@ -210,7 +220,9 @@ def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(
     )
     guards["kl_budget"] = (before + kl[over]) / 2
     one = wide.train(f"stopped by one {called}", dpo(adapter, **rates, guards=guards))
-    shared = dpo(adapter, **rates, guards=guards, processes=2, watch="always", launch=asked)
+    shared = dpo(
+        adapter, **rates, guards=guards, processes=2, eval_when_distributed=True, launch=asked
+    )
     two = wide.train(f"stopped by two {called}", shared)
     assert metric_by_step(one, "eval_tokens")[0] < 64
     assert training_summary(two)["steps"] == over == training_summary(one)["steps"]

@@ -39,7 +39,7 @@ def train_with_tracker(round_: Round, name: str, run_dir: Path, tracker, **runti
         tracker=tracker and tracker.model_dump(),
         runtime=runtime,
         learning_rate=3e-3,
-        usual_rate=3e-3,
+        typical_learning_rate=3e-3,
     )
     step = {
         "stage": "train",
@@ -57,7 +57,7 @@ def train_with_tracker(round_: Round, name: str, run_dir: Path, tracker, **runti
 
 @pytest.fixture(scope="module")
 def plain(round_) -> Model:
-    return round_.train("plain", dpo(learning_rate=3e-3, usual_rate=3e-3))
+    return round_.train("plain", dpo(learning_rate=3e-3, typical_learning_rate=3e-3))
 
 
 def files(folder: Path) -> list[Path]:

@@ -94,7 +94,7 @@ def test_the_server_is_told_all_of_a_training_and_the_key_in_its_one_place(
         for name in ("project", "entity", "groupName", "displayName", "jobType")
     }
     assert [*told.values()] == ["p", "team", GROUP, "2/train-1", "train"]
-    cfg = drop_runtime(dpo(learning_rate=3e-3, usual_rate=3e-3).model_dump())
+    cfg = drop_runtime(dpo(learning_rate=3e-3, typical_learning_rate=3e-3).model_dump())
     assert run.config == drop_empty({**cfg, "fingerprint": "sent"})
     assert without_answers(run.rows) == expected_rows(model.read_metrics()) and len(run.rows) == 7
     assert run.exit_codes == [0]

@@ -68,14 +68,14 @@ def compose_one(words: list[str]) -> Config:
 
 def lower_sizes(whole: Config, prompts: int) -> list[str]:
     """Overrides for one round and its evaluations, of at most so many prompts."""
-    held_out = getattr(whole.prompts.split, whole.exam.split)
+    held_out = getattr(whole.prompts.split, whole.evaluate.split)
     trained = whole.sample.per_round or prompts
-    evaluated = whole.exam.sample.per_round or prompts
+    evaluated = whole.evaluate.sample.per_round or prompts
     if isinstance(held_out, int):
         evaluated = min(evaluated, held_out)
     return [
         f"sample.per_round={min(prompts, trained)}",
-        f"exam.sample.per_round={min(prompts, evaluated)}",
+        f"evaluate.sample.per_round={min(prompts, evaluated)}",
         "rounds=1",
         f"runs={whole.runs / 'pilot'}",
     ]

@@ -13,7 +13,7 @@ from pipeline.preflight.capacity import count_published_prompts
 from pipeline.status import RunPlan
 from pipeline.step import Step
 
-ROUND, EVAL, ONCE = "round", "exam", "once"
+ROUND, EVAL, ONCE = "round", "evaluation", "once"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def count_sizes(cfg: Config, run_plan: RunPlan) -> dict[str, int]:
     parts = count_published_prompts(run_plan)
     assert parts, "a pilot has built the prompts"
     trained = cfg.sample.per_round or parts["train"]
-    evaluated = cfg.exam.sample.per_round or parts[cfg.exam.split]
+    evaluated = cfg.evaluate.sample.per_round or parts[cfg.evaluate.split]
     return {ROUND: trained, EVAL: evaluated, ONCE: 1}
 
 

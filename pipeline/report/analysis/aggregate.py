@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.config import CONTROL, EvaluateConfig
+from pipeline.config import CONTROL, VerdictConfig
 from pipeline.report.analysis.eval_results import (
     SFT,
     EvalResult,
@@ -50,7 +50,7 @@ class ModelDuel:
     orders: Mapping[str, list[str | None]] = field(default_factory=dict)
 
 
-def bootstrap_config(cfg: EvaluateConfig) -> BootstrapConfig:
+def bootstrap_config(cfg: VerdictConfig) -> BootstrapConfig:
     return BootstrapConfig(cfg.level, cfg.resamples, cfg.seed)
 
 

@@ -92,7 +92,7 @@ def _describe_change(
 
 
 def write_note(report: ReportRow) -> str:
-    alpha = f"{1 - report['exam']['level']:.3g}"
+    alpha = f"{1 - report['evaluation']['level']:.3g}"
     return (
         f"Against sft, prompt by prompt. Changed means a p below {alpha},"
         " corrected for its family of tests."
@@ -101,7 +101,7 @@ def write_note(report: ReportRow) -> str:
 
 def list_changes(report: ReportRow) -> list[Change]:
     """Scores first, then judges, then style."""
-    chosen, alpha = report["exam"]["chosen"], 1 - report["exam"]["level"]
+    chosen, alpha = report["evaluation"]["chosen"], 1 - report["evaluation"]["level"]
     gaps = [row for row in report["differences"] if row["model"] == chosen and row["n"]]
     scorers = {gap["scorer"] for gap in gaps}
     contests = [

@@ -43,7 +43,7 @@ class QuestionSet:
 
 def read_question_set(name: str, chat: ChatSet) -> QuestionSet:
     turns = count_turns(chat)
-    results = [read_chat_eval(model, own, turns) for model, own in chat["exams"].items()]
+    results = [read_chat_eval(model, own, turns) for model, own in chat["evals"].items()]
     return QuestionSet(name, chat, turns, results)
 
 
@@ -82,7 +82,7 @@ def describe_chat(
 
 def count_turns(chat: ChatSet) -> dict[str, int]:
     """Each question's turns: as many as it has, at most as many as any model was asked."""
-    answers = (read_turns(artifacts) for artifacts in chat["exams"].values())
+    answers = (read_turns(artifacts) for artifacts in chat["evals"].values())
     most = max((turn for own in answers for turn in own["turn"]), default=1)
     return {
         key: min(most, len(columns.get("turns") or [0]))

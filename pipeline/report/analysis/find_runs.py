@@ -24,7 +24,7 @@ from pipeline.artifacts import (
     build_tree,
     read_step,
 )
-from pipeline.config import ANSWER
+from pipeline.config import ANSWER, EVAL_PURPOSE
 from pipeline.errors import UserError, suggest
 from pipeline.hashing import drop_runtime
 
@@ -99,10 +99,10 @@ def _find_in_run(run: Path, row: str, name: str) -> FoundRun:
         )
     folder = reports[-1].resolve()
     step = read_step(folder)
-    evals = build_tree(step["inputs"]).get("exams", {})
+    evals = build_tree(step["inputs"]).get("evals", {})
     if not evals:
         raise UserError(f"{run}: its report names no evaluated model. {WHAT_TO_GIVE}")
-    chosen = row or Report(folder).read()["exam"]["chosen"]
+    chosen = row or Report(folder).read()["evaluation"]["chosen"]
     if chosen not in evals:
         raise UserError(
             f"{run}:{chosen}: its table has no such row. {suggest(str(chosen), list(evals))}"
@@ -132,7 +132,7 @@ def _find_by_model(model: Path, name: str) -> FoundRun:
     sampled = [
         step
         for step in _find_readers(store, "sample", "policy", model.name)
-        if read_step(step)["config"]["purpose"] == "exam"
+        if read_step(step)["config"]["purpose"] == EVAL_PURPOSE
     ]
     on_test = [step for step in sampled if read_step(step)["inputs"]["prompts"]["part"] == "test"]
     sampled = on_test or sampled
@@ -140,7 +140,7 @@ def _find_by_model(model: Path, name: str) -> FoundRun:
         raise UserError(f"{model}: it has not been evaluated. {WHAT_TO_GIVE}")
     samples = _require_one(model, "evaluated", sampled)
     parts = {"model": model, "samples": samples}
-    for stage, edge, part in (("score", "samples", "scores"), ("refer", "rows", "logps")):
+    for stage, edge, part in (("score", "samples", "scores"), ("reference", "rows", "logps")):
         if readers := _find_readers(store, stage, edge, samples.name):
             parts[part] = _require_one(model, f"read by {stage}", readers)
     row = str(read_step(samples)["label"]).partition(" ")[2]

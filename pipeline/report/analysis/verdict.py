@@ -315,7 +315,7 @@ def _describe_small_move(who: str, nats: float) -> str:
 
 def _has_gained(report: ReportRow) -> bool:
     """On as many prompts as a verdict needs."""
-    key = report["exam"]["chosen"], report["exam"]["scorer"]
+    key = report["evaluation"]["chosen"], report["evaluation"]["scorer"]
     own = [row for row in report["differences"] if (row["model"], row["scorer"]) == key]
     return any(row["n"] >= MIN_PROMPTS and row["low"] > 0 for row in own)
 
@@ -328,7 +328,7 @@ def _pick_worst_gold(proxy: ReportRow, chosen: str) -> ReportRow:
 
 def write_headline(report: ReportRow) -> str:
     """The verdict in one short sentence."""
-    chosen = report["exam"]["chosen"] or "the chosen model"
+    chosen = report["evaluation"]["chosen"] or "the chosen model"
     better, proxy = report["verdict"]["better"], report["proxy"]
     if proxy and proxy["over_optimised"] and better != "yes":
         gold = _pick_worst_gold(proxy, chosen)

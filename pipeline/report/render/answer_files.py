@@ -24,7 +24,7 @@ NO_TIME = 0.0  # a file of the store does not depend on when it was made
 def write_answers(folder: Path, question_set: QuestionSet) -> None:
     questions = question_set.chat["prompts"]
     single_turn = max(question_set.turns.values(), default=1) == 1
-    for model, artifacts in question_set.chat["exams"].items():
+    for model, artifacts in question_set.chat["evals"].items():
         answers = read_turns(artifacts)
         rows = list_fastchat_rows(question_set, model, answers)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]

@@ -71,7 +71,8 @@ def render_answers(report: ReportRow, answers: pl.DataFrame, verdicts: pl.DataFr
         '<section id="answers"><h2>Answers side by side</h2>'
         "<p class=\"note\">The margin is the score of a contest's first model minus the second's"
         " on the prompt. answers.parquet and verdicts.parquet have all of it as tables.</p>"
-        f'<div id="some">{render_examples(answers, report["exam"]["chosen"])}</div>{BROWSER_FORM}'
+        f'<div id="some">{render_examples(answers, report["evaluation"]["chosen"])}</div>'
+        f"{BROWSER_FORM}"
         f'<script type="text/plain" id="packed">{data}</script></section>'
     )
 
@@ -86,7 +87,7 @@ def pack_answers(
     verdict, the margin and the verdict in each order of the answers.
     """
     models = answers["model"].unique(maintain_order=True).to_list()
-    chosen = report["exam"]["chosen"], "sft"
+    chosen = report["evaluation"]["chosen"], "sft"
     contests = [
         duel
         for duel in select_contests(report)

@@ -37,7 +37,7 @@ def render_page(report: ReportRow, answers: pl.DataFrame, verdicts: pl.DataFrame
     sections = [
         _render_notes(report),
         *map(render_table, build_tables(report)),
-        render_answers({**report, "exam": evaluation}, answers, verdicts),
+        render_answers({**report, "evaluation": evaluation}, answers, verdicts),
     ]
     better, why = verdict["better"], verdict["why"].replace(" %", "\u00a0%")
     return render_document(
@@ -64,7 +64,7 @@ def build_tables(report: ReportRow) -> list[ReportTable]:
         _build_models(report),
         _build_criteria(report),
         contests.build_duels(report),
-        models.build_habits({**report, "exam": NO_CHOSEN}),
+        models.build_habits({**report, "evaluation": NO_CHOSEN}),
     )
     return [table for table in tables if table.rows]
 

@@ -20,7 +20,7 @@ MAX_LINES = 8  # of a list that are visible at once
 
 def render_tiles(report: ReportRow) -> str:
     """How much better, how often, how long, how far from SFT."""
-    models, evaluation = {model["name"]: model for model in report["models"]}, report["exam"]
+    models, evaluation = {model["name"]: model for model in report["models"]}, report["evaluation"]
     scorer = evaluation["scorer"]
     chosen, sft = models.get(evaluation["chosen"]), models.get("sft")
     if not chosen or not sft or chosen is sft:

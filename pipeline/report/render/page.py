@@ -162,7 +162,7 @@ def _render_figure_cell(text: str, is_text: bool) -> str:
 
 
 def _render_footer(report: ReportRow) -> str:
-    terms = _list_terms(report["exam"])
+    terms = _list_terms(report["evaluation"])
     body = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in terms)
     return f"<dl>{body}</dl>"
 

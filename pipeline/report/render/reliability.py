@@ -17,7 +17,7 @@ NO_GOLD = (
 
 
 def explain_reliability(report: ReportRow) -> list[tuple[str, str]]:
-    scorer = report["exam"]["scorer"]
+    scorer = report["evaluation"]["scorer"]
     control, proxy = report["control"] or {}, report["proxy"] or {}
     calibrate = (
         f"strop calibrate verdicts.jsonl scorer={scorer} shows whether {scorer} agrees with human"
@@ -34,13 +34,13 @@ def explain_reliability(report: ReportRow) -> list[tuple[str, str]]:
 
 def _explain_no_control(report: ReportRow) -> str:
     """Only evaluations on test have a control."""
-    split = "" if report["exam"]["split"] == "test" else "exam.split=test with "
-    return f"Not made: {split}exam.control=true samples sft again, for the same table."
+    split = "" if report["evaluation"]["split"] == "test" else "evaluate.split=test with "
+    return f"Not made: {split}evaluate.control=true samples sft again, for the same table."
 
 
 def _explain_no_gold(report: ReportRow) -> str:
     """Why no gold scorer checks the one that made the pairs."""
-    evaluation = report["exam"]
+    evaluation = report["evaluation"]
     training = evaluation["training"]
     scorers = {name for model in report["models"] for name in model["metrics"]}
     gold = [name for name in evaluation["gold"] if name in scorers]
@@ -54,7 +54,7 @@ def _explain_no_gold(report: ReportRow) -> str:
         )
     return (
         f"{', '.join(gold)} made no pairs, and of {training}, which did, no round has a score here"
-        f" to compare: score evaluations by it too, +scorer@exam.score.scorers.{training}=FILE."
+        f" to compare: score evaluations by it too, +scorer@evaluate.score.scorers.{training}=FILE."
     )
 
 
@@ -62,10 +62,10 @@ def _advise_gold(scorers: list[str]) -> str:
     others = [name for name in scorers if "/" not in name]
     if not others:
         return (
-            "Add one that made none: +scorer@exam.score.scorers.NAME=FILE"
-            " exam.score.scorers.NAME.gold=true."
+            "Add one that made none: +scorer@evaluate.score.scorers.NAME=FILE"
+            " evaluate.score.scorers.NAME.gold=true."
         )
-    settings = " or ".join(f"exam.score.scorers.{name}.gold=true" for name in others)
+    settings = " or ".join(f"evaluate.score.scorers.{name}.gold=true" for name in others)
     return f"Make one that made none gold: {settings}."
 
 
@@ -75,7 +75,7 @@ def _explain_no_flips(report: ReportRow) -> str:
         duel["judge"] for duel in report["duels"] if duel["judge"] not in scorers
     )
     if not judges:
-        return "No judge compared the answers: +duel@exam.duels.NAME=default asks one."
+        return "No judge compared the answers: +duel@evaluate.duels.NAME=default asks one."
     return (
         f"How often the order of the answers changes the verdicts of {', '.join(judges)}"
         " is not known."

@@ -113,7 +113,7 @@ def write_lead(grid: SweepGrid) -> str:
     warning = (
         ""
         if grid.split == "dev"
-        else " It was chosen on test, so its score there is biased upwards: use exam.split=dev."
+        else " It was chosen on test, so its score there is biased upwards: use evaluate.split=dev."
     )
     return (
         f"It scores {format_number(best['score'])} on {grid.split} at {nats} from sft,"

@@ -66,10 +66,13 @@ def _describe_excess(cfg: GuardsConfig, evaluation: Evaluation) -> str | None:
             f"KL to the reference is {evaluation[KL]:.3g} nats, over "
             f"train.guards.kl_budget={cfg.kl_budget:g}"
         )
-    if cfg.fall_budget is not None and evaluation[CHOSEN_LOGP_DROP] > cfg.fall_budget:
+    if (
+        cfg.max_chosen_logp_drop is not None
+        and evaluation[CHOSEN_LOGP_DROP] > cfg.max_chosen_logp_drop
+    ):
         return (
             f"chosen answers lost {evaluation[CHOSEN_LOGP_DROP]:.3g} nats per token, over "
-            f"train.guards.fall_budget={cfg.fall_budget:g}"
+            f"train.guards.max_chosen_logp_drop={cfg.max_chosen_logp_drop:g}"
         )
     return None
 

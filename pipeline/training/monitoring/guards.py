@@ -115,13 +115,17 @@ class Guards(TrainerCallback):
                 f"reference. Lower train.learning_rate, raise train.beta where the loss has a "
                 f"reference, or give train.guards.kl_budget, which stops there"
             )
-        if before.get(CHOSEN_LOGP_DROP, 0.0) <= guards.warn_fall < last.get(CHOSEN_LOGP_DROP, 0.0):
+        if (
+            before.get(CHOSEN_LOGP_DROP, 0.0)
+            <= guards.warn_chosen_logp_drop
+            < last.get(CHOSEN_LOGP_DROP, 0.0)
+        ):
             warn(
                 f"step {last['step']}: chosen answers lost {last[CHOSEN_LOGP_DROP]:.3g} nats per "
-                f"token, over train.guards.warn_fall={guards.warn_fall:g}: likelihood is displaced "
-                f"to answers in no pair. Take train=rpo (the chosen answer's own loss), raise "
-                f"train.beta where the loss has a reference, drop near-equal pairs (pair.filters), "
-                f"or give train.guards.fall_budget"
+                f"token, over train.guards.warn_chosen_logp_drop={guards.warn_chosen_logp_drop:g}: "
+                f"likelihood is displaced to answers in no pair. Take train=rpo (the chosen "
+                f"answer's own loss), raise train.beta where the loss has a reference, drop "
+                f"near-equal pairs (pair.filters), or give train.guards.max_chosen_logp_drop"
             )
 
     def _check_stop_metric(self, evaluation: early_stopping.Evaluation) -> None:
@@ -131,7 +135,7 @@ class Guards(TrainerCallback):
             raise StageError(
                 f"train.guards.stop_on={stop_on}: the evaluation at step {evaluation['step']} has "
                 f"no such figure, since no batch of unpaired dev answers holds good and bad ones.\n"
-                f"  Give train.guards.stop_on=loss, or a larger pair.dev.least."
+                f"  Give train.guards.stop_on=loss, or a larger pair.dev.min."
             )
 
     def restore_weights(self, step: int, history: list[dict[str, Any]], trained: State) -> int:
@@ -170,7 +174,7 @@ def build_guards(
             "train.guards: a training without dev pairs is never evaluated.\n"
             "  Give pair.dev.share above 0."
         )
-    if processes > 1 and cfg.runtime.watch == "alone":
+    if processes > 1 and not cfg.runtime.eval_when_distributed:
         return _build_distributed_guards(cfg, pairs, out, processes)
     generations = None
     if dev and guards.prompts and pairs.height:
@@ -195,7 +199,8 @@ def _build_distributed_guards(
     """By default only evaluate what the trainer gathers: generating keeps every device waiting."""
     warn(
         f"{processes} processes train together: KL, generated answers and the drop of the chosen "
-        f"answers' log-probability are not measured (train.runtime.watch=always measures them)"
+        f"answers' log-probability are not measured "
+        f"(train.runtime.eval_when_distributed=true measures them)"
     )
     return Guards(cfg, None, _select_chosen(pairs.clear()), out)
 

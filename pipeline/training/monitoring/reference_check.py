@@ -46,7 +46,7 @@ class StartCheck(TrainerCallback):
         report_phase(f"checking the reference on {CHECKED_PAIRS} pairs")
         if self.reference.path == self.init.path:
             check_start(self.cfg, self.trainer, self.rows)
-        elif self.cfg.logps == "ready" and sharded.is_sharded(self.trainer):
+        elif self.cfg.reference_logps == "precomputed" and sharded.is_sharded(self.trainer):
             with sharded.load_sharded(self.trainer, self.reference, self.cfg.dtype) as module:
                 logps = _compute_logps(self.cfg, module, self.rows)
                 _compare_logps(self.cfg, logps, self.rows, RECOMPUTED)
@@ -66,7 +66,7 @@ def check_separate_reference(
     """
     if reference is None or reference.path == init.path or cfg.runtime.launch in SHARDED_WEIGHTS:
         return
-    if cfg.logps == "ready":
+    if cfg.reference_logps == "precomputed":
         report_phase(f"checking the reference on {CHECKED_PAIRS} pairs")
         module = loading.load(reference, cfg.dtype, _base_quantization(cfg))
         pairs = first_pairs(rows)
@@ -76,7 +76,7 @@ def check_separate_reference(
 def check_start(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> None:
     """Where training starts from its reference, all log-ratios are 0 before the first step."""
     trainer.model.eval()
-    if cfg.logps == "ready":
+    if cfg.reference_logps == "precomputed":
         with trainer.compute_loss_context_manager():
             logps = _compute_logps(cfg, trainer.model, rows)
             _compare_logps(cfg, logps, rows, "of the model before its first step")
@@ -121,8 +121,8 @@ def _compare_logps(
             f"the reference is wrong: its precomputed log-probabilities differ from those {whose} "
             f"by {figure:.4g} {unit} over {len(gaps)} sequences; at most {limit:g} is expected in "
             f"{cfg.dtype}.\n"
-            f"  They are of another model, other tokens or another dtype: compare refer.dtype with "
-            f"train.dtype, and let refer run again on the reference."
+            f"  They are of another model, other tokens or another dtype: compare reference.dtype "
+            f"with train.dtype, and let the stage reference run again."
         )
 
 

@@ -39,7 +39,7 @@ def loss_arguments(cfg: TrainConfig) -> dict[str, Any]:
     return {
         "loss_type": [name for name, _ in terms],
         "loss_weights": [weight for _, weight in terms],
-        "precompute_ref_log_probs": cfg.logps == "ready",
+        "precompute_ref_log_probs": cfg.reference_logps == "precomputed",
     }
 
 

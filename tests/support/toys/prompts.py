@@ -6,4 +6,4 @@ from tests.support.toys import make
 
 
 def run(cfg: PromptsConfig, out: Path, **inputs: Any) -> None:
-    make("prompts", cfg, out, inputs, ("train", "dev", "test", "fence"))
+    make("prompts", cfg, out, inputs, ("train", "dev", "test", "decontamination"))

@@ -24,7 +24,7 @@ def draw_contests(report: ReportRow) -> list[Figure]:
 def select_contests(report: ReportRow) -> list[ReportRow]:
     """The contests of each judge and of the primary scorer; the table has the others."""
     scorers = {name for model in report["models"] for name in model["metrics"]}
-    others = scorers - {report["exam"]["scorer"]}
+    others = scorers - {report["evaluation"]["scorer"]}
     shown = [duel for duel in report["duels"] if duel["judge"] not in others]
     return [duel for duel in shown if duel["wins"] + duel["ties"] + duel["losses"]]
 

@@ -30,7 +30,7 @@ def draw_models(report: ReportRow) -> list[Figure]:
 
 
 def draw_scores(report: ReportRow) -> Figure | None:
-    scorer = report["exam"]["scorer"]
+    scorer = report["evaluation"]["scorer"]
     scored = [
         (model["name"], model["metrics"][scorer])
         for model in report["models"]
@@ -97,7 +97,7 @@ def _draw_distribution(distribution: ReportRow) -> Figure:
 
 def draw_criteria(report: ReportRow) -> Figure | None:
     """SFT against the chosen model by each criterion of the score."""
-    scorer, chosen = report["exam"]["scorer"], report["exam"]["chosen"]
+    scorer, chosen = report["evaluation"]["scorer"], report["evaluation"]["chosen"]
     metrics = {model["name"]: model["metrics"] for model in report["models"]}
     if chosen in (None, "sft") or "sft" not in metrics:
         return None
@@ -140,7 +140,7 @@ def _draw_dumbbell(
 
 def draw_score_and_kl(report: ReportRow) -> Figure | None:
     """Each model's score against its KL, connected from SFT on. The base is left out."""
-    scorer = report["exam"]["scorer"]
+    scorer = report["evaluation"]["scorer"]
     path = [
         model
         for model in report["models"]

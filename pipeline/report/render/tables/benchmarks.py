@@ -21,7 +21,7 @@ def build_benchmarks(report: ReportRow) -> ReportTable:
     rows = [row for row in report["benchmarks"] if row["chief"] or row["absent"]]
     models = list(dict.fromkeys(row["model"] for row in rows))
     # sft has no difference to itself.
-    chosen = report["exam"]["chosen"] if report["exam"]["chosen"] != SFT else None
+    chosen = report["evaluation"]["chosen"] if report["evaluation"]["chosen"] != SFT else None
     columns = (
         "benchmark",
         "figure",

@@ -27,7 +27,7 @@ TOKENS_COLUMN = "tokens per answer"
 
 def build_chats(report: ReportRow) -> Iterator[ReportTable]:
     for name, chat in report["chats"].items():
-        yield _build_scores(name, chat, report["exam"]["chosen"])
+        yield _build_scores(name, chat, report["evaluation"]["chosen"])
         yield replace(contests.build_duels(chat), title=f"{name}: win, tie, loss")
 
 

@@ -29,7 +29,7 @@ from pipeline.report.render.table import (
 
 
 def build_models(report: ReportRow) -> ReportTable:
-    scorer, chosen = report["exam"]["scorer"], report["exam"]["chosen"]
+    scorer, chosen = report["evaluation"]["scorer"], report["evaluation"]["chosen"]
     columns = (
         "model",
         scorer,
@@ -44,7 +44,7 @@ def build_models(report: ReportRow) -> ReportTable:
 
 
 def _write_note(report: ReportRow) -> str:
-    evaluation, control = report["exam"], report["control"]
+    evaluation, control = report["evaluation"], report["control"]
     basis = (
         f"{format_count(evaluation['prompts'])} {evaluation['split']} prompts;"
         f" each mean has its {format_level(evaluation['level'])}."
@@ -57,7 +57,7 @@ def _write_note(report: ReportRow) -> str:
 
 def _explain_power(report: ReportRow) -> str:
     """The smallest detectable difference of the chosen model, or of the last one compared."""
-    evaluation = report["exam"]
+    evaluation = report["evaluation"]
     gaps = [row for row in report["differences"] if row["scorer"] == evaluation["scorer"]]
     known = [gap for gap in gaps if gap["detectable"] is not None]
     of_chosen = (gap for gap in known if gap["model"] == evaluation["chosen"])
@@ -86,7 +86,7 @@ def _describe_ceiling(report: ReportRow) -> str:
     if share is None:
         return f"{name} is not clearly better than sft: how much can be gained is not known."
     part = format_share(share) if share > 0 else "nothing"
-    return f"Of what {name} gains over sft, {report['exam']['chosen']} gains {part}."
+    return f"Of what {name} gains over sft, {report['evaluation']['chosen']} gains {part}."
 
 
 def _model_row(report: ReportRow, model: ReportRow, scorer: str) -> list[Cell]:
@@ -136,7 +136,7 @@ def build_habits(report: ReportRow) -> ReportTable:
         " that differ."
     )
     rows = [_habit_row(model, with_reasoning) for model in report["models"]]
-    return ReportTable("Style", note, columns, rows, report["exam"]["chosen"])
+    return ReportTable("Style", note, columns, rows, report["evaluation"]["chosen"])
 
 
 def _habit_row(model: ReportRow, with_reasoning: bool) -> list[Cell]:
@@ -158,7 +158,7 @@ def _habit_row(model: ReportRow, with_reasoning: bool) -> list[Cell]:
 
 def build_criteria(report: ReportRow) -> ReportTable:
     """Every other scorer on its own scale, and every criterion over the prompts it applies to."""
-    evaluation, models = report["exam"], _select_models(report)
+    evaluation, models = report["evaluation"], _select_models(report)
     names = dict.fromkeys(
         name for model in models for name in model["metrics"] if name != evaluation["scorer"]
     )
@@ -174,7 +174,7 @@ def build_criteria(report: ReportRow) -> ReportTable:
 
 
 def _criterion_row(report: ReportRow, name: str) -> list[Cell]:
-    evaluation = report["exam"]
+    evaluation = report["evaluation"]
     metrics = [model["metrics"].get(name, NO_METRIC) for model in _select_models(report)]
     shown = name.removeprefix(f"{evaluation['scorer']}/")
     means = [
@@ -199,7 +199,7 @@ def _select_models(report: ReportRow) -> list[ReportRow]:
 
 def build_slices(report: ReportRow) -> ReportTable:
     """Where the chosen model gained and where it lost."""
-    evaluation = report["exam"]
+    evaluation = report["evaluation"]
     can_differ = _can_differ(evaluation)
     models = [SFT, evaluation["chosen"]] if can_differ else [SFT]
     note = (
@@ -251,4 +251,4 @@ def build_proxy(report: ReportRow) -> ReportTable:
         ]
         for row in (proxy["rounds"] if proxy else [])
     ]
-    return ReportTable("Gold and proxy", note, columns, rows, report["exam"]["chosen"])
+    return ReportTable("Gold and proxy", note, columns, rows, report["evaluation"]["chosen"])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CHUNK = 512  # rows; not a knob of `runtime`, so a resumed run finds the same chunks
 ROWS = "rows.parquet"  # where every worker reads them
-WORKERS = "refer.runtime.workers"
+WORKERS = "reference.runtime.workers"
 
 
 def run(cfg: ReferenceConfig, out: Path, *, model: Model, rows: Pairs | Samples) -> Logps:
@@ -67,7 +67,7 @@ class ChunkProgress:
         starts = [_first_row(chunk, CHUNK) for chunk in self._missing]
         to_do = [self._table.slice(start, CHUNK)["length"] for start in starts]
         rows, tokens = sum(map(len, to_do)), sum(int(each.sum()) for each in to_do)
-        progress = Progress("refer", self._table.height, "completions", tokens)
+        progress = Progress("reference", self._table.height, "completions", tokens)
         progress.resume_at(self._table.height - rows)
         return progress
 
@@ -110,7 +110,7 @@ def measure_chunks(
 
     table = read_table(scratch / ROWS)
     module = loading.load(model, cfg.dtype, cfg.quantization)
-    loading.check_vocabulary(module, [table["prompt_token_ids"], table["token_ids"]], "refer")
+    loading.check_vocabulary(module, [table["prompt_token_ids"], table["token_ids"]], "reference")
     worker.report(rows=0, tokens=0)
 
     def report_batch(rows: int, tokens: int) -> None:
@@ -140,7 +140,7 @@ def _measure_chunk(
             f"refer: no finite log-probability for {broken} of"
             f" {pluralize(len(logps), 'completion')} under this model in {cfg.dtype}:"
             " nothing is published.\n"
-            "  Try refer.dtype=float32; else its weights are broken."
+            "  Try reference.dtype=float32; else its weights are broken."
         )
     return part.select(
         "sample_id",

@@ -6,4 +6,4 @@ from tests.support.toys import make
 
 
 def run(cfg: ReferenceConfig, out: Path, **inputs: Any) -> None:
-    make("refer", cfg, out, inputs)
+    make("reference", cfg, out, inputs)

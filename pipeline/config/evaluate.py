@@ -31,18 +31,34 @@ class ChatConfig(Block):
     duels: dict[Name, DuelConfig]
 
 
-class ExamConfig(Block):
+class VerdictConfig(Block):
+    """What the report decides by, and how surely."""
+
+    scorer: str
+    slices: list[str]
+    labels: dict[Name, Local]
+    level: Annotated[float, Field(gt=0, lt=1)]
+    retention: dict[str, NonNegativeFloat]
+    resamples: Annotated[int, Field(ge=2)]
+    seed: Seed
+
+
+class EvaluateConfig(VerdictConfig):
     split: Literal["test", "dev"]
     sample: SampleConfig
     score: ScoreConfig
     dev_score: ScoreConfig | None
-    refer: ReferenceConfig
+    reference: ReferenceConfig
     duels: dict[Name, DuelConfig]
     control: bool
     best_of: Annotated[int, Field(ge=2)] | None
     prompted: PromptedBaseline | None
-    others: dict[Name, OtherModel]
+    baselines: dict[Name, OtherModel]
     chats: dict[Name, ChatConfig]
+
+    def for_report(self, training: str | None) -> "ReportConfig":
+        values = {name: getattr(self, name) for name in VerdictConfig.model_fields}
+        return ReportConfig(**values, training=training, gold=self.gold_scorers)
 
     @property
     def gold_scorers(self) -> list[str]:
@@ -61,10 +77,10 @@ class ExamConfig(Block):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        for name in self.others:
+        for name in self.baselines:
             if name in RESERVED_NAMES or name.startswith(("round-", BEST_OF_PREFIX)):
                 raise ValueError(
-                    f"others.{name}: the table already has a row of this name. Give another name"
+                    f"baselines.{name}: the table already has a row of this name. Give another name"
                 )
         return self
 
@@ -102,21 +118,8 @@ class GateConfig(Block):
     min_gain: NonNegativeFloat
 
 
-class EvaluateConfig(Block):
-    scorer: str
-    slices: list[str]
-    labels: dict[Name, Local]
-    level: Annotated[float, Field(gt=0, lt=1)]
-    retention: dict[str, NonNegativeFloat]
-    resamples: Annotated[int, Field(ge=2)]
-    seed: Seed
-
-    def with_scorers(self, training: str | None, gold: list[str]) -> "Evaluation":
-        return Evaluation(**dict(self), training=training, gold=gold)
-
-
-class Evaluation(EvaluateConfig):
-    """The user's block, and what the rest of the config says about its scorers."""
+class ReportConfig(VerdictConfig):
+    """The block of the stage: what the verdict needs, and what the config says of its scorers."""
 
     # The scorer that made the pairs; None where annotators or demonstrations did.
     training: str | None

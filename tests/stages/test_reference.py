@@ -11,7 +11,7 @@ from pipeline.artifacts import Model, Pairs, Samples, write_table
 from pipeline.config import ReferenceConfig
 from pipeline.errors import StageError, UserError
 from pipeline.report.analysis.eval_results import read_eval
-from pipeline.stages import refer, sample
+from pipeline.stages import reference, sample
 from tests.stages.test_sample import PLAIN, ask
 from tests.stages.test_sample import config as drawing
 from tests.support.preferences import write_pairs
@@ -54,7 +54,7 @@ def alone(model: Model, prompt: list[int], completion: list[int]) -> float:
 
 @pytest.mark.parametrize("batch_tokens", [1, 200, 100_000])
 def test_every_batch_size_gives_the_plain_definition(model, pairs, tmp_path, batch_tokens):
-    table = refer.run(config(batch_tokens), tmp_path, model=model, rows=pairs).read()
+    table = reference.run(config(batch_tokens), tmp_path, model=model, rows=pairs).read()
     rows = pl.concat([pairs.read_train(), pairs.read_dev()])
     assert table["sample_id"].to_list() == sorted([*rows["chosen_id"], *rows["rejected_id"]])
     found = {row["sample_id"]: row for row in table.to_dicts()}
@@ -78,7 +78,7 @@ def test_a_sample_in_two_pairs_is_computed_once(model, pairs, tmp_path):
         twice / "train.parquet", pl.concat([pairs.read_train(), pairs.read_train().head(3)])
     )
     write_table(twice / "dev.parquet", pairs.read_dev())
-    table = refer.run(config(), tmp_path / "out", model=model, rows=Pairs(twice)).read()
+    table = reference.run(config(), tmp_path / "out", model=model, rows=Pairs(twice)).read()
     assert table.height == table["sample_id"].n_unique() == 2 * 28
 
 
@@ -87,9 +87,9 @@ def test_an_exam_refers_only_its_kl_draws(model, tmp_path):
     drawn = [
         {**row, "sample_id": f"{setting}-0", "setting": setting} for setting in ("answer", "kl")
     ]
-    write_table(tmp_path / "exam" / "samples" / "0.parquet", pl.DataFrame(drawn))
-    table = refer.run(
-        config(), tmp_path / "out", model=model, rows=Samples(tmp_path / "exam")
+    write_table(tmp_path / "evaluation" / "samples" / "0.parquet", pl.DataFrame(drawn))
+    table = reference.run(
+        config(), tmp_path / "out", model=model, rows=Samples(tmp_path / "evaluation")
     ).read()
     assert table["sample_id"].to_list() == ["kl-0"]
     assert table["logp"][0] == pytest.approx(alone(model, [1, 4, 9], [7, 8, 2]), abs=1e-4)
@@ -128,9 +128,9 @@ def test_kl_of_an_exam_is_the_exact_one_where_all_answers_can_be_counted(tmp_pat
         policy=policy,
         prompts=asked,
     )
-    logps = refer.run(config(8192), tmp_path / "logps", model=sft, rows=drawn)
-    exam = {"model": policy, "samples": drawn, "logps": logps}
-    found = read_eval("round-1", exam, frozenset(asked.read()["prompt_id"]), "rules").kl
+    logps = reference.run(config(8192), tmp_path / "logps", model=sft, rows=drawn)
+    evaluation = {"model": policy, "samples": drawn, "logps": logps}
+    found = read_eval("round-1", evaluation, frozenset(asked.read()["prompt_id"]), "rules").kl
     table = drawn.read("kl").unique("prompt_id")
     for prompt, ids in table.select("prompt_id", "prompt_token_ids").iter_rows():
         exact = exact_kl(policy, sft, ids)
@@ -143,7 +143,7 @@ def test_no_rows_give_an_empty_table_and_load_no_model(pairs, tmp_path):
     for part in (pairs.read_train(), pairs.read_dev()):
         write_table(none / "train.parquet", part.clear())
         write_table(none / "dev.parquet", part.clear())
-    table = refer.run(
+    table = reference.run(
         config(), tmp_path / "out", model=Model(tmp_path / "no model"), rows=Pairs(none)
     ).read()
     assert table.height == 0
@@ -151,14 +151,14 @@ def test_no_rows_give_an_empty_table_and_load_no_model(pairs, tmp_path):
 
 
 def test_a_killed_run_keeps_its_finished_chunks(model, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(refer, "CHUNK", 8)
-    whole = refer.run(config(), tmp_path / "whole", model=model, rows=pairs)
+    monkeypatch.setattr(reference, "CHUNK", 8)
+    whole = reference.run(config(), tmp_path / "whole", model=model, rows=pairs)
     shutil.copytree(tmp_path / "whole" / "scratch", tmp_path / "again" / "scratch")
     chunks = sorted((tmp_path / "again" / "scratch").glob("chunk-*"))
     assert len(chunks) == 7
     chunks[3].unlink()
     before = {path.name: path.stat().st_mtime_ns for path in chunks if path.exists()}
-    again = refer.run(config(batch_tokens=64), tmp_path / "again", model=model, rows=pairs)
+    again = reference.run(config(batch_tokens=64), tmp_path / "again", model=model, rows=pairs)
     assert {path.name: path.stat().st_mtime_ns for path in chunks if path.name in before} == before
     assert (
         again.read()
@@ -169,9 +169,9 @@ def test_a_killed_run_keeps_its_finished_chunks(model, pairs, tmp_path, monkeypa
 
 
 def test_two_workers_give_the_bytes_of_one(model, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(refer, "CHUNK", 8)
+    monkeypatch.setattr(reference, "CHUNK", 8)
     for workers in (1, 2):
-        refer.run(config(workers=workers), tmp_path / str(workers), model=model, rows=pairs)
+        reference.run(config(workers=workers), tmp_path / str(workers), model=model, rows=pairs)
     one, two = ((tmp_path / str(workers) / "logps.parquet").read_bytes() for workers in (1, 2))
     assert one == two
     assert len(list((tmp_path / "2" / "scratch" / "workers").iterdir())) == 2
@@ -182,7 +182,7 @@ def test_tokens_of_another_tokenizer_are_refused(model, pairs, tmp_path):
     write_table(tmp_path / "pairs" / "train.parquet", strange)
     write_table(tmp_path / "pairs" / "dev.parquet", pairs.read_dev())
     with pytest.raises(UserError, match=r"token id 999 .* 320 embeddings"):
-        refer.run(config(), tmp_path / "out", model=model, rows=Pairs(tmp_path / "pairs"))
+        reference.run(config(), tmp_path / "out", model=model, rows=Pairs(tmp_path / "pairs"))
 
 
 def test_a_prompt_without_tokens_is_refused(model, pairs, tmp_path):
@@ -190,7 +190,7 @@ def test_a_prompt_without_tokens_is_refused(model, pairs, tmp_path):
     write_table(tmp_path / "pairs" / "train.parquet", bare)
     write_table(tmp_path / "pairs" / "dev.parquet", pairs.read_dev())
     with pytest.raises(UserError, match="48 rows without prompt tokens"):
-        refer.run(config(), tmp_path / "out", model=model, rows=Pairs(tmp_path / "pairs"))
+        reference.run(config(), tmp_path / "out", model=model, rows=Pairs(tmp_path / "pairs"))
 
 
 def test_a_broken_model_publishes_no_log_probabilities(model, pairs, tmp_path):
@@ -202,5 +202,5 @@ def test_a_broken_model_publishes_no_log_probabilities(model, pairs, tmp_path):
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(StageError, match="no finite log-probability"):
-        refer.run(config(), tmp_path / "out", model=Model(tmp_path / "nan"), rows=pairs)
+        reference.run(config(), tmp_path / "out", model=Model(tmp_path / "nan"), rows=pairs)
     assert not (tmp_path / "out" / "logps.parquet").exists()

@@ -1,4 +1,4 @@
-"""Finished exams made from nothing: the folders that `evaluate` reads, with answers, scores and
+"""Finished evals made from nothing: the folders that `evaluate` reads, with answers, scores and
 values as told."""
 
 import json
@@ -102,16 +102,16 @@ def model(
     return Model(folder)
 
 
-def exam(
+def make_eval(
     of: Model,
     answers: Sequence[Mapping[str, Any]],
     kl: Sequence[tuple[str, float, float | None]] = (),
     without: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """`kl`: prompt, log π, log SFT (None: no row). `without`: what the exam lacks, of samples,
-    scores, logps."""
+    """`kl`: prompt, log π, log SFT (None: no row). `without`: what it lacks, of samples, scores,
+    logps."""
     store, key = of.path.parent.parent, of.path.name
-    samples, scores, logps = (store / stage / key for stage in ("sample", "score", "refer"))
+    samples, scores, logps = (store / stage / key for stage in ("sample", "score", "reference"))
     _write(samples / "samples" / "0.parquet", _drawn(answers, kl), SAMPLE)
     _write(scores / "scores" / "0.parquet", _marks(answers), SCORE)
     known = [(f"{prompt}/kl", prompt, logp, 10) for prompt, _, logp in kl if logp is not None]

