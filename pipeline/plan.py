@@ -3,28 +3,22 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
-from pipeline.config import Config, RewardTraining, SftTraining
+from pipeline.config import BestOfNConfig, Config, RewardTraining, SftTraining
 from pipeline.evals import EvalPlan, EvalSteps
 from pipeline.step import Input, Part, Step
 
 
 def plan(cfg: Config) -> Step:
     prompts = Step("prompts", cfg.prompts)
-    decontamination = (
-        prompts / "decontamination"
-    )  # n-grams of dev and test prompts: no training data may have them
+    ngrams = prompts / "decontamination"  # of dev and test: no training data may have them
     base = Step("base", cfg.base) if cfg.base else None
-    sft = plan_sft(cfg, base, decontamination)
-    reward = plan_reward(cfg, base, sft, decontamination) if cfg.reward else None
-    offline = (
-        Step("offline", cfg.offline, policy=sft, decontamination=decontamination)
-        if cfg.offline
-        else None
-    )
-    has_prior = offline and cfg.pair.needs_sft_logps
-    prior = (
-        Step("reference", cfg.reference.logps, at=1, model=sft, rows=offline) if has_prior else None
-    )
+    sft = plan_sft(cfg, base, ngrams)
+    reward = plan_reward(cfg, base, sft, ngrams) if cfg.reward else None
+    offline = prior = None
+    if cfg.offline:
+        offline = Step("offline", cfg.offline, policy=sft, decontamination=ngrams)
+    if offline and cfg.pair.needs_sft_logps:
+        prior = plan_reference(cfg, 1, sft, offline)
 
     evals = EvalPlan(cfg, prompts, sft, reward)
     policy, models, pairs = sft, {"sft": sft}, list[Step]()
@@ -44,16 +38,16 @@ def plan(cfg: Config) -> Step:
         )
         pairs += [pair]
 
-        best_of_n = None  # SFT of the policy on the best sample of each prompt
+        best_of_n = None
         if cfg.best_of_n:
-            best_of_n = Step(
-                "sft", cfg.best_of_n, at=r, base=policy, samples=samples, scores=scores
-            )
+            best_of_n = plan_best_of_n(cfg.best_of_n, r, policy, samples, scores)
         init = {"previous": policy, "sft": sft, "best_of_n": best_of_n}[cfg.init]
         references = {"previous": policy, "sft": sft, "init": init}
         reference = references[cfg.reference.model] if cfg.train.reference_logps != "none" else None
         trained = pairs if cfg.train_on == "all" else [pair]
-        precomputed = trained if cfg.train.reference_logps == "precomputed" else []
+        logps = list[Step]()
+        if reference and cfg.train.reference_logps == "precomputed":
+            logps = [plan_reference(cfg, r, reference, rows) for rows in trained]
         policy = Step(
             "train",
             cfg.train,
@@ -61,12 +55,9 @@ def plan(cfg: Config) -> Step:
             init=init,
             pairs=trained,
             reference=reference,
-            logps=[
-                Step("reference", cfg.reference.logps, at=r, model=reference, rows=p)
-                for p in precomputed
-            ],
+            logps=logps,
             dev=prompts / "dev",
-            decontamination=decontamination if cfg.train.rehearsal else None,
+            decontamination=ngrams if cfg.train.rehearsal else None,
         )
         models[f"round-{r}"] = policy
         if cfg.gate:  # the next round starts from the best model so far
@@ -78,21 +69,21 @@ def plan(cfg: Config) -> Step:
     return plan_report(cfg, evals, models, policy, pairs, prompts)
 
 
-def plan_sft(cfg: Config, base: Step | None, decontamination: Part) -> Step:
+def plan_sft(cfg: Config, base: Step | None, ngrams: Part) -> Step:
     """The user's SFT checkpoint, or one trained here from the base model."""
     if isinstance(cfg.sft, SftTraining):
-        return Step("sft", cfg.sft, base=base, decontamination=decontamination)
+        return Step("sft", cfg.sft, base=base, decontamination=ngrams)
     return Step("sft", cfg.sft)
 
 
-def plan_reward(cfg: Config, base: Step | None, sft: Step, decontamination: Part) -> Step:
+def plan_reward(cfg: Config, base: Step | None, sft: Step, ngrams: Part) -> Step:
     """The user's reward model, or one trained here on preferences clean of dev and test prompts."""
     assert cfg.reward
     if not isinstance(cfg.reward, RewardTraining):
         return Step("reward", cfg.reward)
     start = cfg.reward.start
     model = {"sft": sft, "base": base}[start] if isinstance(start, str) else Step("base", start)
-    return Step("reward", cfg.reward, start=model, decontamination=decontamination)
+    return Step("reward", cfg.reward, start=model, decontamination=ngrams)
 
 
 def plan_samples(
@@ -110,6 +101,18 @@ def plan_samples(
         samples += [wave]
         scores += [Step("score", cfg.score, at=r, samples=wave, prompts=prompts, reward=scorer)]
     return samples, scores
+
+
+def plan_reference(cfg: Config, r: int, model: Step, rows: Step) -> Step:
+    """The rows' log-probabilities under the reference model."""
+    return Step("reference", cfg.reference.logps, at=r, model=model, rows=rows)
+
+
+def plan_best_of_n(
+    block: BestOfNConfig, r: int, policy: Step, samples: list[Step], scores: list[Step]
+) -> Step:
+    """SFT of the policy on each prompt's best sample."""
+    return Step("sft", block, at=r, base=policy, samples=samples, scores=scores)
 
 
 def plan_report(

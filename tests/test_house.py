@@ -239,7 +239,6 @@ BESIDE = {
         "sft=train",
         "sft.data.path=rows.jsonl",
     ],
-    "conf/best_of_n/best.yaml": [*GIVEN, "init=best_of_n"],
     **{f"conf/scorer/{name}.yaml": [*GIVEN, f"{SCORER}.engine.model=judge"] for name in JUDGES},
     "conf/engine/endpoint.yaml": [
         *GIVEN,
@@ -283,10 +282,11 @@ BESIDE = {
         "reward=train",
         "reward.data.source.dataset=owner/name",
     ],
+    "conf/best_of_n/default.yaml": [*GIVEN, "init=best_of_n"],
     "conf/score/reward.yaml": [*GIVEN, "reward=train", "pair.scorer=reward"],
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
     "conf/baseline/checkpoint.yaml": [*GIVEN, "evaluate.baselines.rival.model=owner/name"],
-    "conf/other/served.yaml": [*GIVEN, *RIVAL[1:]],
+    "conf/baseline/served.yaml": [*GIVEN, *RIVAL[1:]],
     **{f"conf/chat/{name}.yaml": [*GIVEN, ASKED] for name in ("single", "two_turns")},
     "conf/score/own.yaml": [
         *GIVEN,
@@ -300,7 +300,7 @@ MOUNTED = {
     "scorer": ["scorer@score.scorers.rules"],
     "engine": ["engine@score.scorers.rules.engine"],
     "duel": ["+duel@evaluate.duels.judge"],
-    "other": ["+baseline@evaluate.baselines.rival"],
+    "baseline": ["+baseline@evaluate.baselines.rival"],
     "chat": ["+chat@evaluate.chats.questions"],
     "demonstrations": ["demonstrations@sft.data"],
     "preferences": ["preferences@reward.data"],
@@ -333,7 +333,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (107, 4)
+    assert (len(CONF), len(RECIPES)) == (106, 4)
 
 
 def test_every_knob_has_a_word_on_it():

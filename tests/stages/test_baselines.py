@@ -95,7 +95,7 @@ def test_a_sweep_s_points_are_not_compared_with_others_on_dev(cfg):
 @pytest.mark.parametrize("name", ["sft", "control", "round-1", "best-of-4"])
 def test_a_name_that_the_table_has_already_is_refused(cfg, name):
     with pytest.raises(
-        ValueError, match=rf"others\.{name}: the table already has a row of this name"
+        ValueError, match=rf"baselines\.{name}: the table already has a row of this name"
     ):
         EvaluateConfig(
             **{**dict(cfg.evaluate), "baselines": {name: cfg.evaluate.baselines["rival"]}}
