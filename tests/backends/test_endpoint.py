@@ -576,6 +576,7 @@ def test_a_key_taken_back_on_the_way_stops_at_once(complete, policy, prompts, tm
     assert len(server.tries) < 20 and max(server.tries.values()) == 1
 
 
+@pytest.mark.slow
 @model
 def test_the_key_is_in_no_file_and_on_no_screen(complete, policy, tmp_path):
     """Through the command line, with a server that repeats the key in each of its errors."""
@@ -804,6 +805,7 @@ def many(tmp_path):
     )
 
 
+@pytest.mark.slow
 @model
 def test_vllm_s_server_gives_the_policy_s_tokens_and_its_death_loses_nothing(
     vllm, policy, many, tmp_path

@@ -171,7 +171,7 @@ def template_ids(
 
 @pytest.mark.long
 @model
-@pytest.mark.parametrize("name", ["smollm2", "llama2"])
+@pytest.mark.parametrize("name", ["smollm2", pytest.param("llama2", marks=pytest.mark.slow)])
 def test_the_command_line_trains_a_model_with_a_bos_in_each_turn(made, tmp_path, name):
     process = command(tmp_path, *arguments(name, made(name), tmp_path))
     assert process.returncode == 0, process.stdout + process.stderr

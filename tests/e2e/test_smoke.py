@@ -253,6 +253,7 @@ def greedy_answers(folder: Path, backend: str) -> dict[str, list[int]]:
     return dict(rows.select("prompt_id", "token_ids").iter_rows())
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_training_that_sigterm_stops_goes_on_to_the_same_files(finished, tmp_path):
     shutil.copytree(finished[0] / "store", tmp_path / "store")

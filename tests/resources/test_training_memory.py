@@ -293,10 +293,11 @@ def test_bytes_of_a_look(models, tmp_path, dtype):
     assert look.logits == pytest.approx(held.most - held.held, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="the kernel does not tell a process' peak here"
 )
-@pytest.mark.parametrize("rows", [8, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", [8, 2])
 @pytest.mark.parametrize("adapter", [FULL, RANK_16], ids=["full", "lora"])
 def test_a_whole_process_on_a_cpu_comes_to_what_the_plan_tells(tmp_path, adapter, rows):
     """As the kernel counts it: libraries, weights as they are read, what the allocator keeps, and

@@ -485,6 +485,7 @@ def roomy(tmp_path_factory) -> Model:
     return tiny_model(tmp_path_factory.mktemp("store") / "sft" / "b", context=1024)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize("name", SHAPES)
 def test_each_published_task_reads_rows_of_the_hub_s_shape(tmp_path, roomy, name):

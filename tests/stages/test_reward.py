@@ -433,6 +433,7 @@ def test_the_stage_refuses_a_language_model_as_a_checkpoint(tmp_path: Path, star
 SEEDS = 3  # one training's luck is as large as the effect: their means are compared
 
 
+@pytest.mark.slow
 @model
 def test_a_proxy_of_wrong_labels_agrees_less_with_the_gold_rule(tmp_path: Path) -> None:
     """Learned from 200 pairs, of which a fifth has the wrong label; judged on 1,000 others by the

@@ -200,7 +200,9 @@ def test_every_trainer_is_looked_at_and_stops_at_numbers_that_are_not_finite(rou
         "orpo": {"reference_logps": "none", "loss": ["orpo"], "loss_group": 2},
         "kto": {"reference_logps": "online", "loss": ["kto"], "loss_group": 2},
     }[trainer]
-    given = {"logps": None} | ({"reference": None} if changes.get("logps") == "none" else {})
+    given = {"logps": None} | (
+        {"reference": None} if changes.get("reference_logps") == "none" else {}
+    )
     given = {} if trainer == "dpo" else given
     model = round_.train(f"kind-{trainer}", dpo(trainer=trainer, epochs=0.5, **changes), **given)
     # All unpaired answers of this prompt set are for training, so kto has no evaluation.

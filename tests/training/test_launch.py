@@ -49,7 +49,10 @@ def test_two_processes_give_the_losses_of_one_with_the_summed_batch(round_):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", ["dpo", "simpo", "aot", "kto"])
+@pytest.mark.parametrize(
+    "name",
+    ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("simpo", "aot", "kto"))],
+)
 def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round_, name, tmp_path):
     """The last step of 24 pairs by ten has four rows, all in one process.
 

@@ -82,7 +82,9 @@ def test_rows_alike_share_one_pass_and_a_long_one_goes_alone():
 def test_losses_and_gradients_are_those_of_the_padded_batch(round_, name):
     """Also where a loss compares or averages the rows of a batch: it sees the same ones."""
     changes = {"batch": 8, "micro_batch": 8, **TRAINERS[name]}
-    given = {"dev": None} | ({"reference": None} if changes.get("logps") == "none" else {})
+    given = {"dev": None} | (
+        {"reference": None} if changes.get("reference_logps") == "none" else {}
+    )
     runs = [
         round_.train(f"{name}-{cut}", settings(adapter=LORA, by_length=cut, **changes), **given)
         for cut in (True, False)

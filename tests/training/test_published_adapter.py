@@ -77,6 +77,7 @@ def test_an_adapter_opens_from_anywhere_and_after_its_store_was_moved(tmp_path):
     assert not list(moved.path.rglob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_two_stores_make_the_same_bytes_and_a_checkpoint_outside_is_named_too(tmp_path):
     own = train_adapter(tmp_path / "one" / "store")

@@ -55,6 +55,7 @@ def furthest(one: Model, other: Model) -> float:
     return max((weight - others[name]).abs().max().item() for name, weight in weights.items())
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize("asked", SHARING)
 @pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
@@ -68,6 +69,7 @@ def test_weights_in_shares_train_and_are_published_whole(wide, on_a_cpu, adapter
     assert furthest(shared, whole) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize("asked", SHARING)
 @pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
@@ -135,7 +137,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_weights_in_shares_train_by_any_objective(wide, on_a_cpu, name, asked):
     cfg = {"batch": 8, "guards": {"prompts": 2}, **OTHERS[name]}
-    given = {"reference": None} if cfg.get("logps") == "none" else {}
+    given = {"reference": None} if cfg.get("reference_logps") == "none" else {}
     whole = wide.train(f"{name} of one {asked}", dpo(**cfg), **given)
     shared = wide.train(
         f"{name} of two {asked}",
@@ -156,6 +158,7 @@ def test_weights_in_shares_are_held_to_their_reference_too(wide, on_a_cpu, asked
         wide.train(f"wrong {asked}", dpo(batch=8, processes=2, launch=asked), logps=[wrong])
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize("asked", SHARING)
 def test_weights_in_shares_stop_where_one_process_does_and_the_best_ones_are_published(
@@ -199,6 +202,7 @@ def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(
     assert published_files(again) == published_files(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize("asked", ["torchrun", *SHARING])
 @pytest.mark.parametrize(("adapter", "prompts"), [(FULL, 2), (LORA, 5)], ids=["full", "lora"])
