@@ -8,6 +8,7 @@ import polars as pl
 
 from pipeline.artifacts import Samples, Scores
 from pipeline.config import BestOfNConfig
+from pipeline.data.drop_log import DropLog
 from pipeline.errors import UserError, suggest
 
 UNFINISHED, UNSCORED, POOR, LONG = "no finished sample", "no score", "score too low", "too long"
@@ -15,7 +16,7 @@ UNFINISHED, UNSCORED, POOR, LONG = "no finished sample", "no score", "score too 
 
 def select_best(
     cfg: BestOfNConfig, samples: list[Samples], scores: list[Scores], bos: int | None
-) -> tuple[pl.DataFrame, pl.DataFrame]:
+) -> tuple[pl.DataFrame, DropLog]:
     """The demonstrations in the order of prompt ids, and the prompts without one.
 
     Columns of the demonstrations: `prompt_id, sample_id, prompt_token_ids, token_ids`. A sample
@@ -34,7 +35,9 @@ def select_best(
         "the best of its samples has the score {} and {} tokens with its prompt", score, "tokens"
     )
     dropped = best.filter(~fit).select(row="prompt_id", reason="reason", detail=detail)
-    return found.join(tokens, on="sample_id", maintain_order="left", validate="1:1"), dropped
+    log = DropLog(best.height, row=pl.String)
+    kept = found.join(tokens, on="sample_id", maintain_order="left", validate="1:1")
+    return log.record((kept, dropped)), log
 
 
 def _scan_samples(samples: list[Samples]) -> pl.LazyFrame:

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from pipeline.config import DemonstrationsConfig
 from pipeline.data import synthetic
 from pipeline.data.decontamination import OverlapCheck
+from pipeline.data.drop_log import BAD_ROW, DropLog
 from pipeline.data.jsonl import Lines, find_unwritable, message_fault, read_jsonl
 from pipeline.errors import UnrenderableTemplate, UserError
 
@@ -27,26 +30,27 @@ def encode_demonstrations(
     max_length: int,
     cfg: DemonstrationsConfig,
     knob: str = "sft.data",
-) -> tuple[list[Example], list[Row]]:
+) -> tuple[list[Example], DropLog]:
     """The demonstrations that may be trained on, and the dropped ones with their reasons."""
-    examples = []
-    dropped = [_drop_row(f"line {number}", "bad row", fault) for number, fault in lines.bad]
+    examples, log = [], DropLog(len(lines.rows) + len(lines.bad), row=pl.String)
+    for number, fault in lines.bad:
+        log.drop(BAD_ROW, fault, row=f"line {number}")
     for number, row in enumerate(lines.rows, 1):
         try:
             example = encode(row["messages"])
         except UnrenderableTemplate as error:
             detail = _template_fault(cfg, knob, number, error)
-            dropped.append(_drop_row(f"row {number}", "bad row", detail))
+            log.drop(BAD_ROW, detail, row=f"row {number}")
             continue
         length = len(example["prompt_ids"]) + len(example["completion_ids"])
         if any(check.overlaps(message["content"]) for message in row["messages"]):
-            dropped.append(_drop_row(f"row {number}", "overlap with evaluation", check.fault))
+            log.drop("overlap with evaluation", check.fault, row=f"row {number}")
         elif length > max_length:
             detail = f"{length} tokens, {knob.partition('.')[0]}.max_length is {max_length}"
-            dropped.append(_drop_row(f"row {number}", "too long", detail))
+            log.drop("too long", detail, row=f"row {number}")
         else:
             examples.append(example)
-    return examples, dropped
+    return examples, log
 
 
 def _template_fault(cfg: DemonstrationsConfig, knob: str, number: int, error: UserError) -> str:
@@ -57,10 +61,6 @@ def _template_fault(cfg: DemonstrationsConfig, knob: str, number: int, error: Us
             f"  Or skip and count such rows with {knob}.on_bad_row=skip."
         )
     return str(error).splitlines()[0]
-
-
-def _drop_row(row: str, reason: str, detail: str) -> Row:
-    return {"row": row, "reason": reason, "detail": detail}
 
 
 def _find_fault(row: dict[str, Any]) -> str | None:

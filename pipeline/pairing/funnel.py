@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.config import PairConfig
+from pipeline.data.drop_log import count_reasons
 from pipeline.errors import pluralize
 from pipeline.pairing import filters
 
@@ -27,10 +28,6 @@ EXAMPLES = (
     ("least_certain", "margin", False, 7),
     ("longest_gap", "gap", True, 6),
 )
-
-
-def count_reasons(dropped: pl.DataFrame) -> dict[str, int]:
-    return dict(sorted(dropped["reason"].value_counts().rows()))
 
 
 def count_by_filter(cfg: PairConfig, dropped: pl.DataFrame) -> dict[str, int | str]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipeline.artifacts import Decontamination, Model, Pairs, write_json, write_table
+from pipeline.artifacts import Decontamination, Model, Pairs, write_table
 from pipeline.config import OfflineConfig
 from pipeline.data.decontamination import OverlapCheck
+from pipeline.data.drop_log import BAD_ROW, DropLog
 from pipeline.data.preferences import read_preferences
 from pipeline.data.prompts import build_prompt_row, join_user_turns
 from pipeline.errors import UnrenderableTemplate, UserError, pluralize
@@ -49,7 +50,6 @@ UNPAIRED: dict[str, Any] = {
     "prompt_token_ids": IDS,
     "token_ids": IDS,
 }
-DROPPED = {"row": pl.Int64, "prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
 Row = dict[str, Any]
 
 
@@ -57,7 +57,9 @@ def run(cfg: OfflineConfig, out: Path, *, policy: Model, decontamination: Decont
     from pipeline.backends.chat import ModelTokenizer
 
     lines = read_preferences(cfg)
-    dropped: list[Row] = [_drop_row(number, "", "bad row", fault) for number, fault in lines.bad]
+    log = DropLog(len(lines.rows) + len(lines.bad), row=pl.Int64, prompt_id=pl.String)
+    for number, fault in lines.bad:
+        log.drop(BAD_ROW, fault, row=number, prompt_id="")
     encoder = PolicyEncoder(cfg, ModelTokenizer(policy))
     check = OverlapCheck(decontamination, cfg.decontamination.ngram)
     pairs: dict[tuple[str, str], Row] = {}
@@ -67,28 +69,27 @@ def run(cfg: OfflineConfig, out: Path, *, policy: Model, decontamination: Decont
         progress.advance()
         number, texts = row["row"], set(_row_texts(row))
         if any(check.overlaps(text) for text in texts):
-            reason = "overlap with evaluation"
-            dropped.append(_drop_row(number, _prompt_id(row), reason, check.fault))
+            log.drop("overlap with evaluation", check.fault, row=number, prompt_id=_prompt_id(row))
             continue
         if any(encoder.contains_bos(text) for text in texts):
             bos = encoder.chat.tokenizer.bos_token
             detail = f"a text spells out {bos}, which the chat template alone may write"
-            dropped.append(_drop_row(number, _prompt_id(row), "second BOS", detail))
+            log.drop("second BOS", detail, row=number, prompt_id=_prompt_id(row))
             continue
         try:
             new_pairs = [encoder.encode_pair(pair) for pair in row["pairs"]]
             new_unpaired = [encoder.encode_unpaired(answer) for answer in row["unpaired"]]
         except UnrenderableTemplate as error:
-            dropped.append(_template_fault(cfg, row, error))
+            detail = _template_fault(cfg, row, error)
+            log.drop(BAD_ROW, detail, row=number, prompt_id=_prompt_id(row))
             continue
         pairs_by_ids = {(pair["chosen_id"], pair["rejected_id"]): pair for pair in new_pairs}
         unpaired_by_id = {(row["sample_id"], row["label"]): row for row in new_unpaired}
         if pairs_by_ids.keys() <= pairs.keys() and unpaired_by_id.keys() <= unpaired.keys():
-            dropped.append(_drop_row(number, _prompt_id(row), "repeats an earlier row", ""))
+            log.drop("repeats an earlier row", "", row=number, prompt_id=_prompt_id(row))
         pairs |= pairs_by_ids
         unpaired |= unpaired_by_id
-    rows_in = len(lines.rows) + len(lines.bad)
-    _publish(out, list(pairs.values()), list(unpaired.values()), dropped, rows_in)
+    _publish(out, list(pairs.values()), list(unpaired.values()), log)
     return Pairs(out)
 
 
@@ -159,43 +160,26 @@ def _prompt_id(row: Row) -> str:
     return build_prompt_row(first["prompt"], {})["prompt_id"]
 
 
-def _template_fault(cfg: OfflineConfig, row: Row, error: UserError) -> Row:
+def _template_fault(cfg: OfflineConfig, row: Row, error: UserError) -> str:
     """Roles that this policy's template does not take make a bad row for this policy."""
     if cfg.on_bad_row == "fail":
         raise UserError(
             f"offline: row {row['row']}: {error}\n"
             "  Or skip and count such rows with offline.on_bad_row=skip."
         )
-    return _drop_row(row["row"], _prompt_id(row), "bad row", str(error).splitlines()[0])
+    return str(error).splitlines()[0]
 
 
-def _drop_row(row: int, prompt_id: str, reason: str, detail: str) -> Row:
-    return {"row": row, "prompt_id": prompt_id, "reason": reason, "detail": detail}
-
-
-def _publish(
-    out: Path, pairs: list[Row], unpaired: list[Row], dropped: list[Row], rows_in: int
-) -> None:
-    gone = pl.DataFrame(dropped, schema=DROPPED).sort("row")
+def _publish(out: Path, pairs: list[Row], unpaired: list[Row], log: DropLog) -> None:
     pair_table = pl.DataFrame(pairs, schema=PAIR).sort("prompt_id", "chosen_id", "rejected_id")
     unpaired_table = pl.DataFrame(unpaired, schema=UNPAIRED)
     unpaired_table = unpaired_table.sort("prompt_id", "sample_id", "label")
-    counts = dict(sorted(gone["reason"].value_counts().rows()))
     up = int(unpaired_table["label"].sum())
-    write_table(out / "dropped.parquet", gone)
-    funnel = {
-        "rows_in": rows_in,
-        "dropped_rows": counts,
-        "rows": rows_in - gone.height,
-        "pairs": pair_table.height,
-        "unpaired": {"up": up, "down": unpaired_table.height - up},
-    }
-    write_json(out / "funnel.json", funnel)
+    rows_out = log.rows_in - log.table().height
+    counts = {"up": up, "down": unpaired_table.height - up}
+    log.publish(out, rows_out, order="row", pairs=pair_table.height, unpaired=counts)
     if not pair_table.height and not unpaired_table.height:
-        raise UserError(
-            f"offline: of {pluralize(rows_in, 'row')} none is left ({counts}).\n"
-            f"  Each one's reason is in {out / 'dropped.parquet'}."
-        )
+        raise log.explain_empty(f"offline: of {pluralize(log.rows_in, 'row')}", out)
     write_table(out / "train.parquet", pair_table)
     write_table(out / "dev.parquet", pair_table.clear())
     write_table(out / "unpaired.parquet", unpaired_table)

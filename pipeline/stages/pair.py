@@ -23,6 +23,7 @@ from pipeline.artifacts import (
     write_text,
 )
 from pipeline.config import Demonstration, PairRound
+from pipeline.data.drop_log import count_reasons
 from pipeline.data.jsonl import find_unwritable, read_jsonl
 from pipeline.errors import StageError, UserError
 from pipeline.pairing import (
@@ -119,10 +120,10 @@ class PairBuilder:
     ) -> dict[str, Any]:
         summary = {
             "samples_in": rows.height,
-            "dropped_samples": funnel.count_reasons(proposal.dropped_samples),
+            "dropped_samples": count_reasons(proposal.dropped_samples),
             "candidates": proposal.usable,
             "prompts_in": proposal.prompts.height,
-            "dropped_prompts": funnel.count_reasons(proposal.dropped_prompts),
+            "dropped_prompts": count_reasons(proposal.dropped_prompts),
             "ties": selection.count_ties(self.cfg, proposal.prompts),
             "length_score_correlation": funnel.correlate_length(rows),
         }
@@ -174,7 +175,7 @@ class PairBuilder:
         reason = pl.lit(demonstrations.NO_DEMONSTRATION)
         without = gold.filter(pl.col("text").is_null()).select("prompt_id", reason=reason)
         self.dropped.append(selection.to_dropped("prompt", without))
-        self.summary["dropped_prompts"] |= funnel.count_reasons(without)
+        self.summary["dropped_prompts"] |= count_reasons(without)
         self._add_answers(encoded.select(sample_id="chosen_id", token_ids="token_ids"))
         return demonstrations.pair_with_gold(pairs, encoded)
 
@@ -268,7 +269,7 @@ class PairBuilder:
         out = train.height + dev.height
         up = int(unpaired["label"].sum())
         self.summary |= {
-            "dropped_pairs": funnel.count_reasons(gone),
+            "dropped_pairs": count_reasons(gone),
             "pairs": out,
             "train": train.height,
             "dev": dev.height,

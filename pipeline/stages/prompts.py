@@ -15,10 +15,11 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Prompts, note_cost, write_json, write_table
+from pipeline.artifacts import Prompts, note_cost, write_table
 from pipeline.config import EvaluationQuestions, PlaygroundPrompts, PromptCaps, PromptsConfig
 from pipeline.data import synthetic
 from pipeline.data.decontamination import OverlapIndex, ngram_table
+from pipeline.data.drop_log import BAD_ROW, DROPPED_FILE, DropLog, KeptAndDropped
 from pipeline.data.duplicates import find_duplicates
 from pipeline.data.prompt_checks import check_caps, check_split
 from pipeline.data.prompts import (
@@ -31,10 +32,9 @@ from pipeline.data.prompts import (
 from pipeline.errors import StageError, UserError, pluralize, run_all
 from pipeline.progress import Progress
 
-DROPPED = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
+DROPPED = DropLog(prompt_id=pl.String).schema
 BATCH = 4096
 LeftOutColumns = dict[str, dict[str, LeftOutColumn]]  # by the knob of each set, by column
-KeptAndDropped = tuple[pl.DataFrame, pl.DataFrame]  # the second in the columns DROPPED
 
 
 def run(cfg: PromptsConfig | EvaluationQuestions, out: Path) -> Prompts:
@@ -48,8 +48,8 @@ def run(cfg: PromptsConfig | EvaluationQuestions, out: Path) -> Prompts:
     }
     warn_left_out(left_out)
     sets = {name: read[f"evaluation.{name}"].rows for name in cfg.evaluation}
-    log = DropLog()
-    rows = sort_by_hash(log.add_source(read.pop("source")), cfg.seed)
+    log = DropLog(prompt_id=pl.String)
+    rows = sort_by_hash(add_source(log, read.pop("source")), cfg.seed)
     check_split(cfg.split, rows.height)
     rows = log.record(drop_duplicates(rows, cfg.near_duplicate_threshold))
     rows = log.record(cap_categories(rows, cfg.caps))
@@ -66,12 +66,13 @@ def run(cfg: PromptsConfig | EvaluationQuestions, out: Path) -> Prompts:
     train = log.record(drop_overlaps(rows, indexes[2]))
 
     parts = {"train": train, "dev": dev, "test": test}
-    write_table(out / "dropped.parquet", log.table())
-    check_parts(cfg, parts, log, out / "dropped.parquet")
+    sizes = {name: part.height for name, part in parts.items()}
+    funnel = log.publish(out, sizes, **describe_sets(sets, left_out))
+    check_parts(cfg, parts, log, out / DROPPED_FILE)
+    check_funnel(funnel)
     publish_parts(out, parts, log)
     ngrams = {ngram for index in indexes for ngram in index.ngrams}
     write_table(out / "decontamination" / "ngrams.parquet", ngram_table(ngrams))
-    write_json(out / "funnel.json", funnel := build_funnel(parts, log, sets, left_out))
     for line in format_lines(funnel):
         print("│", line, file=sys.stderr, flush=True)
     return Prompts(out)
@@ -102,35 +103,12 @@ def warn_left_out(left_out: LeftOutColumns) -> None:
             )
 
 
-class DropLog:
-    """What came in, and what was dropped with its reason."""
-
-    def __init__(self) -> None:
-        self.rows_in = 0
-        self._dropped = [pl.DataFrame(schema=DROPPED)]
-
-    def add_source(self, read: PromptSet) -> pl.DataFrame:
-        self.rows_in += read.rows.height + len(read.bad)
-        bad = [
-            {"prompt_id": place, "reason": "bad row", "detail": fault} for place, fault in read.bad
-        ]
-        self._dropped.append(pl.DataFrame(bad, schema=DROPPED))
-        return read.rows
-
-    def record(self, rows: KeptAndDropped) -> pl.DataFrame:
-        kept, dropped = rows
-        self._dropped.append(dropped.select(*DROPPED))
-        return kept
-
-    def table(self) -> pl.DataFrame:
-        return pl.concat(self._dropped)
-
-    def count_reasons(self) -> dict[str, int]:
-        return dict(sorted(self.table()["reason"].value_counts().rows()))
-
-    def describe(self) -> str:
-        counts = [f"{reason} {count}" for reason, count in self.count_reasons().items()]
-        return ", ".join(counts) or "nothing was dropped"
+def add_source(log: DropLog, read: PromptSet) -> pl.DataFrame:
+    """The usable rows of a set; the others are dropped."""
+    log.rows_in += read.rows.height + len(read.bad)
+    for place, fault in read.bad:
+        log.drop(BAD_ROW, fault, prompt_id=place)
+    return read.rows
 
 
 def read_sets(cfg: PromptsConfig) -> dict[str, PromptSet]:
@@ -191,7 +169,7 @@ def hold_out_part(
     wanted = getattr(cfg.split, name)
     if isinstance(wanted, int):
         return rows.head(wanted), rows.slice(wanted)
-    own = sort_by_hash(log.add_source(read[f"split.{name}"]), cfg.seed)
+    own = sort_by_hash(add_source(log, read[f"split.{name}"]), cfg.seed)
     return log.record(drop_duplicates(own, near_duplicate=None)), rows
 
 
@@ -260,29 +238,25 @@ def publish_parts(out: Path, parts: dict[str, pl.DataFrame], log: DropLog) -> No
     note_cost(out, prompts=prompts, dropped=log.table().height)
 
 
-def build_funnel(
-    parts: dict[str, pl.DataFrame],
-    log: DropLog,
-    sets: dict[str, pl.DataFrame],
-    left_out: LeftOutColumns,
-) -> dict[str, Any]:
-    """Rows in = rows out + rows dropped with a reason; and the size of each evaluation set."""
-    reasons, rows_in = log.count_reasons(), log.rows_in
-    rows_out = {name: part.height for name, part in parts.items()}
+def check_funnel(funnel: dict[str, Any]) -> None:
+    """Rows in = rows out + rows dropped with a reason."""
+    rows_in, rows_out, reasons = funnel["in"], funnel["out"], funnel["dropped"]
     if rows_in != sum(rows_out.values()) + sum(reasons.values()):
         raise StageError(
             f"prompts: {rows_in} rows came in, {rows_out} went out and {reasons} were dropped:"
             " some are unaccounted for"
         )
-    evaluation = {name: rows.height for name, rows in sets.items()}
-    funnel: dict[str, Any] = {"in": rows_in, "out": rows_out, "dropped": reasons}
-    funnel["evaluation"] = evaluation
+
+
+def describe_sets(sets: dict[str, pl.DataFrame], left_out: LeftOutColumns) -> dict[str, Any]:
+    """For the funnel: the size of each evaluation set, and the columns left out."""
+    found: dict[str, Any] = {"evaluation": {name: rows.height for name, rows in sets.items()}}
     if left_out:
-        funnel["columns_left_out"] = {
+        found["columns_left_out"] = {
             knob: {name: asdict(column) for name, column in columns.items()}
             for knob, columns in left_out.items()
         }
-    return funnel
+    return found
 
 
 def format_lines(funnel: dict[str, Any]) -> list[str]:

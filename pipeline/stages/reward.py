@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Decontamination, Model, note_cost, write_json, write_table
+from pipeline.artifacts import Decontamination, Model, note_cost, write_json
 from pipeline.config import RewardCheckpoint, RewardTraining
 from pipeline.errors import UserError, pluralize
 from pipeline.training.launch import expose_one_device
@@ -72,30 +72,42 @@ def _read_examples(
     cfg: RewardTraining, out: Path, text: "RewardEncoder", decontamination: Decontamination
 ) -> list[Row]:
     """The judged answers to learn from, in tokens. Every other row is recorded with its reason."""
+    import polars as pl
+
     from pipeline.data.decontamination import OverlapCheck
+    from pipeline.data.drop_log import BAD_ROW, DropLog
     from pipeline.data.reward_rows import read_reward_rows
     from pipeline.scorers.reward_text import UnreadableText
 
     lines = read_reward_rows(cfg.data, cfg.learn_from)
     check = OverlapCheck(decontamination, cfg.decontamination.ngram)
-    dropped = [_drop_row(number, "bad row", fault) for number, fault in lines.bad]
-    examples = []
+    examples, log = [], DropLog(len(lines.rows) + len(lines.bad), row=pl.Int64)
+    for number, fault in lines.bad:
+        log.drop(BAD_ROW, fault, row=number)
     for row in lines.rows:
         if any(check.overlaps(part) for part in _row_texts(row)):
-            dropped.append(_drop_row(row["row"], "overlap with evaluation", check.fault))
+            log.drop("overlap with evaluation", check.fault, row=row["row"])
             continue
         try:
             example = _encode_row(text, row)
         except UnreadableText as fault:
-            dropped.append(_drop_row(row["row"], "unreadable", str(fault)))
+            log.drop("unreadable", str(fault), row=row["row"])
             continue
         longest = max(len(example[side] or []) for side in ("good_ids", "bad_ids"))
         if longest > cfg.max_length:
             detail = f"{longest} tokens, reward.max_length is {cfg.max_length}"
-            dropped.append(_drop_row(row["row"], "too long", detail))
+            log.drop("too long", detail, row=row["row"])
         else:
             examples.append(example)
-    _publish_funnel(cfg, out, len(lines.rows) + len(lines.bad), examples, dropped)
+    log.publish(out, len(examples), order="row")
+    note_cost(out, dropped=log.rows_in - len(examples))
+    if not examples:
+        other = "unpaired" if cfg.learn_from == "pairs" else "pairs"
+        raise log.explain_empty(
+            f"reward: of {pluralize(log.rows_in, 'row')} of {cfg.learn_from}",
+            out,
+            f"Give other rows, or reward.learn_from={other}.",
+        )
     return examples
 
 
@@ -120,27 +132,6 @@ def _row_texts(row: Row) -> Iterator[str]:
     yield join_user_turns(row["prompt"])
     yield from (message["content"] for message in row["prompt"])
     yield from (row[side] for side in ("good", "bad") if row[side] is not None)
-
-
-def _publish_funnel(
-    cfg: RewardTraining, out: Path, rows: int, examples: list[Row], dropped: list[Row]
-) -> None:
-    import polars as pl
-
-    schema = {"row": pl.Int64, "reason": pl.String, "detail": pl.String}
-    table = pl.DataFrame(dropped, schema=schema).sort("row")
-    reasons = dict(sorted(table["reason"].value_counts().rows()))
-    write_table(out / "dropped.parquet", table)
-    write_json(out / "funnel.json", {"in": rows, "out": len(examples), "dropped": reasons})
-    note_cost(out, dropped=table.height)
-    if not examples:
-        other = "unpaired" if cfg.learn_from == "pairs" else "pairs"
-        raise UserError(
-            f"reward: of {pluralize(rows, 'row')} of {cfg.learn_from} none is left to learn from"
-            f" ({reasons}).\n"
-            f"  Each one's reason is in {out / 'dropped.parquet'}."
-            f" Give other rows, or reward.learn_from={other}."
-        )
 
 
 def split_held_out(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row]]:
@@ -211,7 +202,3 @@ def describe_accuracy(figures: dict[str, float]) -> str:
         return f"{text}, and no row is free of them: the accuracy is one on familiar answers"
     new, accuracy = figures["held_out_new"], figures["accuracy_new"]
     return f"{text}: of the {new:g} rows without such answers, {accuracy:.3f}"
-
-
-def _drop_row(row: int, reason: str, detail: str) -> Row:
-    return {"row": row, "reason": reason, "detail": detail}

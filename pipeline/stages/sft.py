@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Decontamination, Model, Samples, Scores, note_cost, write_json
+from pipeline.artifacts import Decontamination, Model, Samples, Scores, note_cost
 from pipeline.config import BestOfNConfig, Checkpoint, SftTraining
 from pipeline.errors import UserError, pluralize
 from pipeline.training.launch import expose_one_device
 
 if TYPE_CHECKING:
     from pipeline.backends.chat import ModelTokenizer
+    from pipeline.data.drop_log import DropLog
 
-Row = dict[str, Any]
 OTHER_DATA = "Raise sft.max_length, or give other demonstrations."
 MORE_SAMPLES = (
     "Lower best_of_n.min_score, raise best_of_n.max_length, or draw more samples"
@@ -80,9 +80,9 @@ def _train_best_of_n(
     from pipeline.data.best_samples import select_best
     from pipeline.models import loading
 
-    best, dropped = select_best(cfg, samples, scores, ModelTokenizer(base).leading_bos)
+    best, log = select_best(cfg, samples, scores, ModelTokenizer(base).leading_bos)
     examples = best.select(prompt_ids="prompt_token_ids", completion_ids="token_ids").to_dicts()
-    _publish_funnel(out, best.height + dropped.height, examples, dropped.to_dicts(), MORE_SAMPLES)
+    _publish_funnel(out, examples, log, MORE_SAMPLES)
     model = loading.load_merged(base)
     settings = loading.copy_settings(model)
     _train_model(cfg, out, model, loading.load_tokenizer(base), examples)
@@ -128,32 +128,20 @@ def _read_examples(
 
     lines = read_demonstrations(cfg.data)
     encode_messages = partial(encode, tokenizer, kwargs=cfg.template.kwargs)
-    examples, dropped = encode_demonstrations(
+    examples, log = encode_demonstrations(
         lines,
         encode_messages,
         OverlapCheck(decontamination, cfg.decontamination.ngram),
         cfg.max_length,
         cfg.data,
     )
-    _publish_funnel(out, len(lines.rows) + len(lines.bad), examples, dropped)
+    _publish_funnel(out, examples, log, OTHER_DATA)
     return examples
 
 
-def _publish_funnel(
-    out: Path, rows: int, examples: list[Any], dropped: list[Row], remedy: str = OTHER_DATA
-) -> None:
-    import polars as pl
-
-    from pipeline.artifacts import write_table
-
-    schema = {"row": pl.String, "reason": pl.String, "detail": pl.String}
-    table = pl.DataFrame(dropped, schema=schema)
-    reasons = dict(sorted(table["reason"].value_counts().rows()))
-    write_table(out / "dropped.parquet", table)
-    note_cost(out, dropped=table.height)
-    write_json(out / "funnel.json", {"in": rows, "out": len(examples), "dropped": reasons})
+def _publish_funnel(out: Path, examples: list[Any], log: "DropLog", remedy: str) -> None:
+    log.publish(out, len(examples))
+    note_cost(out, dropped=log.rows_in - len(examples))
     if not examples:
-        raise UserError(
-            f"sft: of {pluralize(rows, 'demonstration')} none is left to train on ({reasons}).\n"
-            f"  Each one's reason is in {out / 'dropped.parquet'}. {remedy}"
-        )
+        rows = pluralize(log.rows_in, "demonstration")
+        raise log.explain_empty(f"sft: of {rows}", out, remedy)

@@ -18,7 +18,6 @@ from pipeline.artifacts import (
     Pairs,
     Prompts,
     note_cost,
-    write_json,
     write_table,
 )
 from pipeline.config import RehearsalConfig, TrainConfig
@@ -207,24 +206,16 @@ def prepare_rehearsal(
     lines = read_demonstrations(rehearsal.data, knob)
     encode_messages = partial(encode, tokenizer, kwargs=rehearsal.template_kwargs)
     check = OverlapCheck(decontamination, rehearsal.decontamination.ngram)
-    examples, dropped = encode_demonstrations(
+    examples, log = encode_demonstrations(
         lines, encode_messages, check, cfg.max_length, rehearsal.data, knob
     )
-    table = pl.DataFrame(dropped, schema=dict.fromkeys(("row", "reason", "detail"), pl.String))
-    write_table(out / "rehearsal" / "dropped.parquet", table)
-    reasons = dict(sorted(table["reason"].value_counts().rows()))
-    counts: dict[str, Any] = {
-        "in": len(lines.rows) + len(lines.bad),
-        "out": len(examples),
-        "dropped": reasons,
-    }
-    write_json(out / "rehearsal" / "funnel.json", counts)
+    log.publish(out / "rehearsal", len(examples))
     if not examples:
-        raise UserError(
-            f"train.rehearsal: of {pluralize(counts['in'], 'demonstration')} none is left"
-            f" ({reasons}).\n"
-            "  Raise train.max_length, or give others as train.rehearsal.data;"
-            " train.rehearsal=null trains without."
+        raise log.explain_empty(
+            f"train.rehearsal: of {pluralize(log.rows_in, 'demonstration')}",
+            out / "rehearsal",
+            "Raise train.max_length, or give others as train.rehearsal.data;"
+            " train.rehearsal=null trains without.",
         )
     return pl.DataFrame(examples)
 

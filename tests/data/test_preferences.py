@@ -212,8 +212,8 @@ def test_rows_that_overlap_an_evaluation_prompt_are_left_out(taken):
     assert pairs.read_train().height == 9
     assert pairs.read_dropped().select("row", "reason").rows() == [(4, "overlap with evaluation")]
     assert (
-        pairs.read_funnel()["dropped_rows"] == {"overlap with evaluation": 1}
-        and pairs.read_funnel()["rows"] == 9
+        pairs.read_funnel()["dropped"] == {"overlap with evaluation": 1}
+        and pairs.read_funnel()["out"] == 9
     )
 
 

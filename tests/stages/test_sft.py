@@ -603,7 +603,7 @@ def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path)
 
     made = tiny_model(tmp_path / "sft" / "x", layers=1)
     samples, scores = round_of(tmp_path / "in", made, ROUND)
-    best, dropped = select_best(refitting(min_score=0.7), samples, scores, bos=1)
+    best, log = select_best(refitting(min_score=0.7), samples, scores, bos=1)
     assert best["sample_id"].to_list() == ["begun-0", "best-1", "cut-0", "tied-0"]
     drawn = pl.concat(each.read() for each in samples)
     for row in best.iter_rows(named=True):
@@ -612,7 +612,7 @@ def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path)
             True,
             True,
         ]
-    assert dict(dropped.select("row", "reason").rows()) == {
+    assert dict(log.table().select("row", "reason").rows()) == {
         "poor": "score too low",
         "unscored": "no score",
         "endless": "no finished sample",

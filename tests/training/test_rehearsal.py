@@ -228,7 +228,7 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, demonstration
     short = rehearsal_config(demonstrations_file, max_length=9)
     with pytest.raises(
         UserError,
-        match=r"train.rehearsal: of 40 demonstrations none is left \({'overlap .*'too long'",
+        match=r"train.rehearsal: of 40 demonstrations none is left \(overlap .*too long",
     ):
         train.prepare_rehearsal(short, short.rehearsal, tmp_path, chat, Decontamination(tmp_path))
 
