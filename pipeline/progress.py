@@ -1,9 +1,14 @@
-"""Progress lines of long work. They go to the step's log; the driver shows the newest on screen."""
+"""The lines of a worker's log that have a meaning, and progress lines of long work.
+
+A worker writes them to standard error, which is its step's log. The driver reads them there: it
+shows the newest progress line and every warning, keeps notes under the step's line, and quotes the
+faults of a worker that failed.
+"""
 
 import sys
 import time
 
-SIGN = "▸"
+SIGN, NOTE_SIGN, WARNING_SIGN, FAULT_SIGN = "▸", "│", "!", "✗"
 PHASE_SUFFIX = " …"  # ends the line of a phase without a count; the driver adds its seconds
 
 
@@ -14,9 +19,55 @@ def format_clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def print_progress(text: str) -> None:
+    _print_line(SIGN, text)
+
+
+def print_note(text: str) -> None:
+    """A line, or several, for the user to read when the step is done."""
+    for line in text.splitlines():
+        _print_line(NOTE_SIGN, line)
+
+
+def print_warning(text: str) -> None:
+    """Shown at once, since the user may want to stop the run."""
+    _print_line(WARNING_SIGN, text)
+
+
+def print_faults(message: str) -> None:
+    """Why the worker ends: each line is a fault, an indented one continues it."""
+    for line in message.splitlines():
+        if line.startswith("  "):
+            print(line, file=sys.stderr, flush=True)
+        else:
+            _print_line(FAULT_SIGN, line)
+
+
+def _print_line(sign: str, text: str) -> None:
+    print(sign, text, file=sys.stderr, flush=True)
+
+
+def read_lines(lines: list[str], sign: str) -> list[str]:
+    """The texts of the lines of one kind."""
+    return [line.removeprefix(sign).strip() for line in lines if line.startswith(f"{sign} ")]
+
+
+def read_faults(lines: list[str]) -> str:
+    """The last block of faults: lines with the sign, with the indented lines under each."""
+    faults: list[str] = []
+    is_fault = False
+    for line in lines:
+        begins = line.startswith(f"{FAULT_SIGN} ")
+        if begins and not is_fault:
+            faults = []
+        is_fault = begins or (is_fault and line.startswith("  "))
+        faults += [line.removeprefix(f"{FAULT_SIGN} ")] if is_fault else []
+    return "\n".join(faults)
+
+
 def print_phase(text: str) -> None:
     """Name a phase that takes long and counts nothing, such as an engine's start."""
-    print(f"{SIGN} {text}{PHASE_SUFFIX}", file=sys.stderr, flush=True)
+    print_progress(f"{text}{PHASE_SUFFIX}")
 
 
 class Progress:
@@ -51,7 +102,7 @@ class Progress:
         ]
         if left := self.time_left or self._estimate_left(now - self._started):
             parts.append(f"{left} left")
-        print(SIGN, " · ".join(parts), file=sys.stderr, flush=True)
+        print_progress(" · ".join(parts))
 
     def _estimate_left(self, elapsed: float) -> str | None:
         if self.work is not None:

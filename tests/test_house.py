@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "step": "config errors hashing",
     "store": "artifacts errors hashing",
     "data": "artifacts config errors",
-    "resources": "config errors hardware hashing",
+    "resources": "config errors hardware hashing progress",
     "report.analysis": "artifacts config errors hashing report text",
     "report.render": "artifacts config errors hashing report report.analysis text",
     "evals": "config step",

@@ -5,14 +5,13 @@ same name.
 """
 
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model
 from pipeline.backends import CompletionRequest, api_client
 from pipeline.errors import UserError
-from pipeline.progress import SIGN
+from pipeline.progress import print_progress
 
 if TYPE_CHECKING:
     from pipeline.backends.endpoint import EndpointSampler
@@ -25,9 +24,7 @@ def check_by_logprobs(endpoint: "EndpointSampler", model: Model) -> None:
     """Compare the server's log-probabilities of a few samples with the policy's forward pass."""
     from openai import OpenAIError
 
-    print(
-        SIGN, "sample: measuring whether the server serves the policy", file=sys.stderr, flush=True
-    )
+    print_progress("sample: measuring whether the server serves the policy")
     ids = endpoint.tokenizer.encode(QUESTION, {})
     requests = [CompletionRequest(f"draw {at}", ids, 1.0, 1.0, at) for at in range(SAMPLES)]
     try:

@@ -4,18 +4,19 @@ On a CPU it runs in this process and a block is drained before the next one is s
 shard gives the same bytes whatever was sampled before it.
 """
 
-import os
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pipeline import hardware
 from pipeline.artifacts import Model
-from pipeline.backends import COUNT_EVERY, Completion, CompletionRequest, OnTokens
+from pipeline.backends import COUNT_EVERY, Completion, CompletionRequest, OnTokens, vllm_engine
 from pipeline.backends.chat import ModelTokenizer
 from pipeline.backends.lora_support import choose_engine_rank
 from pipeline.backends.stopping import StopStringDetector
+from pipeline.backends.vllm_engine import EnginePlatform
 from pipeline.config import Limits, VllmBackend
 from pipeline.errors import StageError, UserError
 from pipeline.hashing import find_local_folder
@@ -25,22 +26,10 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
-ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    # Threads that spin while waiting cost a factor of ten on a shared CPU. Read when torch loads.
-    "OMP_WAIT_POLICY": "passive",
-}
-# An engine in this process starts in 2 s instead of 12, without a second copy of the libraries.
-ENVIRONMENT_ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-# Even then one small function is compiled at the first log-probability, which fails without g++.
-ENVIRONMENT_EAGER = {"TORCHDYNAMO_DISABLE": "1"}
-GIB = 1 << 30
-
 
 class VllmSampler:
     def __init__(self, cfg: VllmBackend, policy: Model, knob: str):
-        set_environment_defaults(ENVIRONMENT)
+        vllm_engine.set_environment_defaults(vllm_engine.ENVIRONMENT)
         self.cfg, self.knob = cfg, knob
         self.tokenizer = ModelTokenizer(policy)
         self.limits: Limits
@@ -52,22 +41,15 @@ class VllmSampler:
         self.stoppable: dict[str, tuple[StopStringDetector, list[int]]] = {}
 
     def start(self, model: Model, limits: Limits) -> Self:
-        try:
-            from vllm import EngineArgs, LLMEngine
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise inference_memory.missing_vllm(self.knob, error) from error
-        on_cpu = current_platform.is_cpu()
+        place = vllm_engine.open_platform(partial(inference_memory.missing_vllm, self.knob))
+        from vllm import EngineArgs, LLMEngine
+
         self.limits = limits
-        self.refill_threshold = 0 if on_cpu else self.cfg.runtime.max_sequences
-        if on_cpu:
-            eager = ENVIRONMENT_EAGER if self.cfg.enforce_eager is not False else {}
-            set_environment_defaults(ENVIRONMENT_ON_CPU | eager)
-        else:
-            self._check_memory(model, current_platform)
-        self.engine = LLMEngine.from_engine_args(
-            EngineArgs(**self._build_engine_arguments(model, on_cpu))
-        )
+        self.refill_threshold = 0 if place.on_cpu else self.cfg.runtime.max_sequences
+        if not place.on_cpu:
+            self._check_memory(model, place.platform)
+        arguments = EngineArgs(**self._build_engine_arguments(model, place))
+        self.engine = LLMEngine.from_engine_args(arguments)
         self.adapter = _build_lora_request(model.adapter)
         return self
 
@@ -92,7 +74,7 @@ class VllmSampler:
         length = self.limits.prompt + self.limits.completion
         return min(length, self.tokenizer.context or length)
 
-    def _build_engine_arguments(self, model: Model, on_cpu: bool) -> dict[str, Any]:
+    def _build_engine_arguments(self, model: Model, place: EnginePlatform) -> dict[str, Any]:
         max_length = self._max_model_length()
         return {
             "model": str(model.weights),
@@ -105,26 +87,9 @@ class VllmSampler:
             "seed": 0,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
-            **(self._cpu_arguments(max_length) if on_cpu else self._gpu_arguments()),
+            **backend_arguments(self.cfg, place),
+            **(_cpu_batching(max_length) if place.on_cpu else {}),
             **_adapter_arguments(model.adapter),
-        }
-
-    def _cpu_arguments(self, max_length: int) -> dict[str, Any]:
-        return {
-            "enforce_eager": self.cfg.enforce_eager is not False,
-            "enable_prefix_caching": self.cfg.prefix_caching is True,
-            "kv_cache_memory_bytes": self.cfg.runtime.cpu_cache_gib * GIB,
-            # A seeded request whose prefill is split crashes vLLM on a CPU.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(max_length, 2048),
-        }
-
-    def _gpu_arguments(self) -> dict[str, Any]:
-        return {
-            "enforce_eager": self.cfg.enforce_eager is True,
-            "enable_prefix_caching": self.cfg.prefix_caching is not False,
-            "gpu_memory_utilization": self.cfg.runtime.memory,
-            "tensor_parallel_size": self.cfg.runtime.tensor_parallel,
         }
 
     def generate(
@@ -212,10 +177,22 @@ class VllmSampler:
             self.engine = None
 
 
-def set_environment_defaults(environment: dict[str, str]) -> None:
-    """Set the variables that the user has not set."""
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)
+def backend_arguments(cfg: VllmBackend, place: EnginePlatform) -> dict[str, Any]:
+    """What a backend's knobs mean to vLLM on this device."""
+    runtime = cfg.runtime
+    device = place.device_arguments(runtime.memory, runtime.cpu_cache_gib, cfg.enforce_eager)
+    if place.on_cpu:
+        return {**device, "enable_prefix_caching": cfg.prefix_caching is True}
+    return {
+        **device,
+        "enable_prefix_caching": cfg.prefix_caching is not False,
+        "tensor_parallel_size": runtime.tensor_parallel,
+    }
+
+
+def _cpu_batching(max_length: int) -> dict[str, Any]:
+    """A seeded request whose prefill is split crashes vLLM on a CPU."""
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_length, 2048)}
 
 
 def _adapter_arguments(adapter: Path | None) -> dict[str, Any]:

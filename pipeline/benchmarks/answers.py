@@ -7,6 +7,7 @@ requests are counted.
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,8 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from pipeline.artifacts import Model, write_json
-from pipeline.backends.vllm import (
-    ENVIRONMENT,
-    ENVIRONMENT_EAGER,
-    ENVIRONMENT_ON_CPU,
-    GIB,
-    set_environment_defaults,
-)
+from pipeline.backends.vllm import backend_arguments
+from pipeline.backends.vllm_engine import open_platform
 from pipeline.config import BenchmarkConfig, TransformersBackend, VllmBackend
 from pipeline.errors import StageError, UserError
 from pipeline.models import loading
@@ -53,15 +49,11 @@ def open_model(cfg: BenchmarkConfig, knob: str, model: Model, scratch: Path) -> 
 def _open_vllm(
     cfg: BenchmarkConfig, backend: VllmBackend, knob: str, model: Model, scratch: Path
 ) -> LM:
-    set_environment_defaults(ENVIRONMENT)
+    place = open_platform(partial(_missing_vllm, cfg.task, knob))
     try:
         from lm_eval.models.vllm_causallms import VLLM
-        from vllm.platforms import current_platform
     except ImportError as error:
-        raise UserError(
-            f"benchmark {cfg.task}: lm-eval's vLLM does not start here ({error}).\n"
-            f"  It needs the build for GPUs: give backend@{knob}.backend=transformers."
-        ) from error
+        raise _missing_vllm(cfg.task, knob, error) from error
     served = (
         loading.write_merged(scratch / MERGED, model, backend.dtype) if model.adapter else model
     )
@@ -80,27 +72,15 @@ def _open_vllm(
         enable_thinking=template_kwargs.pop("enable_thinking", None),
         chat_template_args=template_kwargs,
         think_end_token=cfg.thinks_until,
-        **(_cpu_arguments(backend) if current_platform.is_cpu() else _gpu_arguments(backend)),
+        **backend_arguments(backend, place),
     )
 
 
-def _cpu_arguments(backend: VllmBackend) -> dict[str, Any]:
-    eager = ENVIRONMENT_EAGER if backend.enforce_eager is not False else {}
-    set_environment_defaults(ENVIRONMENT_ON_CPU | eager)
-    return {
-        "enforce_eager": backend.enforce_eager is not False,
-        "enable_prefix_caching": backend.prefix_caching is True,
-        "kv_cache_memory_bytes": backend.runtime.cpu_cache_gib * GIB,
-    }
-
-
-def _gpu_arguments(backend: VllmBackend) -> dict[str, Any]:
-    return {
-        "enforce_eager": backend.enforce_eager is True,
-        "enable_prefix_caching": backend.prefix_caching is not False,
-        "gpu_memory_utilization": backend.runtime.memory,
-        "tensor_parallel_size": backend.runtime.tensor_parallel,
-    }
+def _missing_vllm(task: str, knob: str, error: ImportError) -> UserError:
+    return UserError(
+        f"benchmark {task}: lm-eval's vLLM does not start here ({error}).\n"
+        f"  It needs the build for GPUs: give backend@{knob}.backend=transformers."
+    )
 
 
 class ChunkedModel(LM):

@@ -33,7 +33,7 @@ from pipeline.errors import (
     explain_disk_fault,
 )
 from pipeline.models import merging
-from pipeline.progress import SIGN
+from pipeline.progress import print_faults, print_note, print_progress
 
 STAGES = os.environ.get("PIPELINE_STAGES", "pipeline.stages")  # tests name a package of toys
 RECORDED_PACKAGES = (
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def _print_wait(owner: str) -> None:
-    print(f"{SIGN} waiting for {owner}", file=sys.stderr, flush=True)
+    print_progress(f"waiting for {owner}")
 
 
 def _may_be_disk_fault(error: Exception) -> bool:
@@ -97,11 +97,8 @@ def describe_damage(inputs: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def print_fault(message: str) -> None:
-    """Print faults as the driver expects them (`child_process.extract_faults`)."""
-    message = api_client.mask_secrets(message)
-    lines = (line if line.startswith("  ") else f"✗ {line}" for line in message.splitlines())
     try:
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        print_faults(api_client.mask_secrets(message))
     except OSError:  # the log's disk is full: the driver reports it when it writes its ledger
         return
 
@@ -159,9 +156,9 @@ def _merge_adapter(step: dict[str, Any], final: Path) -> None:
     """Write the copy that `train.adapter.save_merged` asks for, also of an earlier training."""
     wanted = step["stage"] == "train" and step["config"]["adapter"].get("save_merged")
     if wanted and not (final / merging.MERGED).exists():
-        print(f"{SIGN} merging", file=sys.stderr, flush=True)
+        print_progress("merging")
         merging.merge(final, final / merging.MERGED)
-        print(f"│ merged weights are in {final / merging.MERGED}", file=sys.stderr, flush=True)
+        print_note(f"merged weights are in {final / merging.MERGED}")
 
 
 def _measure_earlier_seconds(work: Path, before: dict[str, Any]) -> float:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from pipeline import hardware
 from pipeline.errors import FAILED, StageError, UserError, pluralize
+from pipeline.progress import print_note
 from pipeline.resources.gpu_sets import Environment
 
 Figures = dict[str, float]
@@ -220,7 +221,7 @@ class WorkerPool:
         if worker.process.exitcode or worker.claimed:
             self._last_crashed = worker
             shards = pluralize(len(worker.claimed), "shard")
-            _print(f"│ {worker.name} {worker.exit_cause} and gives back {shards}.")
+            print_note(f"{worker.name} {worker.exit_cause} and gives back {shards}.")
         worker.claimed = []
 
 

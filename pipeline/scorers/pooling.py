@@ -4,13 +4,14 @@ By transformers, or by vLLM's pooling runner. A row's logits do not depend on wh
 they are read at the row's own last token.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.backends import vllm_engine
 from pipeline.config import RewardModelScorer
 from pipeline.errors import UserError
 from pipeline.models.batching import batch_by_length
@@ -141,28 +142,22 @@ def capture_token_logits(module: Any) -> Iterator[list[Any]]:
 # ── vLLM ────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _missing_vllm(knob: str, error: ImportError) -> UserError:
+    return UserError(
+        f"{knob}.engine=vllm: vLLM cannot be imported here ({error}).\n"
+        f"  Run `make install`, or give {knob}.engine=transformers."
+    )
+
+
 class VllmPooling:
     def __init__(self, cfg: RewardModelScorer, source: ClassifierSource, limit: int, knob: str):
-        from pipeline.backends.vllm import ENVIRONMENT, ENVIRONMENT_EAGER, ENVIRONMENT_ON_CPU, GIB
+        place = vllm_engine.open_platform(partial(_missing_vllm, knob))
+        device = place.device_arguments(cfg.runtime.memory, cpu_cache_gib=1)
+        if place.on_cpu:
+            device["enable_chunked_prefill"] = False
+        from vllm import EngineArgs, LLMEngine
+        from vllm.config import PoolerConfig
 
-        os.environ |= {**ENVIRONMENT, **os.environ}
-        try:
-            from vllm import EngineArgs, LLMEngine
-            from vllm.config import PoolerConfig
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise UserError(
-                f"{knob}.engine=vllm: vLLM cannot be imported here ({error}).\n"
-                f"  Run `make install`, or give {knob}.engine=transformers."
-            ) from error
-        hardware: dict[str, Any] = {"gpu_memory_utilization": cfg.runtime.memory}
-        if current_platform.is_cpu():
-            os.environ |= {**ENVIRONMENT_ON_CPU, **ENVIRONMENT_EAGER, **os.environ}
-            hardware = {
-                "enforce_eager": True,
-                "kv_cache_memory_bytes": GIB,
-                "enable_chunked_prefill": False,
-            }
         arguments = EngineArgs(
             model=str(source.weights),
             revision=source.revision,
@@ -178,7 +173,7 @@ class VllmPooling:
             seed=0,
             disable_log_stats=True,
             use_tqdm_on_load=False,
-            **hardware,
+            **device,
         )
         self.engine: Any = LLMEngine.from_engine_args(arguments)
 

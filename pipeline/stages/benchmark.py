@@ -7,7 +7,6 @@ report is still written.
 import math
 import os
 import random
-import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from pipeline.artifacts import (
 )
 from pipeline.benchmarks.tasks import BenchmarkUnavailable, list_dataset_commits, load_tasks
 from pipeline.config import BenchmarkConfig
+from pipeline.progress import print_note
 
 NO_FIGURES = {"alias", "name", "sample_len", "sample_count"}
 BOOTSTRAPS = 1000  # for the errors of figures that are not a plain mean
@@ -38,7 +38,7 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
         task, tasks = load_tasks(cfg, knob, out / "scratch" / "rows")
     except BenchmarkUnavailable as absent:
         write_text(out / UNAVAILABLE_FILE, f"{absent}\n")
-        print("│", str(absent).replace("\n", "\n│ "), file=sys.stderr, flush=True)
+        print_note(str(absent))
         return Metrics(out)
     from pipeline.benchmarks.answers import ChunkedModel, open_model
 

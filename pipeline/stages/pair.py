@@ -4,7 +4,6 @@ Joins are by id. Nothing here depends on the order of rows; ties between equal s
 id.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +36,7 @@ from pipeline.pairing import (
     token_checks,
 )
 from pipeline.pairing.candidates import join_candidates, read_samples, scan_metadata
+from pipeline.progress import print_note
 
 if TYPE_CHECKING:
     from pipeline.backends.chat import ModelTokenizer
@@ -253,7 +253,7 @@ class PairBuilder:
         write_table(self.out / "unpaired.parquet", unpaired)
         write_text(self.out / "README.md", funnel.render_card(self.summary))
         for line in funnel.format_lines(self.summary):
-            print("│", line, file=sys.stderr, flush=True)
+            print_note(line)
 
     def _collect_unpaired(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """The scored samples where a threshold labels them, else the sides of the pairs."""

@@ -6,7 +6,6 @@ part or in `dropped.parquet`; `funnel.json` has the counts.
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -30,7 +29,7 @@ from pipeline.data.prompts import (
     read_prompts,
 )
 from pipeline.errors import StageError, UserError, pluralize, run_all
-from pipeline.progress import Progress
+from pipeline.progress import Progress, print_note, print_warning
 
 DROPPED = DropLog(prompt_id=pl.String).schema
 BATCH = 4096
@@ -74,7 +73,7 @@ def run(cfg: PromptsConfig | EvaluationQuestions, out: Path) -> Prompts:
     ngrams = {ngram for index in indexes for ngram in index.ngrams}
     write_table(out / "decontamination" / "ngrams.parquet", ngram_table(ngrams))
     for line in format_lines(funnel):
-        print("│", line, file=sys.stderr, flush=True)
+        print_note(line)
     return Prompts(out)
 
 
@@ -94,12 +93,10 @@ def warn_left_out(left_out: LeftOutColumns) -> None:
     for knob, columns in left_out.items():
         for name, column in columns.items():
             rows = pluralize(column.rows, "row")
-            print(
-                f"! {knob}: the column {name} is left out of {rows}:"
+            print_warning(
+                f"{knob}: the column {name} is left out of {rows}:"
                 f" at {column.place} it {column.why}."
-                " No scorer sees it there; write it as text or numbers.",
-                file=sys.stderr,
-                flush=True,
+                " No scorer sees it there; write it as text or numbers."
             )
 
 

@@ -4,7 +4,6 @@
 seen elsewhere. `dropped.parquet` lists what was left out.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Decontamination, Model, note_cost, write_json
 from pipeline.config import RewardCheckpoint, RewardTraining
 from pipeline.errors import UserError, pluralize
+from pipeline.progress import print_note
 from pipeline.training.launch import expose_one_device
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _train(cfg: RewardTraining, out: Path, start: Model, decontamination: Decont
     budget = 2 * cfg.max_length * cfg.runtime.micro_batch
     figures = reward.measure_accuracy(module, tokenizer.pad_token_id, held_out, budget)
     figures |= count_familiar(learned, held_out)
-    print("│", describe_accuracy(figures), file=sys.stderr, flush=True)
+    print_note(describe_accuracy(figures))
     write_json(out / "held_out.json", figures)
     tokens = sum(len(ids) for e in learned for ids in (e["good_ids"], e["bad_ids"]) if ids)
     note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(learned), **figures)

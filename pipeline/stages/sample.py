@@ -5,7 +5,6 @@ that it was in.
 """
 
 import shutil
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from pipeline.config import (
     TransformersBackend,
     VllmBackend,
 )
-from pipeline.progress import print_phase
+from pipeline.progress import print_note, print_phase
 from pipeline.resources.gpu_sets import Environment, worker_environments
 from pipeline.resources.model_shape import parameter_cost
 from pipeline.resources.worker_pool import Worker, run_shards
@@ -174,7 +173,7 @@ def sample_shards(
                 drawing.add_result(completion)
             drawing.check_complete()
         if summary := drawing.failures.write():
-            print("│", summary, file=sys.stderr, flush=True)
+            print_note(summary)
     finally:
         backend.close()
 

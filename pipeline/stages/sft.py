@@ -5,7 +5,6 @@ evaluation sets. Demonstrations that overlap an evaluation prompt or are too lon
 `dropped.parquet`, `funnel.json`.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Decontamination, Model, Samples, Scores, note_cost
 from pipeline.config import BestOfNConfig, Checkpoint, SftTraining
 from pipeline.errors import UserError, pluralize
+from pipeline.progress import print_warning
 from pipeline.training.launch import expose_one_device
 
 if TYPE_CHECKING:
@@ -108,11 +108,10 @@ def _train_model(
     loading.check_finite(model)
     if all(start[name] == number for name, number in loading.compute_checksums(weights, cfg.dtype)):
         knob = "best_of_n" if isinstance(cfg, BestOfNConfig) else "sft"
-        print(
-            f"! {knob}: its weights are those that it started from, byte for byte:"
+        print_warning(
+            f"{knob}: its weights are those that it started from, byte for byte:"
             " no step changed them."
-            f" Give a higher {knob}.learning_rate, more {knob}.epochs or a smaller {knob}.batch.",
-            file=sys.stderr,
+            f" Give a higher {knob}.learning_rate, more {knob}.epochs or a smaller {knob}.batch."
         )
     tokens = sum(len(e["prompt_ids"]) + len(e["completion_ids"]) for e in examples)
     note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(examples))

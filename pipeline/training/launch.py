@@ -18,7 +18,7 @@ from pipeline import hardware
 from pipeline.artifacts import Artifact, Model, Prompts, write_json
 from pipeline.config import TrainConfig
 from pipeline.errors import USER_ERROR, StageError, UserError, pluralize
-from pipeline.progress import SIGN
+from pipeline.progress import print_progress
 from pipeline.training.micro_batch import OutOfMemory
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def train_in_ranks(
     write_json(order, call)
     for machine in range(1, cfg.runtime.machines):
         command = f"python -m {__name__} {order} {machine}"
-        print(f"{SIGN} train waits: on machine {machine} type {command}", file=sys.stderr)
+        print_progress(f"train waits: on machine {machine} type {command}")
     code = _run_launcher(cfg, count, order, machine=0)
     if faults := sorted(scratch.glob(FAULTS)):
         fault: dict[str, Any] = json.loads(faults[0].read_text())

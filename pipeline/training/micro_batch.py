@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.artifacts import Model, note_cost, write_json
 from pipeline.config import TrainConfig
 from pipeline.errors import StageError, UserError, pluralize
-from pipeline.progress import SIGN
+from pipeline.progress import print_progress, print_warning
 from pipeline.resources import model_shape, training_fit
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def choose_micro_batch(
     )
     histogram = training_fit.build_histogram(lengths)
     if few := cfg.explain_few_steps(steps):
-        print(f"! train: {few}.", file=sys.stderr, flush=True)
+        print_warning(f"train: {few}.")
     estimate = {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": histogram}
     write_json(out / "ahead.json", estimate)
     auto = cfg.runtime.micro_batch == "auto"
@@ -50,7 +50,7 @@ def choose_micro_batch(
     at_once = cfg.runtime.per_device
     height = pluralize(table.height, "row", grouped=True)
     amount = f"{pluralize(steps, 'step')} of {cfg.batch} · {height} · {tokens:,} tokens"
-    print(SIGN, "train", amount, f"· {at_once} at once", file=sys.stderr)
+    print_progress(f"train {amount} · {at_once} at once")
     log_lines(
         f"ahead    {amount}",
         training_fit.format_histogram(histogram),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.driver import worker
-from pipeline.driver.child_process import extract_faults
+from pipeline.progress import read_faults
 from tests.support.house import SMALL, Toys
 
 UNTIL_SAMPLE = [*SMALL, "until=sample"]
@@ -274,7 +274,7 @@ def test_all_that_a_worker_says_at_its_end_is_repeated_and_nothing_else(capsys):
     worker.print_fault("one.jsonl: a fault.\n  Correct it.\ntwo.jsonl: a fault.\n  Correct it.")
     lines = [*capsys.readouterr().err.splitlines(), "exit"]
     assert (
-        extract_faults(lines)
+        read_faults(lines)
         == "one.jsonl: a fault.\n  Correct it.\ntwo.jsonl: a fault.\n  Correct it."
     )
-    assert extract_faults(["nothing", "  was reported"]) == ""
+    assert read_faults(["nothing", "  was reported"]) == ""

@@ -1,6 +1,5 @@
 """Asks a judge what the store does not know, within its budget, and parses every response."""
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from pipeline.config import EngineConfig, Judge, VllmEngine
 from pipeline.errors import pluralize
 from pipeline.hashing import ContentCache, drop_runtime, hash_json
-from pipeline.progress import SIGN, Progress
+from pipeline.progress import Progress, print_progress
 from pipeline.scorers.judging import JudgeEngine, JudgeRequest, Response, open_engine
 from pipeline.scorers.judging.budget import JudgeBudget
 from pipeline.scorers.judging.parsing import Verdict, parse_verdict
@@ -97,7 +96,7 @@ class CachedJudge:
     def _wait_for_others(self, count: int, before: int) -> int:
         if count != before:
             note = f"judge {self.source.judge}: another run asks for {pluralize(count, 'verdict')}"
-            print(SIGN, note, file=sys.stderr, flush=True)
+            print_progress(note)
         time.sleep(POLL)
         return count
 

@@ -4,51 +4,33 @@ Its output is restricted to the labels, whose probabilities sum to one.
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.backends import vllm_engine
 from pipeline.config import VllmEngine
 from pipeline.errors import UserError
 from pipeline.scorers.judging import JudgeRequest, OnResponse, Response, not_installed_error
 from pipeline.scorers.judging.endpoint import build_schema
 
 ALTERNATIVES = 20
-GIB = 1 << 30
-# As in sampling: quiet, no usage statistics, no spinning threads. On a CPU: one process, no
-# compilation.
-ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "OMP_WAIT_POLICY": "passive",
-}
-ENVIRONMENT_ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1"}
 
 
 class VllmJudge:
     def __init__(self, cfg: VllmEngine, form: str, knob: str):
         self.cfg, self.form, self.knob = cfg, form, knob
         self.name = Path(cfg.model).name if cfg.model.is_local else str(cfg.model)
-        _set_environment(ENVIRONMENT)
-        try:
-            from vllm import LLM
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise not_installed_error(cfg, knob, error) from error
-        on_cpu = current_platform.is_cpu()
-        if on_cpu:
-            _set_environment(ENVIRONMENT_ON_CPU)
-        self.model = LLM(**self._build_arguments(on_cpu))
+        place = vllm_engine.open_platform(partial(not_installed_error, cfg, knob))
+        device = place.device_arguments(cfg.runtime.memory, cfg.runtime.cpu_cache_gib)
+        from vllm import LLM
+
+        self.model = LLM(**self._build_arguments(), **device)
         self.tokenizer = self.model.get_tokenizer()
 
-    def _build_arguments(self, on_cpu: bool) -> dict[str, Any]:
+    def _build_arguments(self) -> dict[str, Any]:
         cfg = self.cfg
-        memory = (
-            {"enforce_eager": True, "kv_cache_memory_bytes": cfg.runtime.cpu_cache_gib * GIB}
-            if on_cpu
-            else {"gpu_memory_utilization": cfg.runtime.memory}
-        )
         return {
             "model": str(cfg.model),
             "revision": cfg.revision,
@@ -60,7 +42,6 @@ class VllmJudge:
             "max_logprobs": ALTERNATIVES,
             "seed": 0,
             "disable_log_stats": True,
-            **memory,
         }
 
     def send_requests(self, requests: Iterable[JudgeRequest], on_response: OnResponse) -> None:
@@ -132,9 +113,3 @@ class VllmJudge:
 
     def close(self) -> None:
         self.model.llm_engine.engine_core.shutdown()
-
-
-def _set_environment(environment: dict[str, str]) -> None:
-    """What the user has set has precedence."""
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)

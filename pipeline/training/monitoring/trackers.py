@@ -9,7 +9,6 @@ import html
 import json
 import re
 import secrets
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import TrainerCallback
 from pipeline.artifacts import STEP_FILE, write_text
 from pipeline.config import TrackerConfig, Wandb
 from pipeline.hashing import drop_runtime
+from pipeline.progress import print_warning
 
 PATIENCE = 60.0  # seconds to wait for a server, at a training's start and at its end
 KNOWN_ERRORS = {
@@ -85,7 +85,7 @@ class TrackerCallback(TrainerCallback):
 
 
 def _warn(kind: str, text: str) -> None:
-    print(f"! tracker={kind} {text}", file=sys.stderr, flush=True)
+    print_warning(f"tracker={kind} {text}")
 
 
 def _explain(error: Exception) -> str:
