@@ -144,13 +144,6 @@ def read_step(folder: Path) -> dict[str, Any]:
     return step
 
 
-def find_knob(out: Path, otherwise: str) -> str:
-    """Where the user's config has the block of the step that works in `out`, for messages."""
-    files = (folder / STEP_FILE for folder in (out, *out.parents))
-    record = next((file for file in files if file.exists()), None)
-    return str(json.loads(record.read_text()).get("knob", otherwise)) if record else otherwise
-
-
 def build_tree(flat: dict[str, Any]) -> dict[str, Any]:
     """Turn flat names such as `evals.sft.samples` into nested dicts."""
     tree: dict[str, Any] = {}

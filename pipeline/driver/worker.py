@@ -131,8 +131,11 @@ def run_stage(step: dict[str, Any], work: Path) -> None:
     write_json(work / store.STEP, {**step, "spent": spent})
 
     run = importlib.import_module(f"{STAGES}.{step['stage']}").run
-    config = TypeAdapter(get_type_hints(run)["cfg"]).validate_python(step["config"])
-    run(config, work, **open_inputs(step["inputs"]))
+    parameters = get_type_hints(run)
+    config = TypeAdapter(parameters["cfg"]).validate_python(step["config"])
+    # Some stages name their block of the user's config in messages.
+    knob = {"knob": step["knob"]} if "knob" in parameters else {}
+    run(config, work, **knob, **open_inputs(step["inputs"]))
 
     for leftover in work.rglob(".*.tmp"):
         leftover.unlink()

@@ -90,6 +90,7 @@ class SampleCollector:
         tokenizer: ChatTokenizer,
         shards: Shards,
         worker: Worker,
+        knob: str = "sample",
     ):
         self.cfg, self.policy, self.tokenizer = cfg, policy, tokenizer
         self.shards, self.worker = shards, worker
@@ -100,7 +101,7 @@ class SampleCollector:
         self._missing: Counter[str] = Counter()  # shard or prompt → number of missing completions
         self._lost: Counter[str] = Counter()  # shard → number of its rows that failed
         self._billed: defaultdict[str, BilledTokens] = defaultdict(BilledTokens)  # by shard
-        self.failures = Failures(cfg, shards)
+        self.failures = Failures(cfg, shards, knob)
         self._news: Counter[str] = Counter()  # figures since the last report
         self._unfinished: dict[str, int] = {}  # sample id → tokens so far, when last counted
         self._reported_unfinished: Counter[str] = Counter()  # the same by bins, as reported

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import find_knob, write_table
+from pipeline.artifacts import write_table
 from pipeline.config import SampleRequest
 from pipeline.errors import StageError, pluralize
 from pipeline.sampling.shards import Shards
@@ -24,8 +24,9 @@ FAILED_SCHEMA: dict[str, Any] = {
 class Failures:
     """The failures of this attempt. The next one samples the shards that lost rows again."""
 
-    def __init__(self, cfg: SampleRequest, shards: Shards):
+    def __init__(self, cfg: SampleRequest, shards: Shards, knob: str):
         self._cfg, self._shards, self._max_share = cfg, shards, cfg.runtime.max_failed
+        self._knob = knob
         self._file = shards.out / "failed.parquet"
         self._rows: list[dict[str, str]] = []
         self._file.unlink(missing_ok=True)
@@ -53,11 +54,11 @@ class Failures:
 
     def _make_limit_error(self) -> StageError:
         self.write()
-        knob = f"{find_knob(self._shards.out, 'sample')}.runtime.max_failed"
         return StageError(
             f"sample: {len(self._rows)} of {pluralize(self._request_count, 'completion')} failed"
             f" (most often: {self._find_most_common_reason()})."
-            f" The limit is {knob}={self._max_share:g}.\n  They are listed in {self._file}."
+            f" The limit is {self._knob}.runtime.max_failed={self._max_share:g}.\n"
+            f"  They are listed in {self._file}."
             " Fix the server or raise the limit, then run the same command again;"
             " finished completions are kept."
         )

@@ -16,7 +16,6 @@ from pipeline.artifacts import (
     UNAVAILABLE_FILE,
     Metrics,
     Model,
-    find_knob,
     note_cost,
     write_json,
     write_table,
@@ -31,9 +30,8 @@ BOOTSTRAPS = 1000  # for the errors of figures that are not a plain mean
 ROW = "task", "doc_id", "doc", "metric", "value"
 
 
-def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
+def run(cfg: BenchmarkConfig, out: Path, *, model: Model, knob: str = "benchmark.NAME") -> Metrics:
     os.environ.setdefault("TQDM_DISABLE", "1")
-    knob = find_knob(out, "benchmark.NAME")
     try:
         task, tasks = load_tasks(cfg, knob, out / "scratch" / "rows")
     except BenchmarkUnavailable as absent:

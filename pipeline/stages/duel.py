@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Prompts, Samples, Verdicts, find_knob, note_cost, write_table
+from pipeline.artifacts import KL, Prompts, Samples, Verdicts, note_cost, write_table
 from pipeline.config import ANSWER, DuelConfig
 from pipeline.errors import StageError, pluralize
 from pipeline.scorers.judging.cached_judge import CachedJudge
@@ -23,7 +23,6 @@ from pipeline.scorers.judging.pairwise import (
 )
 from pipeline.scorers.judging.template import format_conversation
 
-KNOB = "evaluate.duels.NAME"  # its block, where the driver names none
 VERDICT = {
     "prompt_id": pl.String,
     "a_id": pl.String,
@@ -38,8 +37,16 @@ VERDICT = {
 }
 
 
-def run(cfg: DuelConfig, out: Path, *, prompts: Prompts, a: Samples, b: Samples) -> Verdicts:
-    cached = CachedJudge(cfg, PAIRWISE_FIELDS, find_knob(out, KNOB))
+def run(
+    cfg: DuelConfig,
+    out: Path,
+    *,
+    prompts: Prompts,
+    a: Samples,
+    b: Samples,
+    knob: str = "evaluate.duels.NAME",
+) -> Verdicts:
+    cached = CachedJudge(cfg, PAIRWISE_FIELDS, knob)
     try:
         matches, unanswered = match_answers(prompts, a, b)
         bouts = []
@@ -57,7 +64,7 @@ def run(cfg: DuelConfig, out: Path, *, prompts: Prompts, a: Samples, b: Samples)
     for match, verdict in zip(matches, verdicts, strict=True):
         rows += _verdict_rows(match, verdict, judge)
     table = pl.DataFrame([*rows, *_unanswered_rows(unanswered, judge)], schema=VERDICT)
-    check_failures(cfg, out, table)
+    check_failures(cfg, out, table, knob)
     write_table(out / "verdicts.parquet", table)
     return Verdicts(out)
 
@@ -143,7 +150,7 @@ def _unanswered_rows(unanswered: list[dict[str, Any]], judge: str) -> Iterator[d
         }
 
 
-def check_failures(cfg: DuelConfig, out: Path, table: pl.DataFrame) -> None:
+def check_failures(cfg: DuelConfig, out: Path, table: pl.DataFrame, knob: str) -> None:
     failed = table.filter(pl.col("status") == "failed")
     judged = table.filter(pl.col("status") != "unanswered")
     note_cost(out, verdicts=judged.height, failed=failed.height)
@@ -151,7 +158,7 @@ def check_failures(cfg: DuelConfig, out: Path, table: pl.DataFrame) -> None:
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return
     write_table(out / "failed.parquet", failed)
-    knob, reason = find_knob(out, KNOB), failed["detail"].value_counts(sort=True)["detail"][0]
+    reason = failed["detail"].value_counts(sort=True)["detail"][0]
     raise StageError(
         f"{failed.height} of {pluralize(judged.height, 'verdict')} failed (most often: {reason})."
         f" The limit is {knob}.max_failed={cfg.max_failed}.\n"

@@ -15,12 +15,11 @@ from pipeline.artifacts import (
     Prompts,
     Samples,
     Scores,
-    find_knob,
     note_cost,
     read_cost,
     write_table,
 )
-from pipeline.backends import Backend, open_backend
+from pipeline.backends import open_backend
 from pipeline.backends.lora_support import supports_adapter
 from pipeline.config import (
     ConversationRequest,
@@ -42,7 +41,6 @@ from pipeline.sampling.prompt_selection import select_prompts, split_by_length
 from pipeline.sampling.shards import ShardEntry, ShardList, Shards
 from pipeline.sampling.throughput import ENGINE, ThroughputMeter, price_tokens
 
-KNOB = "sample"  # its block, where the driver names none
 ENGINES = (VllmBackend, TransformersBackend)  # open weights here, and fill GPUs
 SERVERS = (EndpointBackend, ServedModel)  # each completion is paid for
 # Open the policy here, to sample from it or to identify it.
@@ -59,13 +57,14 @@ def run(
     policy: Model,
     prompts: Prompts,
     scores: list[Scores] | None = None,
+    knob: str = "sample",
 ) -> Samples:
     if isinstance(cfg, ConversationRequest):
-        return converse(cfg, out, policy, prompts)
+        return converse(cfg, out, policy, prompts, knob)
     shards = Shards(out, cfg.shard)
     kept, dropped = split_by_length(
         cfg,
-        lambda: make_backend(cfg, out, policy).tokenizer,
+        lambda: open_backend(cfg.backend, policy, knob).tokenizer,
         select_prompts(cfg, prompts, scores or []),
     )
     write_table(out / "dropped.parquet", dropped)
@@ -75,7 +74,7 @@ def run(
     if not wanted:  # a wave that no prompt needs
         finished.add("00000.parquet", shards.write_samples("00000.parquet", make_empty_samples()))
     if finished.find_missing() or (wanted and lacks_quantization_gap(cfg, out, policy)):
-        sample_missing(cfg, shards, finished, policy, wanted)
+        sample_missing(cfg, shards, finished, policy, wanted, knob)
     shards.remove_prompts()
     totals = finished.sum_figures()
     note_cost(out, **price_tokens(read_prices(cfg), totals))
@@ -84,23 +83,27 @@ def run(
     return Samples(out)
 
 
-def converse(cfg: ConversationRequest, out: Path, policy: Model, prompts: Prompts) -> Samples:
+def converse(
+    cfg: ConversationRequest, out: Path, policy: Model, prompts: Prompts, knob: str
+) -> Samples:
     """Turn after turn, each in its own folder: a killed run resumes in the turn that it was in."""
-    samples = run(
-        cfg.request_turn(1), multi_turn.turn_folder(out, 1), policy=policy, prompts=prompts
-    )
+    ask = partial(run, policy=policy, knob=knob)
+    samples = ask(cfg.request_turn(1), multi_turn.turn_folder(out, 1), prompts=prompts)
     for turn in range(2, cfg.turns + 1):
         asked = multi_turn.write_next_prompts(
             prompts, samples, turn - 1, multi_turn.turn_folder(out, turn) / "asked"
         )
-        samples = run(
-            cfg.request_turn(turn), multi_turn.turn_folder(out, turn), policy=policy, prompts=asked
-        )
+        samples = ask(cfg.request_turn(turn), multi_turn.turn_folder(out, turn), prompts=asked)
     return multi_turn.merge_turns(out, cfg.turns)
 
 
 def sample_missing(
-    cfg: SampleRequest, shards: Shards, finished: ShardList, policy: Model, asked: int
+    cfg: SampleRequest,
+    shards: Shards,
+    finished: ShardList,
+    policy: Model,
+    asked: int,
+    knob: str,
 ) -> None:
     """By all workers. This process keeps the list of finished shards."""
     out, samples_each = shards.out, sum(setting.n for setting in cfg.settings.values())
@@ -110,10 +113,10 @@ def sample_missing(
         engine_model = prepare_policy(cfg, policy, out)
         if missing := finished.find_missing():
             print_phase(describe_start(cfg))
-            work = partial(sample_shards, cfg, shards, policy, engine_model)
+            work = partial(sample_shards, cfg, shards, policy, engine_model, knob)
             if isinstance(cfg.backend, ENGINES):
                 note_cost(out, **parameter_cost(policy.weights, policy.revision))
-            environments, logs = choose_environments(cfg, out), out / "scratch" / "workers"
+            environments, logs = choose_environments(cfg, knob), out / "scratch" / "workers"
             on_finish = partial(note_shard, out, meter, finished)
             run_shards(missing, work, environments, logs, on_finish, meter.update)
             note_cost(out, **meter.measure_cost())
@@ -139,25 +142,29 @@ def note_shard(
     )
 
 
-def choose_environments(cfg: SampleRequest, out: Path) -> list[Environment]:
+def choose_environments(cfg: SampleRequest, knob: str) -> list[Environment]:
     if isinstance(cfg.backend, SERVERS):
         return [{}]  # one worker keeps as many requests in flight as the server takes
     if not isinstance(cfg.backend, ENGINES):
         return [{}] * (1 if cfg.runtime.workers == "auto" else cfg.runtime.workers)
     gpus_each = cfg.backend.runtime.tensor_parallel if isinstance(cfg.backend, VllmBackend) else 1
-    knob = f"{find_knob(out, KNOB)}.runtime.workers"
-    return worker_environments(cfg.runtime.workers, knob, gpus_each)
+    return worker_environments(cfg.runtime.workers, f"{knob}.runtime.workers", gpus_each)
 
 
 def sample_shards(
-    cfg: SampleRequest, shards: Shards, policy: Model, engine_model: Model, worker: Worker
+    cfg: SampleRequest,
+    shards: Shards,
+    policy: Model,
+    engine_model: Model,
+    knob: str,
+    worker: Worker,
 ) -> None:
     """One worker's part.
 
     Its engine starts once, and gets the next shard before the last one is finished.
     """
-    backend = make_backend(cfg, shards.out, policy)
-    drawing = SampleCollector(cfg, policy.path.name, backend.tokenizer, shards, worker)
+    backend = open_backend(cfg.backend, policy, knob)
+    drawing = SampleCollector(cfg, policy.path.name, backend.tokenizer, shards, worker, knob)
     journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, SERVERS) else None
     started = time.monotonic()
     try:
@@ -186,10 +193,6 @@ def describe_start(cfg: SampleRequest) -> str:
         case TransformersBackend():
             return "loading the model"
     return "asking for the first completions"
-
-
-def make_backend(cfg: SampleRequest, out: Path, policy: Model) -> Backend:
-    return open_backend(cfg.backend, policy, find_knob(out, KNOB))
 
 
 def read_prices(cfg: SampleRequest) -> Prices | None:

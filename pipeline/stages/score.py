@@ -5,8 +5,8 @@ that run here score first, in all workers; every other scorer runs in this proce
 its own requests or processes.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -21,7 +21,6 @@ from pipeline.artifacts import (
     Prompts,
     Samples,
     Scores,
-    find_knob,
     note_cost,
     read_table,
     write_table,
@@ -34,7 +33,6 @@ from pipeline.resources.worker_pool import Worker, run_shards
 from pipeline.scorers import Answer, PaidScorer, Score, Scorer, open_scorer
 from pipeline.scorers.ensemble import combine_scores
 
-KNOB = "score"  # its block, where the driver names none
 SCORE = {
     "sample_id": pl.String,
     "prompt_id": pl.String,
@@ -54,6 +52,7 @@ LOCAL_SCORE = {
 LOCAL_SCORES = "scratch/marks"  # of the models that run here, until the other scores are there
 ScoresByScorer = dict[str, list[Score]]
 # A shard, its answers, and their scores as they arrive.
+OpenScorers = Callable[[Mapping[str, ScorerConfig]], AbstractContextManager[dict[str, Scorer]]]
 StartedShard = tuple[str, list[Answer], dict[str, Iterator[Score]]]
 
 
@@ -65,6 +64,7 @@ def run(
     prompts: Prompts,
     reward: Model | None = None,
     best: Scores | None = None,
+    knob: str = "score",
 ) -> Scores:
     wanted = None
     if best and isinstance(cfg, BestAnswersConfig):
@@ -72,10 +72,11 @@ def run(
     answers_of = ShardAnswers(samples, prompts, wanted)
     shards = sorted(path.name for path in (samples.path / "samples").glob("*.parquet"))
     missing = [shard for shard in shards if not (out / "scores" / shard).exists()]
-    bill = score_locally(cfg, out, answers_of, reward, missing)
+    open_named = partial(open_scorers, reward=reward, knob=f"{knob}.scorers")
+    bill = score_locally(cfg, out, answers_of, open_named, missing, knob)
     progress = Progress("score", len(shards), "shards")
     progress.resume_at(len(shards) - len(missing))
-    with open_scorers(cfg.other_scorers, reward, out) as scorers:
+    with open_named(cfg.other_scorers) as scorers:
         for shard, answers, arriving in start_shards(missing, answers_of, scorers):
             scores = (
                 read_local_scores(out / LOCAL_SCORES / shard) if cfg.local_model_scorers else {}
@@ -84,8 +85,8 @@ def run(
             write_table(out / "scores" / shard, build_table(scores, cfg.ensembles, answers))
             note_cost(out, **add_bills(bill, sum_costs(scorers)))
             progress.advance()
-    check_opinions(out)
-    check_failures(cfg, out)
+    check_opinions(out, knob)
+    check_failures(cfg, out, knob)
     return Scores(out)
 
 
@@ -122,9 +123,8 @@ def select_best_answers(scorer: str, scores: Scores) -> pl.DataFrame:
 
 @contextmanager
 def open_scorers(
-    scorers: Mapping[str, ScorerConfig], reward: Model | None, out: Path
+    scorers: Mapping[str, ScorerConfig], reward: Model | None, knob: str
 ) -> Iterator[dict[str, Scorer]]:
-    knob = f"{find_knob(out, KNOB)}.scorers"
     with ExitStack() as stack:
         found = {name: open_scorer(one, reward, f"{knob}.{name}") for name, one in scorers.items()}
         for scorer in found.values():
@@ -153,7 +153,12 @@ def start_shards(
 
 
 def score_locally(
-    cfg: ScoreConfig, out: Path, answers_of: ShardAnswers, reward: Model | None, shards: list[str]
+    cfg: ScoreConfig,
+    out: Path,
+    answers_of: ShardAnswers,
+    open_named: OpenScorers,
+    shards: list[str],
+    knob: str,
 ) -> dict[str, float]:
     """Each worker opens every model once. Returns what they cost other than time."""
     missing = [shard for shard in shards if not (out / LOCAL_SCORES / shard).exists()]
@@ -167,22 +172,22 @@ def score_locally(
         bills.append(bill)
         progress.advance()
 
-    work = partial(score_shards, cfg.local_model_scorers, answers_of, reward, out)
-    knob = f"{find_knob(out, KNOB)}.runtime.workers"
-    environments = worker_environments(cfg.runtime.workers, knob, cfg.gpus_each)
+    open_local = partial(open_named, cfg.local_model_scorers)
+    work = partial(score_shards, open_local, answers_of, out)
+    workers = f"{knob}.runtime.workers"
+    environments = worker_environments(cfg.runtime.workers, workers, cfg.gpus_each)
     run_shards(missing, work, environments, out / "scratch" / "workers", on_finish)
     return add_bills(*bills)
 
 
 def score_shards(
-    scorers: dict[str, ScorerConfig],
+    open_local: Callable[[], AbstractContextManager[dict[str, Scorer]]],
     answers_of: ShardAnswers,
-    reward: Model | None,
     out: Path,
     worker: Worker,
 ) -> None:
     """One worker's part. It finishes each shard with the cost of that shard."""
-    with open_scorers(scorers, reward, out) as local:
+    with open_local() as local:
         spent: dict[str, float] = {}
         for shard in iter(worker.claim, None):
             answers = answers_of.read(shard)
@@ -261,7 +266,7 @@ def score_status(score: Score) -> str:
     return "abstained" if score.abstained else "failed"
 
 
-def check_failures(cfg: ScoreConfig, out: Path) -> None:
+def check_failures(cfg: ScoreConfig, out: Path, knob: str) -> None:
     table = Scores(out).read()
     failed = table.filter(pl.col("status") == "failed")
     note_cost(
@@ -279,24 +284,24 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
         if (read_table(shard)["status"] == "failed").any():
             shard.unlink()
             (out / LOCAL_SCORES / shard.name).unlink(missing_ok=True)
-    knob = f"{find_knob(out, KNOB)}.max_failed={cfg.max_failed}"
     counts = failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail")
     scorer, reason, _ = counts.row(-1)
     raise StageError(
         f"{failed.height} of {pluralize(table.height, 'score')} failed (most often {scorer}:"
         f" {reason})."
-        f" The limit is {knob}.\n  They are listed in {out / 'failed.parquet'}."
+        f" The limit is {knob}.max_failed={cfg.max_failed}.\n"
+        f"  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or fix the scorer and run the same command again."
     )
 
 
-def check_opinions(out: Path) -> None:
+def check_opinions(out: Path, knob: str) -> None:
     """A scorer that abstains on every answer has labels, or answers, of something else."""
     by_scorer = Scores(out).read().group_by("scorer")
     silent = by_scorer.agg((pl.col("status") == "abstained").all()).filter("status")
     for name in silent["scorer"].sort():
         raise UserError(
-            f"{find_knob(out, KNOB)}.scorers.{name}: it has no opinion on any of these answers.\n"
+            f"{knob}.scorers.{name}: it has no opinion on any of these answers.\n"
             "  Labels hold for exactly the samples that the annotators saw."
             " Give labels of these, or take the scorer out."
         )

@@ -6,12 +6,11 @@ import json
 import pytest
 
 from pipeline import preflight
-from pipeline.artifacts import read_table, write_json
+from pipeline.artifacts import read_table
 from pipeline.config import Checkpoint, EvaluateConfig, ServedModel
 from pipeline.config.cross_checks import find_mismatches
 from pipeline.errors import UserError
 from pipeline.plan import plan
-from pipeline.sampling.multi_turn import turn_folder
 from pipeline.stages import base, sample
 from tests.stages import test_sample
 from tests.stages.test_evaluate import Run, scored
@@ -222,8 +221,6 @@ def test_what_a_server_says_comes_through_to_the_letter_and_is_measured_in_sft_s
 
 @pytest.mark.model
 def test_a_key_that_a_server_does_not_take_is_named_by_the_other_s_own_knob(sft, tmp_path):
-    """Also in a later turn of a conversation, which is drawn in a folder within the step's."""
-    write_json(tmp_path / "out" / "step.json", {"knob": "evaluate.baselines.rival"})
     with serving(chat, key="another") as server:
         cfg = served(server.base_url)
         rival = base.run(cfg, sft.path.parent.parent / "base" / "defdefdefdef", like=sft)
@@ -234,4 +231,10 @@ def test_a_key_that_a_server_does_not_take_is_named_by_the_other_s_own_knob(sft,
             r" name it as evaluate\.baselines\.rival\.runtime\.api_key_env="
         )
         with pytest.raises(UserError, match=said):
-            sample.run(asked, turn_folder(tmp_path / "out", 2), policy=rival, prompts=prompts)
+            sample.run(
+                asked,
+                tmp_path / "out",
+                policy=rival,
+                prompts=prompts,
+                knob="evaluate.baselines.rival",
+            )

@@ -16,7 +16,6 @@ import pytest
 
 from pipeline import store
 from pipeline.artifacts import (
-    STEP_FILE,
     UNAVAILABLE_FILE,
     Metrics,
     Model,
@@ -284,14 +283,13 @@ def test_rows_of_another_shape_are_refused_with_the_file_s_name(tmp_path, folder
 @pytest.mark.model
 def test_a_benchmark_that_is_not_on_this_machine_publishes_why(tmp_path, folder):
     write_json(tmp_path / "cfg.json", config(folder, "away", data=None).model_dump(mode="json"))
-    write_json(tmp_path / "out" / STEP_FILE, {"knob": "benchmark.mine"})
     code = (
         "import sys; from pathlib import Path; from pipeline.config import BenchmarkConfig as"
         " Config\n"
         "from pipeline.artifacts import Model; from pipeline.stages import benchmark; root ="
         " Path(sys.argv[1])\n"
         "cfg = Config.model_validate_json((root / 'cfg.json').read_text())\n"
-        "benchmark.run(cfg, root / 'out', model=Model(root))"
+        "benchmark.run(cfg, root / 'out', model=Model(root), knob='benchmark.mine')"
     )
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=HOUSE, env=offline)

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.artifacts import Samples, Verdicts, read_table, write_json, write_table
+from pipeline.artifacts import Samples, Verdicts, read_table, write_table
 from pipeline.config import DuelConfig
 from pipeline.driver import worker
 from pipeline.errors import StageError
@@ -156,7 +156,8 @@ from pipeline.artifacts import Prompts, Samples
 from pipeline.config import DuelConfig
 from pipeline.stages import duel
 cfg, out, prompts, a, b = json.loads(sys.argv[1]), *map(Path, sys.argv[2:])
-duel.run(DuelConfig.model_validate(cfg), out, prompts=Prompts(prompts), a=Samples(a), b=Samples(b))
+sides = {"prompts": Prompts(prompts), "a": Samples(a), "b": Samples(b)}
+duel.run(DuelConfig.model_validate(cfg), out, **sides, knob="evaluate.chats.mt.duels.j")
 """
 
 
@@ -210,7 +211,6 @@ def test_killed_in_the_middle_of_500_verdicts_it_asks_each_once(config, tmp_path
 @pytest.mark.model
 def test_a_denied_key_is_in_no_traceback_and_no_file(config, judge, tmp_path):
     inputs = edges(tmp_path, A, B)
-    write_json(tmp_path / "out" / "step.json", {"knob": "evaluate.chats.mt.duels.j"})
     worker = alone(config(model="denied"), tmp_path / "out", inputs)
     said = worker.communicate()[0]
     assert worker.returncode != 0 and "Traceback" in said

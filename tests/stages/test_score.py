@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from pipeline.artifacts import Prompts, Samples, Scores, write_json, write_table
+from pipeline.artifacts import Prompts, Samples, Scores, write_table
 from pipeline.errors import StageError
 from pipeline.scorers import Score, rules
 from pipeline.stages.score import ShardAnswers, run, start_shards
@@ -39,11 +39,11 @@ def drawn(tmp_path):
     return Samples(tmp_path / "sample"), Prompts(tmp_path / "prompts")
 
 
-def scored(out, drawn, rule, monkeypatch, *words):
+def scored(out, drawn, rule, monkeypatch, *words, knob="score"):
     monkeypatch.setitem(rules.RULES, "playground", rule)
     samples, prompts = drawn
     return run(
-        composed("recipes=smoke", *words).score, out, samples=samples, prompts=prompts
+        composed("recipes=smoke", *words).score, out, samples=samples, prompts=prompts, knob=knob
     ).read()
 
 
@@ -79,13 +79,19 @@ def test_a_rule_that_raises_costs_one_null_score(tmp_path, drawn, monkeypatch):
 
 
 def test_past_the_limit_the_stage_fails_and_names_the_file(tmp_path, drawn, monkeypatch):
-    write_json(tmp_path / "step.json", {"knob": "evaluate.dev_score"})
     said = (
         r"1 of 10 scores failed \(most often rules: KeyError"
         r".*limit is evaluate.dev_score.max_failed=0.05"
     )
     with pytest.raises(StageError, match=said):
-        scored(tmp_path, drawn, failing, monkeypatch, "score.max_failed=0.05")
+        scored(
+            tmp_path,
+            drawn,
+            failing,
+            monkeypatch,
+            "score.max_failed=0.05",
+            knob="evaluate.dev_score",
+        )
     assert pl.read_parquet(tmp_path / "failed.parquet")["sample_id"].to_list() == ["p3-answer"]
 
 
