@@ -1,4 +1,4 @@
-"""refer: log-probabilities of given token ids under a model, computed once.
+"""reference: log-probabilities of given token ids under a model, computed once.
 
 They are the reference of a training, or give the KL of an evaluation. Rows are sorted by length and
 processed in chunks of a fixed number of rows, each a file: a killed run repeats one chunk.

@@ -49,7 +49,7 @@ LOCAL_SCORE = {
     "detail": pl.String,
     "abstained": pl.Boolean,
 }
-LOCAL_SCORES = "scratch/marks"  # of the models that run here, until the other scores are there
+LOCAL_SCORES = "scratch/scores"  # of the models that run here, until the other scores are there
 ScoresByScorer = dict[str, list[Score]]
 # A shard, its answers, and their scores as they arrive.
 OpenScorers = Callable[[Mapping[str, ScorerConfig]], AbstractContextManager[dict[str, Scorer]]]
