@@ -103,6 +103,7 @@ def test_a_home_directory_loses_nothing(tmp_path, monkeypatch, capsys):
 def test_a_step_in_which_a_person_keeps_a_file_stays_and_is_named(place, capsys, hollow):
     step = place / "store" / "sample" / STALE
     write_text(step / "merged" / "config.json", "made by merging")
+    store.note_outside(step, ["merged/config.json"])
     if hollow:
         store.prune(step, json.loads((step / store.MANIFEST).read_text()))
     write_text(step / "notes" / "mine.txt", "years")
@@ -117,6 +118,54 @@ def test_a_step_in_which_a_person_keeps_a_file_stays_and_is_named(place, capsys,
     assert (aside / "notes" / "mine.txt").read_text() == "years", "nor does making it again take it"
     (aside / "notes" / "mine.txt").unlink()
     assert usage.main(["--prune", "--yes"]) == 0 and not aside.exists()
+
+
+@pytest.mark.parametrize(
+    "file", ["README.md", "merged/model-q4.gguf", "scratch/todo.txt", ".draft.tmp"]
+)
+def test_a_file_with_a_name_of_ours_that_the_store_did_not_write_stays(place, capsys, file):
+    step = place / "store" / "sample" / STALE
+    write_text(step / "cost.json", "{}")
+    store.note_outside(step, ["cost.json"])
+    write_text(step / ".manifest.json.tmp", "what a killed write leaves")
+    write_text(step / file, "years")
+    assert usage.main(["--prune", "--yes"]) == 0
+    assert (step / file).read_text() == "years" and file in capsys.readouterr().out
+    (step / file).unlink()
+    assert usage.main(["--prune", "--yes"]) == 0
+    assert [path.name for path in step.iterdir() if path.is_file()] == [store.MANIFEST]
+
+
+def test_a_card_that_the_user_edited_stays(place, capsys):
+    step = place / "store" / "sample" / STALE
+    write_text(step / "README.md", "as the stage wrote it")
+    store.note_outside(step, ["README.md"])
+    (step / "README.md").write_text("for the hub")
+    assert usage.main(["--prune", "--yes"]) == 0
+    assert (step / "README.md").is_file() and "README.md" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["", ".old-unknown", f".old-{'a' * 16}-2"])
+def test_a_folder_of_which_it_is_unknown_what_the_store_wrote_stays_and_is_named(
+    place, capsys, suffix
+):
+    step = make_step(Path("store"), "sample", NAMES[3], suffix)
+    (step / store.MANIFEST).write_text("{")
+    write_text(step / "notes.txt", "years")
+    assert usage.main(["--prune", "--yes"]) == 0
+    output = capsys.readouterr().out
+    assert (step / "notes.txt").is_file() and f"{NAMES[3]}{suffix}" in output
+
+
+def test_setting_the_same_content_aside_twice_keeps_what_the_user_put_there(place):
+    for note in ("first.txt", "second.txt", None):
+        step = make_step(Path("store"), "sample", NAMES[3])
+        if note:
+            write_text(step / note, "years")
+        store.set_aside(step, "a" * 16)
+    asides = sorted(step.parent.glob(f"{NAMES[3]}.old-*"))
+    notes = [file.name for aside in asides for file in aside.glob("*.txt")]
+    assert [note for note in notes if note != "rows.txt"] == ["first.txt", "second.txt"]
 
 
 def test_links_are_neither_followed_nor_removed(place, tmp_path, capsys):

@@ -295,6 +295,33 @@ def test_a_second_broken_manifest_replaces_nothing_of_the_first(world):
     assert [aside.name.partition(".")[2] for aside in asides] == ["old-unknown", "old-unknown-2"]
 
 
+def test_a_second_damage_of_the_same_step_replaces_nothing_of_the_user_s(world):
+    (world.sample / "notes.txt").write_text("years")
+    for size in (3, 4):
+        os.truncate(world.sample / "shard-0.txt", size)
+        assert world.run() == 0
+    [notes] = world.sample.parent.glob("*/notes.txt")
+    assert notes.parent.name.startswith(f"{world.sample.name}.old-")
+
+
+def test_a_file_of_the_user_s_in_unfinished_work_becomes_no_part_of_the_step(
+    world, monkeypatch, capsys
+):
+    place, work = world.sample, store.partial_folder(world.sample)
+    shutil.rmtree(place)
+    monkeypatch.setenv("TOY_REFUSE", "sample")
+    assert world.run() == 2
+    (work / "analysis.csv").write_text("years")
+    assert store.explain_foreign_files(work).startswith("has analysis.csv,")
+    monkeypatch.delenv("TOY_REFUSE")
+    capsys.readouterr()
+    assert world.run() == 2
+    assert f"{work / 'analysis.csv'}: " in (output := "".join(capsys.readouterr()))
+    assert "mv " in output and (work / "analysis.csv").is_file()
+    (work / "analysis.csv").unlink()
+    assert world.run() == 0 and not store.find_foreign_files(place)
+
+
 def test_work_whose_record_is_broken_is_set_aside_and_not_gone_on_with(world):
     broken_step_in_partial(world)
     assert world.run() == 0
