@@ -5,12 +5,14 @@ step's folder by default. Nothing is trained. A run with `train.adapter.save_mer
 for each of its adapters.
 """
 
+import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from pipeline import store
 from pipeline.errors import DONE, USER_ERROR, UserError
-from pipeline.models.merging import MERGED, merge
+from pipeline.models.merging import MERGED, check_mergeable, merge
 
 USAGE = "Type strop merge PLACE [OUT]: a run or a step's folder in the store, and a new folder."
 
@@ -22,16 +24,33 @@ def main(words: list[str]) -> int:
                 f"merge takes one or two folders, and {len(words)} were given.\n  {USAGE}"
             )
         step = find_step(Path(words[0]))
-        out = Path(words[1]).expanduser() if words[1:] else step / MERGED
-        with store.lock_step(
-            step, on_wait=lambda owner: print(f"waiting for {owner}", file=sys.stderr)
-        ):
+        out = read_out(words[1]) if words[1:] else step / MERGED
+        check_mergeable(step, out)
+        with lock_readable(step):
             merge(step, out)
         print(out)
     except UserError as error:
         print(error, file=sys.stderr)
         return USER_ERROR
     return DONE
+
+
+def read_out(word: str) -> Path:
+    try:
+        return Path(word).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{word}: this home directory is not known. Give a folder, as ./{word}."
+        ) from error
+
+
+def lock_readable(step: Path) -> AbstractContextManager[None]:
+    """A step of a store that cannot be written needs no lock: no prune can remove it either."""
+    if not os.access(step.parent.parent, os.W_OK):
+        return nullcontext()
+    return store.lock_step(
+        step, on_wait=lambda owner: print(f"waiting for {owner}", file=sys.stderr)
+    )
 
 
 def find_step(place: Path) -> Path:
