@@ -21,6 +21,7 @@ from pipeline.artifacts import (
     ADAPTER_CONFIG,
     CARD_FILE,
     COST_FILE,
+    MADE_BY,
     MODEL_FILE,
     PLACE_FILE,
     UNAVAILABLE_FILE,
@@ -44,6 +45,7 @@ _OUTSIDE_CONTENT = {MANIFEST, STEP, OUTSIDE, *_FILES_OUTSIDE}
 MERGE_SCRATCH = re.compile(r"\.merged\.[^/]*tmp/")  # what a killed merge leaves in a step
 LOCK_FILE = ".at-work"  # in the store: locked shared by every run, exclusively by a prune
 STEP_NAME = re.compile(r"[0-9a-f]{12}")  # a finished step's folder
+STEP_PATH = re.compile(rf"(?P<stage>{'|'.join(MADE_BY)})/(?P<fingerprint>[0-9a-f]{{12}})\b")
 PARTIAL_SUFFIX = ".partial"  # ends the name of a folder of unfinished work
 REMOVED_SUFFIX = ".removed"  # ends the name of a folder that is being removed
 

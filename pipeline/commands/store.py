@@ -69,11 +69,13 @@ def main(arguments: list[str]) -> int:
             )
         store.rewrite_adapter_configs(root)
         if forgotten := options.get("forget"):
-            store_users.forget_runs(root, Path(forgotten))
+            print(store_users.forget_runs(root, Path(forgotten)))
         if "--prune" in options:
             offer_prune(root, runs, confirmed="--yes" in options)
         else:
-            users = find_users(root, [runs, *map(Path, store_users.read_runs(root) or [])])
+            is_typed = any(word.startswith("runs=") for word in arguments)
+            own = [runs] if is_typed or runs.is_dir() else []
+            users = find_users(root, [*own, *map(Path, store_users.read_runs(root) or [])])
             print("".join(f"! {fault}\n" for fault in users.faults), end="", file=sys.stderr)
             print_entries(list_store(root, users))
     except UserError as error:

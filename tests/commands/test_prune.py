@@ -14,7 +14,9 @@ from pipeline import store
 from pipeline.artifacts import write_json, write_text
 from pipeline.commands import store as usage
 from pipeline.driver.store_users import RUNS_MARKER, STORE_MARKER, register_runs
-from tests.support.house import HOUSE
+from pipeline.status import RunPlan, find_named_steps
+from pipeline.step import Identity, Step
+from tests.support.house import HOUSE, SMALL, composed
 
 NAMES = [f"{number:012x}" for number in range(10)]
 STALE = NAMES[0]  # named by no run
@@ -258,6 +260,55 @@ def test_a_store_from_before_the_marker_is_taken_over_by_a_run_and_loses_no_othe
     assert all(
         (place / "store" / "sample" / name / "rows.txt").is_file() for name in (NAMES[2], STALE)
     )
+
+
+def test_a_model_that_another_run_starts_from_stays_with_its_base(place):
+    """By its config, as typed, and by the run's plan where the path was a link."""
+    base = make_step(Path("store"), "sft", NAMES[2])
+    for name, link in ((NAMES[3], "store"), (NAMES[4], "runs/old/store/003-train-1")):
+        step = make_step(Path("store"), "train", name)
+        write_json(step / "model.json", {"base": f"sft/{base.name}"})
+        if link != "store":
+            Path(link).parent.mkdir(parents=True)
+            Path(link).symlink_to(step.absolute())
+    write_text(
+        Path("runs/mine/now/config.yaml"), f"sft: {{model: ./store/train/{NAMES[3]}/merged}}"
+    )
+    words = ("sft.model=./runs/old/store/003-train-1/merged", "sft.revision=null", "until=sft")
+    cfg = composed(*SMALL, *words)
+    run_plan = RunPlan([Step("sft", cfg.sft)], [], Identity(str), Path("store"))
+    write_json(Path("runs/mine/then") / store.PLAN, find_named_steps(run_plan))
+    assert usage.main(["--prune", "--yes"]) == 0
+    assert all(
+        (place / "store" / name / "rows.txt").is_file()
+        for name in (f"sft/{NAMES[2]}", f"train/{NAMES[3]}", f"train/{NAMES[4]}")
+    )
+    assert not (place / "store" / "sample" / STALE / "rows.txt").exists()
+
+
+def test_a_run_where_the_disk_of_the_runs_is_not_mounted_releases_nothing(place, capsys):
+    Path("runs").rename("unplugged")
+    write_json(Path("runs/mine/later") / store.PLAN, {NAMES[3]: "sample"})
+    register_runs(Path("store"), Path("runs"))
+    before = everything(place)
+    refusal = refused(capsys, "--prune", "--yes")
+    assert f"{place / 'runs'}: " in refusal and everything(place) == before
+
+
+def test_runs_that_lost_their_marker_are_not_forgotten(place, capsys):
+    (place / "runs" / RUNS_MARKER).unlink()
+    refusal = refused(capsys, "--prune", "--yes")
+    assert f"no {RUNS_MARKER}" in refusal and "missing" not in refusal
+    command = refusal[refusal.index("strop store") :].split()
+    assert usage.main(command[2:]) == 0 and usage.main(["--prune", "--yes"]) == 0
+    assert (place / "store" / "sample" / NAMES[1] / "rows.txt").is_file()
+    assert not (place / "store" / "sample" / STALE / "rows.txt").exists()
+
+
+def test_a_default_runs_folder_that_does_not_exist_is_no_fault_of_the_user_s(place, capsys):
+    Path("runs").rename("other")
+    register_runs(Path("store"), Path("other"))
+    assert usage.main([f"forget={place}/runs"]) == 0 and capsys.readouterr().err == ""
 
 
 def broken_plan(place: Path) -> None:
