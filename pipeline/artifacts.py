@@ -41,6 +41,28 @@ def write_atomically(path: Path, data: bytes) -> None:
     scratch.rename(path)
 
 
+def make_new_folder(wanted: Path) -> Path:
+    """Make a folder of this name, or of the next that is free: NAME-2, NAME-3 …"""
+    for attempt in range(1000):
+        path = wanted if attempt == 0 else wanted.with_name(f"{wanted.name}-{attempt + 1}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError(f"a thousand folders named {wanted}")
+
+
+def read_folder(word: str) -> Path:
+    """A folder as typed. A shell leaves `out=~/x` as it is."""
+    try:
+        return Path(word).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{word}: this home directory is not known. Give a folder, as ./{word}."
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
     write_atomically(path, text.encode())
 

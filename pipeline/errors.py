@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -120,6 +121,14 @@ def make_printable(text: str, limit: int = 300) -> str:
     """Cut text from outside to `limit` characters and escape lone surrogates and NUL."""
     escaped = text[: limit + 1].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
     return escaped if len(escaped) <= limit else f"{escaped[:limit]}…"
+
+
+def format_move(path: Path, ending: str = "kept") -> str:
+    """The command that moves a file or folder to a name next to it that is free."""
+    free, number = path.with_name(f"{path.name}.{ending}"), 2
+    while os.path.lexists(free):
+        free, number = path.with_name(f"{path.name}.{ending}-{number}"), number + 1
+    return shlex.join(["mv", "-n", str(path), str(free)])
 
 
 def suggest(word: str, known: list[str]) -> str:

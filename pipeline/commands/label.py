@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ import polars as pl
 
 from pipeline.artifacts import KL, Samples, resolve_run, write_text
 from pipeline.config import LATER_TURN
-from pipeline.errors import USER_ERROR, UserError, pluralize, suggest
+from pipeline.errors import USER_ERROR, UserError, format_move, pluralize, suggest
 from pipeline.report.render.examples import format_prompt
 from pipeline.scorers.label_files import FORMULA_SIGNS
 
@@ -170,10 +169,9 @@ def write_files(folder: Path, rows: list[PairRow]) -> None:
     for name, text in texts.items():
         file = folder / name
         if file.exists() and file.read_bytes() != text.encode():
-            move = shlex.join(["mv", str(folder), f"{folder}-kept"])
             raise UserError(
                 f"{file}: it exists and differs: it was filled in, or shows other pairs."
-                f" Nothing was written.\n  Move the folder away first: {move}"
+                f" Nothing was written.\n  Move the folder away first: {format_move(folder)}"
             )
     for name, text in texts.items():
         write_text(folder / name, text)

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from pipeline import store
+from pipeline.artifacts import read_folder
 from pipeline.errors import DONE, USER_ERROR, UserError
 from pipeline.models.merging import MERGED, check_mergeable, merge
 
@@ -24,7 +25,7 @@ def main(words: list[str]) -> int:
                 f"merge takes one or two folders, and {len(words)} were given.\n  {USAGE}"
             )
         step = find_step(Path(words[0]))
-        out = read_out(words[1]) if words[1:] else step / MERGED
+        out = read_folder(words[1]) if words[1:] else step / MERGED
         check_mergeable(step, out)
         with lock_readable(step):
             merge(step, out)
@@ -33,15 +34,6 @@ def main(words: list[str]) -> int:
         print(error, file=sys.stderr)
         return USER_ERROR
     return DONE
-
-
-def read_out(word: str) -> Path:
-    try:
-        return Path(word).expanduser()
-    except RuntimeError as error:
-        raise UserError(
-            f"{word}: this home directory is not known. Give a folder, as ./{word}."
-        ) from error
 
 
 def lock_readable(step: Path) -> AbstractContextManager[None]:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import shutil
 import signal
 import sys
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import preflight, store
-from pipeline.artifacts import write_text
+from pipeline.artifacts import make_new_folder, write_atomically, write_text
 from pipeline.backends import api_client
 from pipeline.config import Config
 from pipeline.driver.executor import (
@@ -163,15 +162,7 @@ def link_latest(runs: Path, run_dir: Path) -> None:
 
 
 def make_run_dir(cfg: Config) -> Path:
-    wanted = cfg.runs / cfg.recipe / time.strftime("%Y-%m-%d_%H-%M-%S")
-    for attempt in range(1000):
-        path = wanted if attempt == 0 else wanted.with_name(f"{wanted.name}-{attempt + 1}")
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            continue
-    raise AssertionError(f"a thousand runs in one second at {wanted}")
+    return make_new_folder(cfg.runs / cfg.recipe / time.strftime("%Y-%m-%d_%H-%M-%S"))
 
 
 def copy_report(last: Path, run_dir: Path) -> Path:
@@ -179,5 +170,5 @@ def copy_report(last: Path, run_dir: Path) -> Path:
     if not (last / "report.html").exists():
         return last
     for file in last.glob("report.*"):
-        shutil.copyfile(file, run_dir / file.name)
+        write_atomically(run_dir / file.name, file.read_bytes())
     return run_dir / "report.html"

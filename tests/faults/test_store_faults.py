@@ -8,7 +8,10 @@ import errno
 import json
 import os
 import shutil
+import sqlite3
+import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -429,6 +432,27 @@ def test_verdicts_damaged_in_the_middle_are_refused_when_they_are_read(tmp_path)
     file.write_bytes(damaged)
     with pytest.raises(UserError, match=r"(?s)verdicts\.sqlite: cannot be used.*mv "):
         VerdictStore(file).load_responses(keys)
+
+
+def test_the_command_that_moves_damaged_verdicts_away_replaces_none_of_before(tmp_path):
+    file = tmp_path / "verdicts.sqlite"
+    for text in ("first", "second"):
+        file.write_text(text * 400)
+        with pytest.raises(UserError) as refusal:
+            VerdictStore(file)
+        subprocess.run(str(refusal.value).rpartition(": ")[2], shell=True, check=True)
+    moved = sorted(path.read_text()[:6] for path in tmp_path.glob("*.broken*"))
+    assert moved == ["firstf", "second"]
+
+
+def test_a_database_of_something_else_is_refused_and_stays_as_it_is(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "mine.db")) as file:
+        file.execute("CREATE TABLE mine (x)")
+    before = (tmp_path / "mine.db").read_bytes()
+    with pytest.raises(UserError, match=r"mine\.db: "):
+        VerdictStore(tmp_path / "mine.db")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.db"]
+    assert (tmp_path / "mine.db").read_bytes() == before
 
 
 # ── disks ─────────────────────────────────────────────────────────────────────────────────────────
