@@ -6,6 +6,7 @@ Every table is parquet, every model opens with `from_pretrained`. Writers use `w
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,7 +109,8 @@ def read_json(path: Path) -> Any:
 def _describe_absence(path: Path) -> str:
     return (
         f"{path}: missing: its step was pruned, or the store was moved or is not complete.\n"
-        "  Type the command of its run again (see its config.yaml) to rebuild what is missing."
+        "  Type the command of its run again (the first line of its config.yaml) to rebuild what is"
+        " missing."
     )
 
 
@@ -128,6 +130,21 @@ def resolve_run(run: Path) -> Path:
     folder, here = run.resolve(), Path.cwd()
     is_inside = folder.is_relative_to(here) and not run.is_absolute()
     return folder.relative_to(here) if is_inside else folder
+
+
+def list_steps(run: Path, pattern: str) -> list[Path]:
+    """A run's links to its steps. Refuses one into a store that is not there any more."""
+    links = sorted((run / "store").glob(pattern))
+    for link in (link for link in links if link.is_symlink()):
+        root = (link.parent / link.readlink()).parent.parent
+        if not root.exists():
+            raise UserError(
+                f"{link}: leads into the store {root}, which is not there: it was moved, or its"
+                " disk is not mounted.\n"
+                "  Bring it back, or link its old path to where it is now:"
+                f" ln -s NEW_STORE {shlex.quote(str(root))}"
+            )
+    return links
 
 
 def note_cost(out: Path, **figures: float) -> None:

@@ -32,7 +32,7 @@ from pipeline.artifacts import (
 )
 from pipeline.artifacts import MANIFEST_FILE as MANIFEST
 from pipeline.artifacts import STEP_FILE as STEP
-from pipeline.errors import UserError, explain_disk_fault
+from pipeline.errors import UserError, explain_disk_fault, format_move
 from pipeline.hashing import hash_content, hash_file
 
 PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, which pruning keeps
@@ -357,7 +357,20 @@ def publish(work: Path, final: Path) -> None:
 
 
 def check_places(finals: Iterable[Path]) -> None:
-    """Refuse a symlink or file in a step's place: a symlink may lead out of the store."""
+    """Refuse a symlink or file in a step's place: a symlink may lead out of the store.
+
+    A stage's folder may be a symlink, such as to a larger disk, as long as that is there.
+    """
+    finals = list(finals)
+    stages = {final.parent: None for final in finals}
+    for folder in (path for stage in stages for path in (stage, stage / ".locks")):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(
+                f"{folder}: a file, or a symlink to nothing, is in the place of a folder of the"
+                " store.\n"
+                "  Mount its disk, or move it away and run the same command again:"
+                f" {format_move(folder)}"
+            )
     for place in (path for final in finals for path in (final, partial_folder(final))):
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             kind = "a symlink" if place.is_symlink() else "a file"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.artifacts import Pairs, resolve_run, write_text
+from pipeline.artifacts import Pairs, list_steps, resolve_run, write_text
 from pipeline.errors import USER_ERROR, UserError, format_move
 
 
@@ -54,7 +54,7 @@ def quote_override(knob: str, file: Path) -> str:
 
 def find_pairs(run: Path, number: str | None) -> Pairs:
     """The pairs of one round of a run, by default the last."""
-    folders = sorted((run / "store").glob("*-pair-*"))
+    folders = list_steps(run, "*-pair-*")
     rounds = {folder.name.rpartition("-")[2]: folder for folder in folders}
     if not rounds:
         raise UserError(

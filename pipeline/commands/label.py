@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Samples, resolve_run, write_text
+from pipeline.artifacts import KL, Samples, list_steps, resolve_run, write_text
 from pipeline.config import LATER_TURN
 from pipeline.errors import USER_ERROR, UserError, format_move, pluralize, suggest
 from pipeline.report.render.examples import format_prompt
@@ -96,7 +96,7 @@ def choose_pairs(run: Path, options: dict[str, str]) -> tuple[list[PairRow], int
 def find_samples(run: Path, of: str | None) -> list[list[Samples]]:
     """All samples of each side: a round's later waves are answers too."""
     by_label: dict[str, list[Samples]] = {}
-    for path in sorted((run / "store").glob("*-sample-*")):
+    for path in list_steps(run, "*-sample-*"):
         by_label.setdefault(path.name.split("-", 2)[2], []).append(Samples(path))
     if not by_label:
         raise UserError(

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from pipeline import store
-from pipeline.artifacts import read_folder
+from pipeline.artifacts import list_steps, read_folder
 from pipeline.errors import DONE, USER_ERROR, UserError
 from pipeline.models.merging import MERGED, check_mergeable, merge
 
@@ -47,7 +47,7 @@ def lock_readable(step: Path) -> AbstractContextManager[None]:
 
 def find_step(place: Path) -> Path:
     """The step's folder: `place` itself, or that of a run's last round."""
-    trained = sorted((place / "store").glob("[0-9]*-train-*"))
+    trained = list_steps(place, "[0-9]*-train-*")
     folder = (trained[-1] if trained else place).resolve()
     if store.read_manifest(folder) is None:
         raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import store
-from pipeline.artifacts import read_step, write_atomically, write_json
+from pipeline.artifacts import list_steps, read_step, write_atomically, write_json
 from pipeline.config import ReportConfig
 from pipeline.driver import worker
 from pipeline.errors import DONE, FAILED, USER_ERROR, StageError, UserError
@@ -60,7 +60,7 @@ def rewrite_report(run: Path) -> Path:
 
 
 def find_evaluate_step(run: Path) -> dict[str, Any]:
-    links = sorted((run / "store").glob("[0-9]*-evaluate-report"))
+    links = list_steps(run, "[0-9]*-evaluate-report")
     file = links[-1] / store.STEP if links else None
     if file is None or not file.exists():
         raise UserError(

@@ -157,7 +157,8 @@ def _list_leftover_files(root: Path) -> Iterator[StoreEntry]:
             yield StoreEntry(path, LEFTOVER, path.stat().st_size)
     for stage in sorted(MADE_BY):
         steps = {path.name.partition(".")[0] for path in list_folder(root / stage)}
-        for path in list_folder(root / stage / ".locks"):
+        locks = [] if (root / stage).is_symlink() else list_folder(root / stage / ".locks")
+        for path in locks:
             is_lock = store.STEP_NAME.fullmatch(path.name) and not path.is_symlink()
             if is_lock and path.name not in steps:
                 yield StoreEntry(path, LEFTOVER, path.stat().st_size)

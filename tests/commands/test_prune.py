@@ -183,6 +183,13 @@ def test_links_are_neither_followed_nor_removed(place, tmp_path, capsys):
     assert not (place / "store" / "sample" / STALE / "rows.txt").exists()
 
 
+def test_locks_of_a_stage_on_another_disk_are_no_leftovers(place):
+    lock = place / "big" / ".locks" / NAMES[5]
+    write_text(lock, "")
+    (place / "store" / "score").symlink_to(place / "big")
+    assert usage.main(["--prune", "--yes"]) == 0 and lock.is_file()
+
+
 def test_names_of_other_forms_stay(place):
     names = [
         f"sample/{STALE}-copy",

@@ -142,6 +142,17 @@ def file_as_step(world: World) -> None:
     place.write_text("mine")
 
 
+def stage_is(text: str | None) -> Callable[[World], None]:
+    """A file, or else a symlink to nowhere, where the folder of a stage belongs."""
+
+    def plant(world: World) -> None:
+        place = world.sample.parent
+        shutil.rmtree(place)
+        place.symlink_to(world.folder / "unmounted") if text is None else place.write_text(text)
+
+    return plant
+
+
 def broken_step_in_partial(world: World) -> None:
     place = world.sample
     place.rename(store.partial_folder(place))
@@ -229,6 +240,14 @@ FAULTS = [
         2,
         ("a file is in the place of a step's folder", "mv "),
     ),
+    Fault(
+        "a file named like a stage",
+        stage_is("mine"),
+        2,
+        ("sample: a file", "mv -n "),
+        ("store/sample",),
+    ),
+    Fault("a link to nowhere named like a stage", stage_is(None), 2, ("sample: a file, or",)),
     Fault("unfinished work with a broken step.json", broken_step_in_partial, 0, ("■ sample",)),
     Fault(
         "runs/latest is a folder",
