@@ -485,6 +485,9 @@ def test_faults_of_the_disk_are_told_from_others():
     assert "a/b: No space left" in str(
         explain_disk_fault(ValueError(os.strerror(errno.ENOSPC)), Path("a/b"))
     )
+    full = OSError(errno.ENOSPC, "x", "a")
+    assert "store=FOLDER" in str(explain_disk_fault(full))
+    assert "FOLDER" not in str(explain_disk_fault(full, takes_folders=False))
     for other in (
         ValueError("x"),
         ConnectionResetError(errno.ECONNRESET, "x"),
