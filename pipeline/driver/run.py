@@ -156,8 +156,9 @@ def open_run_dir(cfg: Config, folder: Path | None = None) -> Path:
 
 def make_repeat_command(cfg: Config) -> str:
     """What to type to repeat a run from any folder, with the same store and runs."""
-    folders = (f"{name}={getattr(cfg, name).absolute()}" for name in ("store", "runs"))
-    return f"cd {shlex.quote(str(Path.cwd()))} && {cfg.command} {shlex.join(folders)}"
+    words = [f"store={cfg.store.absolute()}", f"runs={cfg.runs.absolute()}"]
+    words += [f"until={cfg.until}"] if cfg.until else []
+    return f"cd {shlex.quote(str(Path.cwd()))} && {cfg.command} {shlex.join(words)}"
 
 
 def _is_own_link(latest: Path, runs: Path) -> bool:

@@ -143,7 +143,7 @@ def test_latest_replaces_no_link_of_the_user_s(tmp_path, capsys):
 
 
 def test_a_run_s_config_says_what_to_type_to_repeat_it_in_the_same_store(tmp_path):
-    places = f"store={tmp_path}/it's", f"runs={tmp_path}/runs"
+    places = f"store={tmp_path}/it's", f"runs={tmp_path}/runs", "until=train@1"
     run_dir = open_run_dir(composed(*SMALL, *places, "train.beta=0.3"), tmp_path / "runs/now")
     line = (run_dir / "config.yaml").read_text().splitlines()[0]
     words = shlex.split(line.removeprefix("# "))
