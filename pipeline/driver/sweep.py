@@ -47,7 +47,7 @@ def run_sweep(arguments: Arguments, points: list[Config]) -> int:
 def launch(composed: DictConfig) -> None:
     job = HydraConfig.get()
     cfg = validate_point(composed, job)
-    run_dir = Path(job.runtime.output_dir)
+    run_dir = Path(job.sweep.dir) / str(job.job.num)  # whatever a recipe says of hydra.sweep.subdir
     print(f"\npoint {job.job.num}: {' '.join(_list_overrides(job))}", flush=True)
     code = run_point(cfg, run_dir)
     append_line(run_dir.parent / "points.json", describe_point(cfg, run_dir, code, job))
