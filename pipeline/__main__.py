@@ -146,12 +146,18 @@ def main() -> int:
         print(error, file=sys.stderr)
         return USER_ERROR
     except OSError as error:
-        if not (explanation := explain_disk_fault(error)):
+        command = find_command(sys.argv[1:])
+        takes_folders = command is not None and CHOICES in command.usage
+        if not (explanation := explain_disk_fault(error, takes_folders=takes_folders)):
             raise
         print(explanation, file=sys.stderr)
         sys.stdout = None  # do not try again to write what a full disk did not take
         return USER_ERROR
     return code
+
+
+def find_command(words: list[str]) -> Command | None:
+    return COMMANDS.get(words[0], COMMANDS["run"]) if words else None
 
 
 def run_command(words: list[str]) -> int:

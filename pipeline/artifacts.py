@@ -6,6 +6,7 @@ Every table is parquet, every model opens with `from_pretrained`. Writers use `w
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,28 @@ def write_atomically(path: Path, data: bytes) -> None:
         error.filename = error.filename or str(path)  # a full disk names no file
         raise
     scratch.rename(path)
+
+
+def make_new_folder(wanted: Path) -> Path:
+    """Make a folder of this name, or of the next that is free: NAME-2, NAME-3 …"""
+    for attempt in range(1000):
+        path = wanted if attempt == 0 else wanted.with_name(f"{wanted.name}-{attempt + 1}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError(f"a thousand folders named {wanted}")
+
+
+def read_folder(word: str) -> Path:
+    """A folder as typed. A shell leaves `out=~/x` as it is."""
+    try:
+        return Path(word).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{word}: this home directory is not known. Give a folder, as ./{word}."
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,7 +109,8 @@ def read_json(path: Path) -> Any:
 def _describe_absence(path: Path) -> str:
     return (
         f"{path}: missing: its step was pruned, or the store was moved or is not complete.\n"
-        "  Type the command of its run again (see its config.yaml) to rebuild what is missing."
+        "  Type the command of its run again (the first line of its config.yaml) to rebuild what is"
+        " missing."
     )
 
 
@@ -106,6 +130,21 @@ def resolve_run(run: Path) -> Path:
     folder, here = run.resolve(), Path.cwd()
     is_inside = folder.is_relative_to(here) and not run.is_absolute()
     return folder.relative_to(here) if is_inside else folder
+
+
+def list_steps(run: Path, pattern: str) -> list[Path]:
+    """A run's links to its steps. Refuses one into a store that is not there any more."""
+    links = sorted((run / "store").glob(pattern))
+    for link in (link for link in links if link.is_symlink()):
+        root = (link.parent / link.readlink()).parent.parent
+        if not root.exists():
+            raise UserError(
+                f"{link}: leads into the store {root}, which is not there: it was moved, or its"
+                " disk is not mounted.\n"
+                "  Bring it back, or link its old path to where it is now:"
+                f" ln -s NEW_STORE {shlex.quote(str(root))}"
+            )
+    return links
 
 
 def note_cost(out: Path, **figures: float) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -39,14 +40,9 @@ class StageError(ReportedError):
     """A known failure while a stage ran: exit code 1, its text is printed without a traceback."""
 
 
-_FULL = (
-    "Free space, or give other folders (store=FOLDER, runs=FOLDER), and run the same command again:"
-    " finished work is kept."
-)
-_OTHER_FOLDER = (
-    "Make it writable and readable, or give other folders (store=FOLDER, runs=FOLDER),"
-    " and run the same command again."
-)
+_FOLDERS = ", or give other folders (store=FOLDER, runs=FOLDER),"
+_FULL = f"Free space{_FOLDERS} and run the same command again: finished work is kept."
+_OTHER_FOLDER = f"Make it writable and readable{_FOLDERS} and run the same command again."
 _REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -60,11 +56,14 @@ _REMEDIES = {
 _ANY_FAULT = "Check this path and its disk, then run the same command again: finished work is kept."
 
 
-def explain_disk_fault(error: Exception, place: Path | None = None) -> str | None:
+def explain_disk_fault(
+    error: Exception, place: Path | None = None, takes_folders: bool = True
+) -> str | None:
     """Explain a disk fault to the user; None for any other error.
 
     `place` is named where the error names no file, as for a full disk. safetensors reports a full
-    disk in its text alone, without an error number.
+    disk in its text alone, without an error number. `takes_folders`: whether the command takes
+    store= and runs=.
     """
     number = error.errno if isinstance(error, OSError) else None
     if number is None and os.strerror(errno.ENOSPC) in str(error):
@@ -72,7 +71,9 @@ def explain_disk_fault(error: Exception, place: Path | None = None) -> str | Non
     where = getattr(error, "filename", None) or (place if number in _REMEDIES else None)
     if number is None or where is None or isinstance(error, ConnectionError):
         return None
-    return f"{where}: {os.strerror(number)}.\n  {_REMEDIES.get(number, _ANY_FAULT)}"
+    remedy = _REMEDIES.get(number, _ANY_FAULT)
+    remedy = remedy if takes_folders else remedy.replace(_FOLDERS, "")
+    return f"{where}: {os.strerror(number)}.\n  {remedy}"
 
 
 def exit_on_signals() -> None:
@@ -120,6 +121,14 @@ def make_printable(text: str, limit: int = 300) -> str:
     """Cut text from outside to `limit` characters and escape lone surrogates and NUL."""
     escaped = text[: limit + 1].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
     return escaped if len(escaped) <= limit else f"{escaped[:limit]}…"
+
+
+def format_move(path: Path, ending: str = "kept") -> str:
+    """The command that moves a file or folder to a name next to it that is free."""
+    free, number = path.with_name(f"{path.name}.{ending}"), 2
+    while os.path.lexists(free):
+        free, number = path.with_name(f"{path.name}.{ending}-{number}"), number + 1
+    return shlex.join(["mv", "-n", str(path), str(free)])
 
 
 def suggest(word: str, known: list[str]) -> str:

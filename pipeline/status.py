@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
-from pipeline.step import Identity, Step, find_checkpoint
+from pipeline.step import Identity, Step, find_checkpoint, list_local_paths
 
 StepStatus = tuple[store.Manifest | None, str]  # a built Step's manifest; or None and the reason
 PRUNED = "was pruned, and its files are needed"
@@ -65,6 +65,20 @@ def list_fingerprints_read(run_plan: RunPlan, step: Step) -> set[str]:
     for _, source, _ in step.edges():
         read |= {run_plan.fingerprint(source), *store.list_bases(run_plan.folder(source))}
     return read
+
+
+def find_named_steps(run_plan: RunPlan) -> dict[str, str]:
+    """Fingerprint → stage of the store's steps that the plan's configs name by a path.
+
+    Such as an earlier run's model: these steps are not in the plan, and its Steps need them.
+    """
+    root, named = run_plan.root.resolve(), {}
+    for step in run_plan.steps:
+        for path in (path.resolve() for path in list_local_paths(step.config)):
+            inside = path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
+            if source := store.STEP_PATH.match(inside):
+                named[source["fingerprint"]] = source["stage"]
+    return named
 
 
 def read_status(

@@ -5,6 +5,7 @@ An input is a Step, a part of one (`prompts / "test"`), a list or dict of inputs
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -153,6 +154,19 @@ class Identity:
             raise UserError(
                 f"{knob}={path}: cannot be read ({error.strerror}). Give the path of one that can."
             ) from error
+
+
+def list_local_paths(value: Any) -> Iterator[Path]:
+    """The local files and folders that a config names."""
+    if isinstance(value, Block):
+        value = dict(value)
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from list_local_paths(item)
+    local = value.file if isinstance(value, Function) else value
+    if isinstance(local, Local) and (not isinstance(local, Weights) or local.is_local):
+        with suppress(RuntimeError):  # no such home directory: the path is refused elsewhere
+            yield Path(local).expanduser()
 
 
 def find_checkpoint(step: Step) -> str | None:

@@ -21,6 +21,7 @@ from pipeline.artifacts import (
     ADAPTER_CONFIG,
     CARD_FILE,
     COST_FILE,
+    MADE_BY,
     MODEL_FILE,
     PLACE_FILE,
     UNAVAILABLE_FILE,
@@ -31,16 +32,21 @@ from pipeline.artifacts import (
 )
 from pipeline.artifacts import MANIFEST_FILE as MANIFEST
 from pipeline.artifacts import STEP_FILE as STEP
-from pipeline.errors import UserError, explain_disk_fault
+from pipeline.errors import UserError, explain_disk_fault, format_move
 from pipeline.hashing import hash_content, hash_file
 
 PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, which pruning keeps
 SCRATCH = "scratch"  # a stage's folder for checkpoints and the like, removed before publishing
-_OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE, CARD_FILE, f"adapter/{ADAPTER_CONFIG}"}
-# Other files that we leave in a step: merged weights, a stage's scratch, what a killed writer left.
-_EXTRA_FILES = re.compile(r"merged/|\.merged\.tmp/|scratch/|(.*/)?\.[^/]+\.tmp$")
+# In unfinished work: the files that its last attempt left when it failed.
+ATTEMPT = f"{SCRATCH}/attempt.json"
+OUTSIDE = "outside.json"  # in a finished step: the files that we wrote outside its content
+_FILES_OUTSIDE = {COST_FILE, PLACE_FILE, CARD_FILE, f"adapter/{ADAPTER_CONFIG}"}
+_OUTSIDE_CONTENT = {MANIFEST, STEP, OUTSIDE, *_FILES_OUTSIDE}
+MERGE_SCRATCH = re.compile(r"\.merged\.[^/]*tmp/")  # what a killed merge leaves in a step
 LOCK_FILE = ".at-work"  # in the store: locked shared by every run, exclusively by a prune
 STEP_NAME = re.compile(r"[0-9a-f]{12}")  # a finished step's folder
+STEP_PATH = re.compile(rf"(?P<stage>{'|'.join(MADE_BY)})/(?P<fingerprint>[0-9a-f]{{12}})\b")
+PARTIAL_SUFFIX = ".partial"  # ends the name of a folder of unfinished work
 REMOVED_SUFFIX = ".removed"  # ends the name of a folder that is being removed
 
 Manifest = dict[str, Any]
@@ -62,7 +68,7 @@ def step_folder(store: Path, stage: str, fingerprint: str) -> Path:
 
 
 def partial_folder(final: Path) -> Path:
-    return final.with_name(f"{final.name}.partial")
+    return final.with_name(f"{final.name}{PARTIAL_SUFFIX}")
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -186,6 +192,8 @@ def is_pruned(manifest: Manifest) -> bool:
 
 def prune(path: Path, manifest: Manifest) -> None:
     """Remove a step's files, after noting it in the manifest: a killed prune damages nothing."""
+    if reason := explain_foreign_files(path):
+        raise UserError(f"{path}: {reason}. Nothing in it was removed.")
     write_json(path / MANIFEST, {**manifest, "hollow": True})
     for child in path.iterdir():
         if child.name == MANIFEST:
@@ -193,15 +201,80 @@ def prune(path: Path, manifest: Manifest) -> None:
         shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
 
-def find_foreign_files(path: Path, manifest: Manifest) -> list[Path]:
-    """Files in a finished step that neither the step nor one of our commands wrote.
+def explain_foreign_files(path: Path) -> str:
+    """Why a folder must stay: it has a file that the store did not write. Empty if it has none.
 
+    Whatever removes or replaces a folder of the store asks this first.
+    """
+    foreign = find_foreign_files(path)
+    if not foreign:
+        return ""
+    if read_manifest(path) is None and path.suffix != PARTIAL_SUFFIX:
+        return f"has no {MANIFEST} that can be read, so it is unknown what the store wrote"
+    return f"has {foreign[0].relative_to(path).as_posix()}, which the store did not write"
+
+
+def find_foreign_files(path: Path) -> list[Path]:
+    """The files in a step's folder that the store did not write, as far as it has a list.
+
+    A manifest lists what the step made. Unfinished work has a list where its last attempt failed;
+    where that was killed, all files count as the stage's. In any other folder without a manifest
+    that can be read, every file counts as foreign.
     Links do not count: removing one does not remove what it leads to.
     """
-    ours = {entry["path"] for entry in manifest["files"]} | _OUTSIDE_CONTENT
+    if path.name.endswith(REMOVED_SUFFIX):
+        return []
     inside = (file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
-    named = ((file, file.relative_to(path).as_posix()) for file in inside)
-    return [file for file, name in named if name not in ours and not _EXTRA_FILES.match(name)]
+    names = [file.relative_to(path).as_posix() for file in inside]
+    if path.suffix == PARTIAL_SUFFIX:
+        names = [name for name in names if not name.startswith(f"{SCRATCH}/")]
+    if manifest := read_manifest(path):
+        outside = _read_names(path / OUTSIDE)
+        if outside is None:
+            outside = dict.fromkeys(_FILES_OUTSIDE)  # of an older version, without a list
+        ours = {MANIFEST, STEP, OUTSIDE, *(entry["path"] for entry in manifest["files"])}
+        ours |= {name for name in outside if not _is_edited(path / name, outside[name])}
+    elif path.suffix == PARTIAL_SUFFIX:
+        attempt = _read_names(path / ATTEMPT)
+        ours = {STEP, *(names if attempt is None else attempt)}
+    else:
+        ours = set()
+    return [path / name for name in sorted(names) if not _is_written(name, ours)]
+
+
+def _is_written(name: str, ours: set[str]) -> bool:
+    """Whether a name is one of ours, or what a killed writer of it or a killed merge left."""
+    folder, slash, last = name.rpartition("/")
+    is_scratch = last.startswith(".") and last.endswith(".tmp")
+    whole = f"{folder}{slash}{last[1:-4]}" if is_scratch else name
+    return name in ours or whole in ours or bool(MERGE_SCRATCH.match(name))
+
+
+def _is_edited(file: Path, sha256: str | None) -> bool:
+    return sha256 is not None and file.is_file() and hash_file(file) != sha256
+
+
+def _read_names(file: Path) -> dict[str, str | None] | None:
+    try:
+        names = read_json(file)
+    except (OSError, UserError):
+        return None
+    return names if isinstance(names, dict) else None
+
+
+def note_attempt(work: Path) -> None:
+    """List the files of an attempt that failed, to tell them from what the user adds to them."""
+    files = [file.relative_to(work).as_posix() for file in work.rglob("*") if file.is_file()]
+    write_json(work / ATTEMPT, dict.fromkeys(sorted(files)))
+
+
+def note_outside(path: Path, names: Iterable[str]) -> None:
+    """List what the stage, or later one of our commands, writes outside the step's content.
+
+    The card has a hash: the user may edit it.
+    """
+    hashes = {name: hash_file(path / name) if name == CARD_FILE else None for name in names}
+    write_json(path / OUTSIDE, {**(_read_names(path / OUTSIDE) or {}), **hashes})
 
 
 def list_bases(path: Path) -> list[str]:
@@ -222,15 +295,30 @@ def list_bases(path: Path) -> list[str]:
 def rewrite_adapter_configs(root: Path) -> None:
     """Repair the path of the base in each adapter's config.
 
-    The store may have been moved, and so may a checkpoint outside it.
+    The store may have been moved, and so may a checkpoint outside it. What the user named instead
+    stays.
     """
     for file in root.absolute().glob(f"train/*/{MODEL_FILE}"):
         model = Model(file.parent)
         try:
-            if "." not in file.parent.name and "peft" in model.record:
+            is_adapter = STEP_NAME.fullmatch(file.parent.name) and "peft" in model.record
+            if is_adapter and not _is_base_renamed(model):
                 write_adapter_config(model)
         except (UserError, OSError, ValueError, KeyError, TypeError):
             continue  # it or its base was pruned, damaged, or the record is not ours
+
+
+def _is_base_renamed(model: Model) -> bool:
+    """Whether the user gave an adapter's base another name: one that a moved store does not have.
+
+    We name a step of the store, or a checkpoint by a path that is gone once it was moved.
+    """
+    file = model.path / model.record["adapter"] / ADAPTER_CONFIG
+    if not file.is_file():
+        return False
+    name = str(read_json(file).get("base_model_name_or_path"))
+    is_gone = Path(name).is_absolute() and not Path(name).exists()
+    return model.record["base"] not in name and not is_gone
 
 
 def list_files(path: Path) -> list[dict[str, Any]]:
@@ -244,7 +332,8 @@ def list_files(path: Path) -> list[dict[str, Any]]:
 
 
 def seal(work: Path, manifest: Manifest) -> None:
-    """Sync every file, then write the manifest. From here on the step is finished."""
+    """List and sync every file, then write the manifest. From here on the step is finished."""
+    note_outside(work, (name for name in sorted(_FILES_OUTSIDE) if (work / name).is_file()))
     for entry in manifest["files"]:
         _sync(work / entry["path"])
     for place in {(work / entry["path"]).parent for entry in manifest["files"]}:
@@ -259,16 +348,29 @@ def publish(work: Path, final: Path) -> None:
     shutil.rmtree(work / SCRATCH, ignore_errors=True)
     if final.exists():
         old = read_manifest(final)
-        if old and (is_pruned(old) or is_unavailable(old)) and not find_foreign_files(final, old):
-            remove(final)
-    if final.exists():
-        set_aside(final, hash_content(old) if old else "unknown")
+        if old and (is_pruned(old) or is_unavailable(old)):
+            clear_place(final, hash_content(old))
+        else:
+            set_aside(final, hash_content(old) if old else "unknown")
     work.rename(final)
     _sync(final.parent)
 
 
 def check_places(finals: Iterable[Path]) -> None:
-    """Refuse a symlink or file in a step's place: a symlink may lead out of the store."""
+    """Refuse a symlink or file in a step's place: a symlink may lead out of the store.
+
+    A stage's folder may be a symlink, such as to a larger disk, as long as that is there.
+    """
+    finals = list(finals)
+    stages = {final.parent: None for final in finals}
+    for folder in (path for stage in stages for path in (stage, stage / ".locks")):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(
+                f"{folder}: a file, or a symlink to nothing, is in the place of a folder of the"
+                " store.\n"
+                "  Mount its disk, or move it away and run the same command again:"
+                f" {format_move(folder)}"
+            )
     for place in (path for final in finals for path in (final, partial_folder(final))):
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             kind = "a symlink" if place.is_symlink() else "a file"
@@ -278,17 +380,24 @@ def check_places(finals: Iterable[Path]) -> None:
             )
 
 
-def set_aside(path: Path, name: str) -> None:
-    """Keep a replaced folder until the next prune.
+def clear_place(path: Path, name: str) -> None:
+    """Remove a folder that nothing needs; set it aside if it has a file of the user's."""
+    set_aside(path, name) if explain_foreign_files(path) else remove(path)
 
-    `name` is its content hash, or `unknown`: those are numbered, so that none replaces another.
+
+def set_aside(path: Path, name: str) -> None:
+    """Keep a replaced folder until the next prune, under its content hash, or as `unknown`.
+
+    It replaces an older one of the same content, except where that has a file of the user's.
     """
     fingerprint = path.name.partition(".")[0]
     aside, number = path.with_name(f"{fingerprint}.old-{name}"), 2
-    while name == "unknown" and aside.exists():
+    while os.path.lexists(aside):
+        is_folder = aside.is_dir() and not aside.is_symlink()
+        if is_folder and not explain_foreign_files(aside):
+            remove(aside)
+            break
         aside, number = path.with_name(f"{fingerprint}.old-{name}-{number}"), number + 1
-    if aside.exists():
-        remove(aside)
     path.rename(aside)
 
 

@@ -7,6 +7,7 @@ calibration.json (out=PATH).
 
 import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -49,7 +50,7 @@ class CalibrateConfig(Block):
 def main(arguments: list[str]) -> int:
     try:
         file, names, out, overrides = parse_arguments(arguments)
-        check_out(out)
+        check_out(out, file)
         judged = read_human_comparisons(file)
         cfg = compose_block(Arguments.parse(overrides), CalibrateConfig).score
         verdicts = {name: collect_verdicts(cfg, name, judged) for name in names}
@@ -81,8 +82,8 @@ def parse_arguments(arguments: list[str]) -> tuple[Path, list[str], Path, list[s
     return Path(rest[0]), names, Path(options.get("out", "calibration.json")), rest[1:]
 
 
-def check_out(out: Path) -> None:
-    """Refuse to overwrite anything but the table of an earlier call."""
+def check_out(out: Path, file: Path) -> None:
+    """Refuse to overwrite anything but the table of an earlier call with the same file."""
     if out.is_dir() or not out.name:
         raise UserError(
             f"out={out}: this is a folder, and a file is needed.\n"
@@ -97,6 +98,12 @@ def check_out(out: Path) -> None:
             raise UserError(
                 f"out={out}: this file is not from calibrate. Nothing was written.\n"
                 "  Give a new file: out=calibration.json"
+            )
+        if table.get("file", file.name) != file.name:
+            new = shlex.quote(f"out=calibration-{file.stem}.json")
+            raise UserError(
+                f"out={out}: this is the table of {table['file']}. Nothing was written.\n"
+                f"  Give a new file: {new}"
             )
 
 

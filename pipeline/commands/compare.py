@@ -12,7 +12,14 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import write_json, write_table, write_text
+from pipeline.artifacts import (
+    make_new_folder,
+    read_folder,
+    read_json,
+    write_json,
+    write_table,
+    write_text,
+)
 from pipeline.errors import USER_ERROR, UserError, pluralize, suggest
 from pipeline.report.analysis.comparison import compare_runs
 from pipeline.report.analysis.find_runs import FoundRun, find_run
@@ -42,7 +49,7 @@ def main(arguments: list[str]) -> int:
         words, store, out, bootstrap = parse_arguments(arguments)
         runs = check_names([find_run(word, store) for word in words])
         report, examined, verdicts = compare_runs(runs, bootstrap)
-        make_folder(out)
+        out = make_folder(out, report["compared"]) if out else make_new_folder(make_default_out())
     except UserError as error:
         print(error, file=sys.stderr)
         return USER_ERROR
@@ -55,7 +62,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def parse_arguments(arguments: list[str]) -> tuple[list[str], Path, Path, BootstrapConfig]:
+def make_default_out() -> Path:
+    return Path("runs") / "compare" / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def parse_arguments(
+    arguments: list[str],
+) -> tuple[list[str], Path, Path | None, BootstrapConfig]:
+    """The runs, the store, the folder for the comparison if one was given, and the intervals."""
     pairs = [word.partition("=") for word in arguments]
     options = {key: value for key, _, value in pairs if key in KNOBS}
     words = [word for word in arguments if word.partition("=")[0] not in KNOBS]
@@ -66,8 +80,11 @@ def parse_arguments(arguments: list[str]) -> tuple[list[str], Path, Path, Bootst
             )
     if len(words) < 2:
         raise UserError(f"Give at least two runs or models to compare: {USAGE}")
-    default_out = Path("runs") / "compare" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    store, out = Path(options.get("store", "store")), Path(options.get("out", default_out))
+    for key in ("store", "out"):
+        if options.get(key) == "":
+            raise UserError(f"{key}=: a folder was expected, such as {key}=./{key}.\n  {USAGE}")
+    store = read_folder(options.get("store", "store"))
+    out = read_folder(options["out"]) if "out" in options else None
     return words, store, out, parse_bootstrap(options)
 
 
@@ -96,14 +113,12 @@ def check_names(runs: list[FoundRun]) -> list[FoundRun]:
     return runs
 
 
-def make_folder(out: Path) -> None:
+def make_folder(out: Path, compared: list[dict[str, Any]]) -> Path:
+    """Make the folder. Refuses one with other files of these names, or other runs' comparison."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    is_comparison = "verdicts.parquet" in names and names <= COMPARISON_FILES
-    if names & COMPARISON_FILES and not is_comparison:
+    if fault := _find_fault(out, names, compared) if names & COMPARISON_FILES else "":
         raise UserError(
-            f"out={out}: {min(names & COMPARISON_FILES)} in this folder is not from compare."
-            " Nothing was written.\n"
-            "  Give a new folder, as out=FOLDER."
+            f"out={out}: {fault}. Nothing was written.\n  Give a new folder, as out=FOLDER."
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -112,14 +127,29 @@ def make_folder(out: Path) -> None:
             f"out={out}: cannot be written ({error.strerror}).\n"
             "  Give a folder that can, as out=FOLDER."
         ) from error
+    return out
+
+
+def _find_fault(out: Path, names: set[str], compared: list[dict[str, Any]]) -> str:
+    """Why what is in a folder must not be replaced: only the same comparison is."""
+    try:
+        report = read_json(out / "report.json")
+    except (OSError, UserError):
+        report = None
+    is_comparison = isinstance(report, dict) and {"compared", "ground"} <= report.keys()
+    if not is_comparison or not names <= COMPARISON_FILES:
+        return f"{min(names & COMPARISON_FILES)} in this folder is not from compare"
+    if report["compared"] != compared:
+        return "this folder has a comparison of other runs"
+    return ""
 
 
 def write_comparison(
     out: Path, report: dict[str, Any], answers: pl.DataFrame, verdicts: pl.DataFrame
 ) -> None:
+    write_json(out / "report.json", report)  # first: by it a next call knows the folder
     write_table(out / "answers.parquet", answers)
     write_table(out / "verdicts.parquet", verdicts)
-    write_json(out / "report.json", report)
     write_text(out / "report.md", comparison_page.render_markdown(report))
     write_text(out / "report.html", comparison_page.render_page(report, answers, verdicts))
 

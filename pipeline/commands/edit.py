@@ -11,8 +11,8 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.artifacts import Pairs, resolve_run, write_text
-from pipeline.errors import USER_ERROR, UserError
+from pipeline.artifacts import Pairs, list_steps, resolve_run, write_text
+from pipeline.errors import USER_ERROR, UserError, format_move
 
 
 def main(arguments: list[str]) -> int:
@@ -26,9 +26,10 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return USER_ERROR
+    give_back = quote_override("pair.edits", file)
     print(
         "Set action to drop, swap or replace where a pair is wrong (a line without a change, or"
-        f" removed, changes nothing), then give the file back: pair.edits={file}",
+        f" removed, changes nothing), then give the file back: {give_back}",
         file=sys.stderr,
     )
     print(file)
@@ -38,17 +39,22 @@ def main(arguments: list[str]) -> int:
 def write_new(file: Path, text: str) -> None:
     """Write a new file. An existing one that differs was corrected or is of another round."""
     if file.exists() and file.read_bytes() != text.encode():
+        give_back = quote_override("pair.edits", file)
         raise UserError(
             f"{file}: it exists and differs from these pairs: corrected, or of another round.\n"
-            f"  Nothing was written. Give it back as pair.edits={file}, or move it away first:"
-            f" {shlex.join(['mv', str(file), f'{file}.kept'])}"
+            f"  Nothing was written. Give it back as {give_back}, or move it"
+            f" away first: {format_move(file)}"
         )
     write_text(file, text)
 
 
+def quote_override(knob: str, file: Path) -> str:
+    return shlex.quote(f"{knob}={file}")
+
+
 def find_pairs(run: Path, number: str | None) -> Pairs:
     """The pairs of one round of a run, by default the last."""
-    folders = sorted((run / "store").glob("*-pair-*"))
+    folders = list_steps(run, "*-pair-*")
     rounds = {folder.name.rpartition("-")[2]: folder for folder in folders}
     if not rounds:
         raise UserError(

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Samples, resolve_run, write_text
+from pipeline.artifacts import KL, Samples, list_steps, resolve_run, write_text
 from pipeline.config import LATER_TURN
-from pipeline.errors import USER_ERROR, UserError, pluralize, suggest
+from pipeline.errors import USER_ERROR, UserError, format_move, pluralize, suggest
 from pipeline.report.render.examples import format_prompt
 from pipeline.scorers.label_files import FORMULA_SIGNS
 
@@ -97,7 +96,7 @@ def choose_pairs(run: Path, options: dict[str, str]) -> tuple[list[PairRow], int
 def find_samples(run: Path, of: str | None) -> list[list[Samples]]:
     """All samples of each side: a round's later waves are answers too."""
     by_label: dict[str, list[Samples]] = {}
-    for path in sorted((run / "store").glob("*-sample-*")):
+    for path in list_steps(run, "*-sample-*"):
         by_label.setdefault(path.name.split("-", 2)[2], []).append(Samples(path))
     if not by_label:
         raise UserError(
@@ -170,10 +169,9 @@ def write_files(folder: Path, rows: list[PairRow]) -> None:
     for name, text in texts.items():
         file = folder / name
         if file.exists() and file.read_bytes() != text.encode():
-            move = shlex.join(["mv", str(folder), f"{folder}-kept"])
             raise UserError(
                 f"{file}: it exists and differs: it was filled in, or shows other pairs."
-                f" Nothing was written.\n  Move the folder away first: {move}"
+                f" Nothing was written.\n  Move the folder away first: {format_move(folder)}"
             )
     for name, text in texts.items():
         write_text(folder / name, text)

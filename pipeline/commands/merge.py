@@ -5,12 +5,15 @@ step's folder by default. Nothing is trained. A run with `train.adapter.save_mer
 for each of its adapters.
 """
 
+import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from pipeline import store
+from pipeline.artifacts import list_steps, read_folder
 from pipeline.errors import DONE, USER_ERROR, UserError
-from pipeline.models.merging import MERGED, merge
+from pipeline.models.merging import MERGED, check_mergeable, merge
 
 USAGE = "Type strop merge PLACE [OUT]: a run or a step's folder in the store, and a new folder."
 
@@ -22,10 +25,9 @@ def main(words: list[str]) -> int:
                 f"merge takes one or two folders, and {len(words)} were given.\n  {USAGE}"
             )
         step = find_step(Path(words[0]))
-        out = Path(words[1]).expanduser() if words[1:] else step / MERGED
-        with store.lock_step(
-            step, on_wait=lambda owner: print(f"waiting for {owner}", file=sys.stderr)
-        ):
+        out = read_folder(words[1]) if words[1:] else step / MERGED
+        check_mergeable(step, out)
+        with lock_readable(step):
             merge(step, out)
         print(out)
     except UserError as error:
@@ -34,9 +36,18 @@ def main(words: list[str]) -> int:
     return DONE
 
 
+def lock_readable(step: Path) -> AbstractContextManager[None]:
+    """A step of a store that cannot be written needs no lock: no prune can remove it either."""
+    if not os.access(step.parent.parent, os.W_OK):
+        return nullcontext()
+    return store.lock_step(
+        step, on_wait=lambda owner: print(f"waiting for {owner}", file=sys.stderr)
+    )
+
+
 def find_step(place: Path) -> Path:
     """The step's folder: `place` itself, or that of a run's last round."""
-    trained = sorted((place / "store").glob("[0-9]*-train-*"))
+    trained = list_steps(place, "[0-9]*-train-*")
     folder = (trained[-1] if trained else place).resolve()
     if store.read_manifest(folder) is None:
         raise UserError(

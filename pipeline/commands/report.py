@@ -3,7 +3,6 @@
 The run's config stays as it was. Its report.html, report.md and report.json are rewritten.
 """
 
-import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import store
-from pipeline.artifacts import read_step, write_json
+from pipeline.artifacts import list_steps, read_step, write_atomically, write_json
 from pipeline.config import ReportConfig
 from pipeline.driver import worker
 from pipeline.errors import DONE, FAILED, USER_ERROR, StageError, UserError
@@ -56,12 +55,12 @@ def rewrite_report(run: Path) -> Path:
         write_json(out / store.STEP, step)  # which names the ancestors
         evaluate.run(cfg, out, **worker.open_inputs(step["inputs"]))
         for file in out.glob("report.*"):
-            shutil.copyfile(file, run / file.name)
+            write_atomically(run / file.name, file.read_bytes())
     return run / "report.html"
 
 
 def find_evaluate_step(run: Path) -> dict[str, Any]:
-    links = sorted((run / "store").glob("[0-9]*-evaluate-report"))
+    links = list_steps(run, "[0-9]*-evaluate-report")
     file = links[-1] / store.STEP if links else None
     if file is None or not file.exists():
         raise UserError(

@@ -3,7 +3,7 @@
 A run needs all Steps of its plan; to release them, remove its folder under runs/. Pruned Steps keep
 their manifest, so that what was made from them stays built. Unfinished and replaced folders go
 completely. Only what the store wrote is touched: in a store with a marker, folders that have a
-step's name and a record of that step.
+step's name, a record of that step, and no other file. What is kept for another file is named.
 """
 
 import re
@@ -29,7 +29,7 @@ from pipeline.errors import (
 USAGE = "strop store [store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]"
 KNOWN = "store=", "runs=", "forget=", "--prune", "--yes"
 # The names of steps, of unfinished and replaced ones, and of what a killed prune was removing.
-SUFFIXES = rf"\.partial|\.old-(?:[0-9a-f]{{16}}|unknown(?:-\d+)?)|{re.escape(store.REMOVED_SUFFIX)}"
+SUFFIXES = rf"\.partial|\.old-(?:[0-9a-f]{{16}}|unknown)(?:-\d+)?|{re.escape(store.REMOVED_SUFFIX)}"
 NAME = re.compile(rf"({store.STEP_NAME.pattern})({SUFFIXES})?")
 # Files that a killed run or prune leaves in the store's folder.
 SCRATCH = re.compile(r"\.contents\.json\.\d+|\.writable-\d+|\.\.strop-store\.tmp")
@@ -49,7 +49,7 @@ class StoreEntry:
     state: str
     size: int
     runs: list[str] = field(default_factory=list)
-    foreign_file: str = ""  # the first file in it that the store did not write
+    reason: str = ""  # why it counts as foreign
 
     @property
     def is_spare(self) -> bool:
@@ -69,11 +69,13 @@ def main(arguments: list[str]) -> int:
             )
         store.rewrite_adapter_configs(root)
         if forgotten := options.get("forget"):
-            store_users.forget_runs(root, Path(forgotten))
+            print(store_users.forget_runs(root, Path(forgotten)))
         if "--prune" in options:
             offer_prune(root, runs, confirmed="--yes" in options)
         else:
-            users = find_users(root, [runs, *map(Path, store_users.read_runs(root) or [])])
+            is_typed = any(word.startswith("runs=") for word in arguments)
+            own = [runs] if is_typed or runs.is_dir() else []
+            users = find_users(root, [*own, *map(Path, store_users.read_runs(root) or [])])
             print("".join(f"! {fault}\n" for fault in users.faults), end="", file=sys.stderr)
             print_entries(list_store(root, users))
     except UserError as error:
@@ -117,18 +119,16 @@ def _describe_folder(
     path: Path, stage: str, fingerprint: str, suffix: str, users: StoreUsers
 ) -> StoreEntry:
     manifest = store.read_manifest(path)
-    runs = users.runs.get(fingerprint, [])
-    foreign = store.find_foreign_files(path, manifest) if manifest else []
+    is_replaced = suffix.startswith(".old-")
+    runs = [] if is_replaced else users.runs.get(fingerprint, [])
+    reason = store.explain_foreign_files(path)
     if suffix == store.REMOVED_SUFFIX:
         state = LEFTOVER
-    elif foreign:
-        return StoreEntry(
-            path, FOREIGN, measure_size(path), runs, foreign[0].relative_to(path).as_posix()
-        )
-    elif not _is_written_by_store(path, stage, fingerprint):
-        state = FOREIGN
-    elif suffix.startswith(".old-"):
-        state, runs = REPLACED, []
+    elif reason or not _is_written_by_store(path, stage, fingerprint):
+        reason = reason or "has no record of this step"
+        return StoreEntry(path, FOREIGN, measure_size(path), runs, reason)
+    elif is_replaced:
+        state = REPLACED
     elif suffix or manifest is None:
         state = UNFINISHED
     elif not store.is_pruned(manifest):
@@ -157,7 +157,8 @@ def _list_leftover_files(root: Path) -> Iterator[StoreEntry]:
             yield StoreEntry(path, LEFTOVER, path.stat().st_size)
     for stage in sorted(MADE_BY):
         steps = {path.name.partition(".")[0] for path in list_folder(root / stage)}
-        for path in list_folder(root / stage / ".locks"):
+        locks = [] if (root / stage).is_symlink() else list_folder(root / stage / ".locks")
+        for path in locks:
             is_lock = store.STEP_NAME.fullmatch(path.name) and not path.is_symlink()
             if is_lock and path.name not in steps:
                 yield StoreEntry(path, LEFTOVER, path.stat().st_size)
@@ -181,8 +182,8 @@ def print_entries(entries: list[StoreEntry]) -> None:
 
 
 def describe_users(entry: StoreEntry) -> str:
-    if entry.foreign_file:
-        return f"has {entry.foreign_file}, which the store did not write"
+    if entry.reason:
+        return entry.reason
     if not entry.runs:
         return "–"
     others = f" and {len(entry.runs) - 1} more" if entry.runs[1:] else ""
@@ -198,9 +199,13 @@ def offer_prune(root: Path, runs: Path, confirmed: bool) -> None:
 
     What is removed is found once more while no run is at work: a run may need some of it by then.
     """
-    spare = find_spare(root, runs)
+    spare, kept = find_spare(root, runs), find_kept(root, runs)
+    if kept:
+        print_entries(kept)
+        print("kept: only you can decide about these. Move your files out of them, or remove them.")
     if not spare:
-        print("nothing to prune: a run needs every finished step")
+        needed = "no other step is spare" if kept else "a run needs every finished step"
+        print(f"nothing to prune: {needed}")
         return
     print_entries(spare)
     if not confirmed and not _confirm(spare):
@@ -214,9 +219,18 @@ def offer_prune(root: Path, runs: Path, confirmed: bool) -> None:
 
 
 def find_spare(root: Path, runs: Path) -> list[StoreEntry]:
+    return [entry for entry in list_unneeded(root, runs) if entry.is_spare]
+
+
+def find_kept(root: Path, runs: Path) -> list[StoreEntry]:
+    """What no run needs and stays all the same."""
+    return [entry for entry in list_unneeded(root, runs) if entry.state == FOREIGN]
+
+
+def list_unneeded(root: Path, runs: Path) -> list[StoreEntry]:
     users = find_users(root, [runs, *store_users.check_runs(root, runs)])
     users.check()
-    return [entry for entry in list_store(root, users) if entry.is_spare]
+    return [entry for entry in list_store(root, users) if not entry.runs]
 
 
 def _confirm(spare: list[StoreEntry]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.artifacts import Pairs, Samples, Scores, read_table
+from pipeline.artifacts import Pairs, Samples, Scores, list_steps, read_table
 from pipeline.errors import USER_ERROR, UserError, pluralize
 
 ANSWER_CHARACTERS = 300  # characters of an answer
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
 
 
 def trace_prompt(prompt_id: str, run: Path) -> list[str]:
-    steps = sorted((run / "store").glob("*"))
+    steps = list_steps(run, "*")
     if not steps:
         raise UserError(
             f"{run}: no run here. Give one as strop trace {prompt_id} runs/RECIPE/TIME."

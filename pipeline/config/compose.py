@@ -20,6 +20,9 @@ CONF = Path(__file__).parent.parent / "conf"
 FLAGS = "-m", "--multirun", "--config-dir", "-cd"
 USAGE = "Usage: strop run [-m] [--config-dir FOLDER] [recipes=NAME] [group=choice …] [key=value …]"
 
+# Hydra's own knobs for where a job works and writes.
+HYDRA_FOLDERS = "hydra.run.", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdir"
+
 MAX_SHOWN = 300  # characters shown of an unreadable argument
 
 GRAMMAR_HINT = """\
@@ -102,6 +105,11 @@ def _check_recipes_folder(value: str) -> str:
 def _normalize_override(word: str) -> str:
     key, equals, value = word.partition("=")
     renamed.refuse_renamed_mount(key, value)
+    if key.lstrip("+~").startswith(HYDRA_FOLDERS):
+        raise UserError(
+            f"{key}={value}: a run's folder is runs/RECIPE/TIME, and a sweep's points are in it.\n"
+            "  Leave this out. To write elsewhere, give runs=FOLDER and store=FOLDER."
+        )
     if not equals and word.startswith("~"):
         return word  # unmounts what a recipe or `+group@place` mounted
     if not equals:

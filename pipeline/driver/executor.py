@@ -32,6 +32,7 @@ from pipeline.status import (
     RunPlan,
     StepStatus,
     collect_inputs,
+    find_named_steps,
     list_fingerprints_read,
     read_status,
     read_statuses,
@@ -145,7 +146,7 @@ def build_missing(cfg: Config, run_plan: RunPlan, run_dir: Path) -> Path:
     """Build what is missing, in order. Returns the folder of the last Step."""
     ledger = Ledger(run_dir)
     stages = {run_plan.fingerprint(step): step.stage for step in run_plan.steps}
-    write_json(run_dir / store.PLAN, stages)
+    write_json(run_dir / store.PLAN, {**find_named_steps(run_plan), **stages})
     head = f"{cfg.recipe}: {pluralize(len(run_plan.steps), 'step')} · {run_dir}"
     print("\n".join([head, *capacity.describe_dtype(cfg)]))
     try:

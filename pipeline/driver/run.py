@@ -2,7 +2,9 @@
 
 import functools
 import json
-import shutil
+import os
+import re
+import shlex
 import signal
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import preflight, store
-from pipeline.artifacts import write_text
+from pipeline.artifacts import make_new_folder, write_atomically, write_text
 from pipeline.backends import api_client
 from pipeline.config import Config
 from pipeline.driver.executor import (
@@ -36,6 +38,9 @@ from pipeline.plan import plan
 from pipeline.preflight import capacity
 from pipeline.status import RunPlan, list_unbuilt
 from pipeline.step import pin_revisions
+
+# Ends the path of a run's folder: its time, and below it a sweep's point.
+RUN_NAME = re.compile(r"/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?(/\w+)?$")
 
 
 def run_point(cfg: Config, run_dir: Path | None = None) -> int:
@@ -135,11 +140,12 @@ def open_run_dir(cfg: Config, folder: Path | None = None) -> Path:
 
     run_dir = folder or make_run_dir(cfg)
     (run_dir / "steps").mkdir(parents=True, exist_ok=True)
-    write_text(
-        run_dir / "config.yaml", yaml.safe_dump(json.loads(cfg.model_dump_json()), sort_keys=False)
-    )
+    config = yaml.safe_dump(json.loads(cfg.model_dump_json()), sort_keys=False)
+    command = make_repeat_command(cfg)
+    head = f"# {command}\n" if command.isprintable() else ""  # else it would be no YAML comment
+    write_text(run_dir / "config.yaml", f"{head}{config}")
     latest = cfg.runs / "latest"
-    if latest.exists() and not latest.is_symlink():
+    if os.path.lexists(latest) and not _is_own_link(latest, cfg.runs):
         fault = "not a link of ours, so it stays."
         remedy = "Move it away, and it will point to the last finished run."
         print(f"! {latest}: {fault} {remedy}", file=sys.stderr, flush=True)
@@ -148,14 +154,32 @@ def open_run_dir(cfg: Config, folder: Path | None = None) -> Path:
     return run_dir
 
 
+def make_repeat_command(cfg: Config) -> str:
+    """What to type to repeat a run from any folder, with the same store and runs."""
+    words = [f"store={cfg.store.absolute()}", f"runs={cfg.runs.absolute()}"]
+    words += [f"until={cfg.until}"] if cfg.until else []
+    return f"cd {shlex.quote(str(Path.cwd()))} && {cfg.command} {shlex.join(words)}"
+
+
+def _is_own_link(latest: Path, runs: Path) -> bool:
+    """Whether `runs/latest` is ours: it leads, or led before these runs were moved, to a run."""
+    if not latest.is_symlink():
+        return False
+    target = latest.parent / latest.readlink()
+    is_here = target.is_relative_to(runs.absolute()) or target.resolve().is_relative_to(
+        runs.resolve()
+    )
+    return is_here or bool(RUN_NAME.search(target.as_posix())) or (target / store.PLAN).is_file()
+
+
 def is_finished(run_dir: Path) -> bool:
     """Whether a run has its report, which is what `runs/latest` is read for."""
     return (run_dir / "report.html").is_file()
 
 
 def link_latest(runs: Path, run_dir: Path) -> None:
-    latest, scratch = runs / "latest", runs / f".latest.{run_dir.name}"
-    if latest.exists() and not latest.is_symlink():
+    latest, scratch = runs / "latest", runs / f".latest.{run_dir.name}.{os.getpid()}"
+    if os.path.lexists(latest) and not _is_own_link(latest, runs):
         return
     scratch.unlink(missing_ok=True)
     scratch.symlink_to(run_dir.absolute())
@@ -163,15 +187,7 @@ def link_latest(runs: Path, run_dir: Path) -> None:
 
 
 def make_run_dir(cfg: Config) -> Path:
-    wanted = cfg.runs / cfg.recipe / time.strftime("%Y-%m-%d_%H-%M-%S")
-    for attempt in range(1000):
-        path = wanted if attempt == 0 else wanted.with_name(f"{wanted.name}-{attempt + 1}")
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            continue
-    raise AssertionError(f"a thousand runs in one second at {wanted}")
+    return make_new_folder(cfg.runs / cfg.recipe / time.strftime("%Y-%m-%d_%H-%M-%S"))
 
 
 def copy_report(last: Path, run_dir: Path) -> Path:
@@ -179,5 +195,5 @@ def copy_report(last: Path, run_dir: Path) -> Path:
     if not (last / "report.html").exists():
         return last
     for file in last.glob("report.*"):
-        shutil.copyfile(file, run_dir / file.name)
+        write_atomically(run_dir / file.name, file.read_bytes())
     return run_dir / "report.html"

@@ -2,7 +2,8 @@
 
 A run writes it before it builds anything. Without it nothing is pruned, nor while one of the runs
 folders is missing, since it is unknown what those runs still need. A runs folder has a marker too:
-without one it may be the empty mount point of a disk that is not mounted.
+without one it may be the mount point of a disk that is not mounted. So a folder that the store
+knows gets no second marker, except from `forget=`.
 """
 
 import fcntl
@@ -12,6 +13,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,18 @@ FORMAT = 1
 def register_runs(store: Path, runs: Path) -> None:
     """Note that runs of this folder use the store."""
     folder = str(runs.resolve())
+    if folder in (read_runs(store) or []):
+        return
     if not (runs / RUNS_MARKER).is_file():
         write_json(runs / RUNS_MARKER, {"format": FORMAT})
-    if folder not in (read_runs(store) or []):
-        _change_runs(store, lambda known: sorted({*known, folder}))
+    _change_runs(store, lambda known: sorted({*known, folder}))
 
 
-def forget_runs(store: Path, runs: Path) -> None:
-    """Remove a runs folder that is gone for good from the marker: its runs need nothing more."""
+def forget_runs(store: Path, runs: Path) -> str:
+    """Remove a runs folder that is gone for good from the marker: its runs need nothing more.
+
+    If runs are in it, they count from now on as all that it has. Returns what was done.
+    """
     folder = str(runs.resolve())
     known = read_runs(store) or []
     if folder not in known:
@@ -45,7 +51,11 @@ def forget_runs(store: Path, runs: Path) -> None:
             f"forget={runs}: this folder exists. To release the steps of a run, remove the run's"
             " folder in it."
         )
+    if list(find_plans(runs, faults=[])):
+        write_json(runs / RUNS_MARKER, {"format": FORMAT})
+        return f"{runs}: the store keeps what the runs that are in it now need"
     _change_runs(store, lambda known: [each for each in known if each != folder])
+    return f"{runs}: the store keeps nothing for its runs any more"
 
 
 def read_runs(store: Path) -> list[str] | None:
@@ -81,14 +91,25 @@ def check_runs(store: Path, runs: Path) -> list[Path]:
             f"runs={runs}: no run of this folder has used {store}. Nothing was removed."
             f" {_name_known(known)}"
         )
-    if missing := [each for each in known if not (Path(each) / RUNS_MARKER).is_file()]:
-        forget = ["strop", "store", f"store={store}", f"forget={missing[0]}"]
-        raise UserError(
-            f"{missing[0]}: missing, and its runs use {store}. Nothing was removed.\n"
-            "  Bring it back (is its disk mounted?). If it is gone for good, type"
-            f" {shlex.join(forget)}"
-        )
+    for folder in map(Path, known):
+        if not (folder / RUNS_MARKER).is_file():
+            raise UserError(_describe_absence(store, folder))
     return [Path(each) for each in known]
+
+
+def _describe_absence(store: Path, folder: Path) -> str:
+    command = shlex.join(["strop", "store", f"store={store}", f"forget={folder}"])
+    if not list(find_plans(folder, faults=[])):
+        return (
+            f"{folder}: missing, and its runs use {store}. Nothing was removed.\n"
+            f"  Bring it back (is its disk mounted?). If it is gone for good, type {command}"
+        )
+    return (
+        f"{folder}: it has runs and no {RUNS_MARKER}, so it is unknown whether all runs that use"
+        f" {store} are in it. Nothing was removed.\n"
+        "  Bring the others back (is a disk mounted there?). If these are all, or the others are"
+        f" gone for good, type {command}"
+    )
 
 
 def _change_runs(store: Path, change: Callable[[list[str]], list[str]]) -> None:
@@ -140,18 +161,19 @@ def find_users(root: Path, folders: Iterable[Path]) -> StoreUsers:
     users = StoreUsers(defaultdict(list), [])
     known = list(dict.fromkeys(folder.resolve() for folder in folders))
     for number, folder in enumerate(known):
-        for plan in _find_plans(folder, users.faults):
+        for plan in find_plans(folder, users.faults):
             run = plan.parent.relative_to(folder) if number == 0 else plan.parent
-            _add_plan(users, plan, run.as_posix())
+            _add_plan(users, root, plan, run.as_posix())
     makers = {_find_run_dir(path) for stage in MADE_BY for path in list_folder(root / stage)}
     for run_dir in sorted(maker for maker in makers if maker):
         plan = Path(run_dir) / store.PLAN
         if not any(plan.is_relative_to(folder) for folder in known) and plan.is_file():
-            _add_plan(users, plan, run_dir)
+            _add_plan(users, root, plan, run_dir)
     return users
 
 
-def _add_plan(users: StoreUsers, plan: Path, run: str) -> None:
+def _add_plan(users: StoreUsers, root: Path, plan: Path, run: str) -> None:
+    """Add what a run needs: the Steps of its plan, those that its config names, and their bases."""
     try:
         named = json.loads(plan.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -161,11 +183,23 @@ def _add_plan(users: StoreUsers, plan: Path, run: str) -> None:
             f"{plan}: cannot be read as a run's plan. Restore it, or remove the folder of this run."
         )
         return
-    for fingerprint in named:
+    config = plan.parent / "config.yaml"
+    text = config.read_text(errors="replace") if config.is_file() else ""
+    paths = store.STEP_PATH.finditer(text)
+    named = {**{path["fingerprint"]: path["stage"] for path in paths}, **named}
+    bases = (_list_bases(root / str(stage) / name) for name, stage in named.items())
+    for fingerprint in dict.fromkeys([*named, *chain.from_iterable(bases)]):
         users.runs[fingerprint].append(run)
 
 
-def _find_plans(folder: Path, faults: list[str]) -> Iterator[Path]:
+def _list_bases(path: Path) -> list[str]:
+    try:
+        return store.list_bases(path)
+    except (UserError, OSError, AttributeError):  # a damaged record names none
+        return []
+
+
+def find_plans(folder: Path, faults: list[str]) -> Iterator[Path]:
     """The plan of every run in a runs folder, in linked folders too."""
 
     def report(error: OSError) -> None:
@@ -176,6 +210,7 @@ def _find_plans(folder: Path, faults: list[str]) -> Iterator[Path]:
     seen: set[Path] = set()
     if not folder.is_dir():
         faults.append(f"{folder}: this runs folder does not exist.")
+        return
     for here, inside, files in os.walk(folder, onerror=report, followlinks=True):
         place, is_run = Path(here), store.PLAN in files
         if place.resolve() in seen:

@@ -47,7 +47,7 @@ def run_sweep(arguments: Arguments, points: list[Config]) -> int:
 def launch(composed: DictConfig) -> None:
     job = HydraConfig.get()
     cfg = validate_point(composed, job)
-    run_dir = Path(job.runtime.output_dir)
+    run_dir = Path(job.sweep.dir) / str(job.job.num)  # whatever a recipe says of hydra.sweep.subdir
     print(f"\npoint {job.job.num}: {' '.join(_list_overrides(job))}", flush=True)
     code = run_point(cfg, run_dir)
     append_line(run_dir.parent / "points.json", describe_point(cfg, run_dir, code, job))
@@ -139,9 +139,18 @@ def prune_losers(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]])
                 is_inside = model.parent == cfg.store / "train" and not model.is_symlink()
                 manifest = store.read_manifest(model) if is_inside else None
                 if manifest and not store.is_pruned(manifest) and losers.issuperset(runs):
-                    store.prune(model, manifest)
+                    print(_prune_model(model, manifest, runs))
     except UserError as error:
         print(f"sweep.keep=best: the models of the other points are kept.\n  {error}")
+
+
+def _prune_model(model: Path, manifest: store.Manifest, runs: Sequence[str]) -> str:
+    """Prune one model, if it has no file of the user's. Returns what to print."""
+    name = f"train/{model.name} ({', '.join(runs)})"
+    if reason := store.explain_foreign_files(model):
+        return f"sweep.keep=best: {name} is kept: it {reason}."
+    store.prune(model, manifest)
+    return f"sweep.keep=best: {name} was pruned"
 
 
 def _list_overrides(job: Any) -> list[str]:

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -123,11 +124,13 @@ def run_stage(step: dict[str, Any], work: Path) -> None:
     started = time.monotonic()
     before = _read_earlier_record(work)
     if before and before["inputs"] != step["inputs"]:
-        store.remove(work)
+        store.clear_place(work, "unknown")
         before = None
+    _check_foreign_files(work)
     spent = _measure_earlier_seconds(work, before) if before else 0.0
     work.mkdir(parents=True, exist_ok=True)
-    (work / store.MANIFEST).unlink(missing_ok=True)
+    for name in (store.MANIFEST, store.OUTSIDE, store.ATTEMPT):
+        (work / name).unlink(missing_ok=True)
     write_json(work / store.STEP, {**step, "spent": spent})
 
     run = importlib.import_module(f"{STAGES}.{step['stage']}").run
@@ -135,12 +138,26 @@ def run_stage(step: dict[str, Any], work: Path) -> None:
     config = TypeAdapter(parameters["cfg"]).validate_python(step["config"])
     # Some stages name their block of the user's config in messages.
     knob = {"knob": step["knob"]} if "knob" in parameters else {}
-    run(config, work, **knob, **open_inputs(step["inputs"]))
+    try:
+        run(config, work, **knob, **open_inputs(step["inputs"]))
+    except BaseException:
+        with suppress(OSError):  # a full disk: the stage's own fault is the one to report
+            store.note_attempt(work)
+        raise
 
     for leftover in work.rglob(".*.tmp"):
         leftover.unlink()
     _check_inputs(step)
     store.seal(work, _make_manifest(step, work, spent + time.monotonic() - started))
+
+
+def _check_foreign_files(work: Path) -> None:
+    """Refuse what the user put into unfinished work: it would become a part of the step."""
+    if foreign := store.find_foreign_files(work):
+        raise UserError(
+            f"{foreign[0]}: the stage did not write this file, and unfinished work is here.\n"
+            f"  Move it away and run the same command again: mv {foreign[0]} ELSEWHERE"
+        )
 
 
 def _read_earlier_record(work: Path) -> dict[str, Any] | None:

@@ -71,16 +71,40 @@ def test_a_report_of_somebody_s_is_not_written_over(tmp_path, beside):
     for name in ("report.md", *beside):
         (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match="out=.*report.md"):
-        compare.make_folder(tmp_path)
+        compare.make_folder(tmp_path, [])
     (tmp_path / "report.md").unlink()
     if not beside:
-        compare.make_folder(tmp_path)
+        compare.make_folder(tmp_path, [])
 
 
-def test_a_comparison_is_written_over(tmp_path):
+@pytest.mark.parametrize("name", sorted(compare.COMPARISON_FILES))
+def test_a_file_of_the_user_s_with_a_name_of_ours_is_not_written_over(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"out=.*{name} in this folder is not from compare"):
+        compare.make_folder(tmp_path, [])
+
+
+def test_a_comparison_is_written_over_by_one_of_the_same_runs(tmp_path):
     for name in compare.COMPARISON_FILES:
         (tmp_path / name).write_text("of an earlier call")
-    compare.make_folder(tmp_path)
+    write_json(tmp_path / "report.json", {"compared": ["a", "b"], "ground": {}})
+    compare.make_folder(tmp_path, ["a", "b"])
+    with pytest.raises(UserError, match="a comparison of other runs"):
+        compare.make_folder(tmp_path, ["a", "c"])
+
+
+def test_two_comparisons_of_one_second_have_a_folder_each(two, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, "make_default_out", lambda: tmp_path / "runs/compare/now")
+    places = []
+    for _ in range(2):
+        assert compare.main([*two]) == 0
+        places.append(capsys.readouterr().out.splitlines()[-1])
+    assert places == [
+        str(tmp_path / f"runs/compare/{name}/report.html") for name in ("now", "now-2")
+    ]
+    assert "out=: a folder was expected" in refused(capsys, *two, "out=")
+    assert "~nosuchuser" in refused(capsys, *two, "out=~nosuchuser/x")
 
 
 def source(artifact):

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pipeline import hardware
 from pipeline.artifacts import write_json
-from pipeline.commands.pilot.__main__ import FEW, MANY, compose_one, find_latest, lower_sizes
+from pipeline.commands.pilot import __main__ as pilot
+from pipeline.commands.pilot.__main__ import FEW, MANY, compose_one, lower_sizes
 from pipeline.commands.pilot.estimate import estimate, price_gpus
 from pipeline.commands.pilot.seen import (
     ROUND,
@@ -19,7 +21,6 @@ from pipeline.commands.pilot.seen import (
 from pipeline.commands.pilot.words import format_lines
 from pipeline.config import Config
 from pipeline.driver.executor import prepare_plan, select_targets
-from pipeline.driver.run import open_run_dir
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.support.house import SMALL, composed
@@ -164,9 +165,19 @@ def test_a_pilot_is_of_one_whole_run():
 
 
 def test_the_estimate_s_place_is_told_as_a_run_s_is(tmp_path, monkeypatch):
+    """In the larger pilot's own folder, whatever runs/latest is."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "runs").symlink_to(tmp_path / "elsewhere")
-    cfg = composed(*WORDS, "runs=runs/pilot")
-    story = open_run_dir(cfg)
-    assert find_latest(cfg.runs) == story and not story.is_absolute()
+    write_json(tmp_path / "runs/pilot/latest/pilot.json", "mine")
+    folders = []
+    monkeypatch.setattr(pilot, "run_point", lambda cfg, folder=None: folders.append(folder) or 0)
+    for name in ("measure_steps", "estimate", "format_lines"):
+        monkeypatch.setattr(pilot, name, lambda *_: [])
+    monkeypatch.setattr(pilot, "measure_overhead", lambda *_: 0)
+    assert pilot.run_pilot(WORDS) == 0
+    assert [path.parent for path in Path("runs").rglob("pilot.json")] == [
+        Path("runs/pilot/latest"),
+        folders[-1],
+    ] and not folders[-1].is_absolute()
+    assert json.loads((tmp_path / "runs/pilot/latest/pilot.json").read_text()) == "mine"

@@ -14,7 +14,9 @@ from pipeline import store
 from pipeline.artifacts import write_json, write_text
 from pipeline.commands import store as usage
 from pipeline.driver.store_users import RUNS_MARKER, STORE_MARKER, register_runs
-from tests.support.house import HOUSE
+from pipeline.status import RunPlan, find_named_steps
+from pipeline.step import Identity, Step
+from tests.support.house import HOUSE, SMALL, composed
 
 NAMES = [f"{number:012x}" for number in range(10)]
 STALE = NAMES[0]  # named by no run
@@ -103,6 +105,7 @@ def test_a_home_directory_loses_nothing(tmp_path, monkeypatch, capsys):
 def test_a_step_in_which_a_person_keeps_a_file_stays_and_is_named(place, capsys, hollow):
     step = place / "store" / "sample" / STALE
     write_text(step / "merged" / "config.json", "made by merging")
+    store.note_outside(step, ["merged/config.json"])
     if hollow:
         store.prune(step, json.loads((step / store.MANIFEST).read_text()))
     write_text(step / "notes" / "mine.txt", "years")
@@ -119,6 +122,54 @@ def test_a_step_in_which_a_person_keeps_a_file_stays_and_is_named(place, capsys,
     assert usage.main(["--prune", "--yes"]) == 0 and not aside.exists()
 
 
+@pytest.mark.parametrize(
+    "file", ["README.md", "merged/model-q4.gguf", "scratch/todo.txt", ".draft.tmp"]
+)
+def test_a_file_with_a_name_of_ours_that_the_store_did_not_write_stays(place, capsys, file):
+    step = place / "store" / "sample" / STALE
+    write_text(step / "cost.json", "{}")
+    store.note_outside(step, ["cost.json"])
+    write_text(step / ".manifest.json.tmp", "what a killed write leaves")
+    write_text(step / file, "years")
+    assert usage.main(["--prune", "--yes"]) == 0
+    assert (step / file).read_text() == "years" and file in capsys.readouterr().out
+    (step / file).unlink()
+    assert usage.main(["--prune", "--yes"]) == 0
+    assert [path.name for path in step.iterdir() if path.is_file()] == [store.MANIFEST]
+
+
+def test_a_card_that_the_user_edited_stays(place, capsys):
+    step = place / "store" / "sample" / STALE
+    write_text(step / "README.md", "as the stage wrote it")
+    store.note_outside(step, ["README.md"])
+    (step / "README.md").write_text("for the hub")
+    assert usage.main(["--prune", "--yes"]) == 0
+    assert (step / "README.md").is_file() and "README.md" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["", ".old-unknown", f".old-{'a' * 16}-2"])
+def test_a_folder_of_which_it_is_unknown_what_the_store_wrote_stays_and_is_named(
+    place, capsys, suffix
+):
+    step = make_step(Path("store"), "sample", NAMES[3], suffix)
+    (step / store.MANIFEST).write_text("{")
+    write_text(step / "notes.txt", "years")
+    assert usage.main(["--prune", "--yes"]) == 0
+    output = capsys.readouterr().out
+    assert (step / "notes.txt").is_file() and f"{NAMES[3]}{suffix}" in output
+
+
+def test_setting_the_same_content_aside_twice_keeps_what_the_user_put_there(place):
+    for note in ("first.txt", "second.txt", None):
+        step = make_step(Path("store"), "sample", NAMES[3])
+        if note:
+            write_text(step / note, "years")
+        store.set_aside(step, "a" * 16)
+    asides = sorted(step.parent.glob(f"{NAMES[3]}.old-*"))
+    notes = [file.name for aside in asides for file in aside.glob("*.txt")]
+    assert [note for note in notes if note != "rows.txt"] == ["first.txt", "second.txt"]
+
+
 def test_links_are_neither_followed_nor_removed(place, tmp_path, capsys):
     mine = tmp_path / "mine"
     make_step(mine, "sample", NAMES[5])
@@ -130,6 +181,13 @@ def test_links_are_neither_followed_nor_removed(place, tmp_path, capsys):
         place / "store" / "sample" / NAMES[5]
     ).is_symlink()
     assert not (place / "store" / "sample" / STALE / "rows.txt").exists()
+
+
+def test_locks_of_a_stage_on_another_disk_are_no_leftovers(place):
+    lock = place / "big" / ".locks" / NAMES[5]
+    write_text(lock, "")
+    (place / "store" / "score").symlink_to(place / "big")
+    assert usage.main(["--prune", "--yes"]) == 0 and lock.is_file()
 
 
 def test_names_of_other_forms_stay(place):
@@ -209,6 +267,55 @@ def test_a_store_from_before_the_marker_is_taken_over_by_a_run_and_loses_no_othe
     assert all(
         (place / "store" / "sample" / name / "rows.txt").is_file() for name in (NAMES[2], STALE)
     )
+
+
+def test_a_model_that_another_run_starts_from_stays_with_its_base(place):
+    """By its config, as typed, and by the run's plan where the path was a link."""
+    base = make_step(Path("store"), "sft", NAMES[2])
+    for name, link in ((NAMES[3], "store"), (NAMES[4], "runs/old/store/003-train-1")):
+        step = make_step(Path("store"), "train", name)
+        write_json(step / "model.json", {"base": f"sft/{base.name}"})
+        if link != "store":
+            Path(link).parent.mkdir(parents=True)
+            Path(link).symlink_to(step.absolute())
+    write_text(
+        Path("runs/mine/now/config.yaml"), f"sft: {{model: ./store/train/{NAMES[3]}/merged}}"
+    )
+    words = ("sft.model=./runs/old/store/003-train-1/merged", "sft.revision=null", "until=sft")
+    cfg = composed(*SMALL, *words)
+    run_plan = RunPlan([Step("sft", cfg.sft)], [], Identity(str), Path("store"))
+    write_json(Path("runs/mine/then") / store.PLAN, find_named_steps(run_plan))
+    assert usage.main(["--prune", "--yes"]) == 0
+    assert all(
+        (place / "store" / name / "rows.txt").is_file()
+        for name in (f"sft/{NAMES[2]}", f"train/{NAMES[3]}", f"train/{NAMES[4]}")
+    )
+    assert not (place / "store" / "sample" / STALE / "rows.txt").exists()
+
+
+def test_a_run_where_the_disk_of_the_runs_is_not_mounted_releases_nothing(place, capsys):
+    Path("runs").rename("unplugged")
+    write_json(Path("runs/mine/later") / store.PLAN, {NAMES[3]: "sample"})
+    register_runs(Path("store"), Path("runs"))
+    before = everything(place)
+    refusal = refused(capsys, "--prune", "--yes")
+    assert f"{place / 'runs'}: " in refusal and everything(place) == before
+
+
+def test_runs_that_lost_their_marker_are_not_forgotten(place, capsys):
+    (place / "runs" / RUNS_MARKER).unlink()
+    refusal = refused(capsys, "--prune", "--yes")
+    assert f"no {RUNS_MARKER}" in refusal and "missing" not in refusal
+    command = refusal[refusal.index("strop store") :].split()
+    assert usage.main(command[2:]) == 0 and usage.main(["--prune", "--yes"]) == 0
+    assert (place / "store" / "sample" / NAMES[1] / "rows.txt").is_file()
+    assert not (place / "store" / "sample" / STALE / "rows.txt").exists()
+
+
+def test_a_default_runs_folder_that_does_not_exist_is_no_fault_of_the_user_s(place, capsys):
+    Path("runs").rename("other")
+    register_runs(Path("store"), Path("other"))
+    assert usage.main([f"forget={place}/runs"]) == 0 and capsys.readouterr().err == ""
 
 
 def broken_plan(place: Path) -> None:

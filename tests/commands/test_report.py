@@ -93,6 +93,33 @@ def test_metrics_that_are_not_json_are_refused(tmp_path):
         Model(tmp_path).read_metrics()
 
 
+def test_a_file_that_a_link_leads_to_is_not_written(story, tmp_path):
+    run, _, _ = story
+    (tmp_path / "mine.json").write_text("mine")
+    (run / "report.json").symlink_to(tmp_path / "mine.json")
+    assert reprint.main([str(run)]) == 0
+    assert (tmp_path / "mine.json").read_text() == "mine"
+
+
+def test_on_a_full_disk_the_earlier_report_stays(story):
+    run, _, _ = story
+    (run / "report.html").write_text("before")
+    (run / ".report.html.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError) as fault:
+        reprint.main([str(run)])
+    assert fault.value.filename == str(run / "report.html")
+    assert (run / "report.html").read_text() == "before"
+
+
+def test_a_store_that_is_gone_is_named_with_what_to_type(story, capsys):
+    run, _, _ = story
+    link, root = run / "store" / "30-evaluate-report", run.parent / "unmounted"
+    link.unlink()
+    link.symlink_to(root / "evaluate" / ("a" * 12))
+    assert reprint.main([str(run)]) == 2
+    assert f"the store {root}, which is not there" in capsys.readouterr().err
+
+
 def test_a_store_that_was_moved_is_read_where_it_is_now(story, capsys):
     run, report, made = story
     moved = run.parent / "moved"

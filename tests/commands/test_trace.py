@@ -1,6 +1,8 @@
 """The trace of one prompt, and a run's pairs as a file to edit."""
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 
 import polars as pl
@@ -131,9 +133,22 @@ def test_a_file_that_was_corrected_by_hand_is_never_written_over(run, capsys):
     for words in ([str(run), "1"], [str(run), "2"], [str(run)]):
         assert edit.main(words) == 2
         said = capsys.readouterr().err
-        assert (
-            f"pair.edits={file}" in said and f"mv {file}" in said and file.read_text() == corrected
-        )
+        assert f"pair.edits={file}" in said and f"mv -n {file}" in said
+        assert file.read_text() == corrected
+
+
+def test_the_command_that_moves_a_corrected_file_away_replaces_none_of_before(run, capsys):
+    run = run.rename(run.with_name("it's a run"))
+    for note in ("first", "second"):
+        assert edit.main([str(run), "1"]) == 0
+        shown = capsys.readouterr()
+        file = Path(shown.out.strip())
+        assert shlex.quote(f"pair.edits={file}") in shown.err
+        file.write_text(note)
+        assert edit.main([str(run), "1"]) == 2
+        command = capsys.readouterr().err.rpartition("first: ")[2]
+        subprocess.run(command, shell=True, check=True)
+    assert sorted(file.read_text() for file in run.glob("pairs.jsonl.*")) == ["first", "second"]
 
 
 def test_where_it_is_written_is_the_run_s_own_folder_and_not_the_latest(run, capsys, monkeypatch):

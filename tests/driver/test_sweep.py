@@ -100,7 +100,8 @@ def trained(tmp_path):
     for model in "abc":
         place = store.step_folder(cfg.store, "train", model)
         write_text(place / "weights", "w")
-        write_json(place / store.MANIFEST, {"stage": "train", "files": []})
+        files = store.list_files(place)
+        write_json(place / store.MANIFEST, {"stage": "train", "files": files})
     runs = {
         "mine/now/0": "a",
         "mine/now/1": "b",
@@ -119,6 +120,13 @@ def test_the_models_of_the_other_points_go_but_not_what_another_run_names(traine
     left = sorted(path.parent.name for path in trained.store.glob("train/*/weights"))
     assert left == ["b", "c"]
     assert store.is_pruned(store.read_manifest(trained.store / "train" / "a"))
+
+
+def test_a_model_in_which_the_user_keeps_a_file_stays(trained, capsys):
+    write_text(trained.store / "train" / "a" / "notes.txt", "years")
+    sweep.prune_losers(trained, trained.runs / "mine" / "now", [{"point": 0}])
+    assert (trained.store / "train" / "a" / "notes.txt").is_file()
+    assert "train/a" in (output := capsys.readouterr().out) and "notes.txt" in output
 
 
 def test_a_model_that_a_run_of_another_runs_folder_names_stays(trained, tmp_path, capsys):

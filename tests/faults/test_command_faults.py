@@ -1,6 +1,7 @@
 """Faults in what is typed, where it is typed and when it is stopped: a table, a row a fault."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.compose import Arguments, compose
-from pipeline.driver.run import run_point
+from pipeline.driver.run import link_latest, open_run_dir, run_point
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.support.house import HOUSE, SMALL, Toys, composed, identity_of
@@ -121,6 +122,38 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HOUSE))
     places = f"store={tmp_path}/store", f"runs={tmp_path}/runs"
     return lambda *words, story=None: run_point(composed(*SMALL, *places, *words), story)
+
+
+def test_latest_replaces_no_link_of_the_user_s(tmp_path, capsys):
+    cfg = composed(*SMALL, f"store={tmp_path}/store", f"runs={tmp_path}/runs")
+    latest, run_dir = tmp_path / "runs" / "latest", tmp_path / "runs" / "run" / "now"
+    for target in (tmp_path / "mine", tmp_path / "unmounted"):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        latest.parent.mkdir(exist_ok=True)
+        latest.symlink_to(target)
+        open_run_dir(cfg, run_dir)
+        link_latest(cfg.runs, run_dir)
+        assert latest.readlink() == target and f"{latest}: not a link" in capsys.readouterr().err
+        latest.unlink()
+    for target in (run_dir, "/before/it/was/moved/runs/run/2026-01-01_00-00-00-2/0"):
+        latest.symlink_to(target)
+        link_latest(cfg.runs, run_dir.with_name("then"))
+        assert latest.readlink() == run_dir.with_name("then")
+        latest.unlink()
+
+
+def test_a_run_s_config_says_what_to_type_to_repeat_it_in_the_same_store(tmp_path):
+    places = f"store={tmp_path}/it's", f"runs={tmp_path}/runs", "until=train@1"
+    run_dir = open_run_dir(composed(*SMALL, *places, "train.beta=0.3"), tmp_path / "runs/now")
+    line = (run_dir / "config.yaml").read_text().splitlines()[0]
+    words = shlex.split(line.removeprefix("# "))
+    assert words[:2] == ["cd", str(Path.cwd())] and {*places, "train.beta=0.3"} <= {*words}
+
+
+@pytest.mark.parametrize("word", ["hydra.sweep.subdir=mine", "hydra.job.chdir=true"])
+def test_hydra_s_own_folders_are_refused(word):
+    with pytest.raises(UserError, match="runs=FOLDER"):
+        composed(*SMALL, word)
 
 
 @pytest.mark.long

@@ -8,7 +8,10 @@ import errno
 import json
 import os
 import shutil
+import sqlite3
+import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +142,17 @@ def file_as_step(world: World) -> None:
     place.write_text("mine")
 
 
+def stage_is(text: str | None) -> Callable[[World], None]:
+    """A file, or else a symlink to nowhere, where the folder of a stage belongs."""
+
+    def plant(world: World) -> None:
+        place = world.sample.parent
+        shutil.rmtree(place)
+        place.symlink_to(world.folder / "unmounted") if text is None else place.write_text(text)
+
+    return plant
+
+
 def broken_step_in_partial(world: World) -> None:
     place = world.sample
     place.rename(store.partial_folder(place))
@@ -226,6 +240,14 @@ FAULTS = [
         2,
         ("a file is in the place of a step's folder", "mv "),
     ),
+    Fault(
+        "a file named like a stage",
+        stage_is("mine"),
+        2,
+        ("sample: a file", "mv -n "),
+        ("store/sample",),
+    ),
+    Fault("a link to nowhere named like a stage", stage_is(None), 2, ("sample: a file, or",)),
     Fault("unfinished work with a broken step.json", broken_step_in_partial, 0, ("■ sample",)),
     Fault(
         "runs/latest is a folder",
@@ -293,6 +315,33 @@ def test_a_second_broken_manifest_replaces_nothing_of_the_first(world):
     asides = sorted(world.sample.parent.glob(f"{world.sample.name}.old-*"))
     assert [(aside / "note.txt").read_text() for aside in asides] == ["first", "second"]
     assert [aside.name.partition(".")[2] for aside in asides] == ["old-unknown", "old-unknown-2"]
+
+
+def test_a_second_damage_of_the_same_step_replaces_nothing_of_the_user_s(world):
+    (world.sample / "notes.txt").write_text("years")
+    for size in (3, 4):
+        os.truncate(world.sample / "shard-0.txt", size)
+        assert world.run() == 0
+    [notes] = world.sample.parent.glob("*/notes.txt")
+    assert notes.parent.name.startswith(f"{world.sample.name}.old-")
+
+
+def test_a_file_of_the_user_s_in_unfinished_work_becomes_no_part_of_the_step(
+    world, monkeypatch, capsys
+):
+    place, work = world.sample, store.partial_folder(world.sample)
+    shutil.rmtree(place)
+    monkeypatch.setenv("TOY_REFUSE", "sample")
+    assert world.run() == 2
+    (work / "analysis.csv").write_text("years")
+    assert store.explain_foreign_files(work).startswith("has analysis.csv,")
+    monkeypatch.delenv("TOY_REFUSE")
+    capsys.readouterr()
+    assert world.run() == 2
+    assert f"{work / 'analysis.csv'}: " in (output := "".join(capsys.readouterr()))
+    assert "mv " in output and (work / "analysis.csv").is_file()
+    (work / "analysis.csv").unlink()
+    assert world.run() == 0 and not store.find_foreign_files(place)
 
 
 def test_work_whose_record_is_broken_is_set_aside_and_not_gone_on_with(world):
@@ -404,6 +453,27 @@ def test_verdicts_damaged_in_the_middle_are_refused_when_they_are_read(tmp_path)
         VerdictStore(file).load_responses(keys)
 
 
+def test_the_command_that_moves_damaged_verdicts_away_replaces_none_of_before(tmp_path):
+    file = tmp_path / "verdicts.sqlite"
+    for text in ("first", "second"):
+        file.write_text(text * 400)
+        with pytest.raises(UserError) as refusal:
+            VerdictStore(file)
+        subprocess.run(str(refusal.value).rpartition(": ")[2], shell=True, check=True)
+    moved = sorted(path.read_text()[:6] for path in tmp_path.glob("*.broken*"))
+    assert moved == ["firstf", "second"]
+
+
+def test_a_database_of_something_else_is_refused_and_stays_as_it_is(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "mine.db")) as file:
+        file.execute("CREATE TABLE mine (x)")
+    before = (tmp_path / "mine.db").read_bytes()
+    with pytest.raises(UserError, match=r"mine\.db: "):
+        VerdictStore(tmp_path / "mine.db")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.db"]
+    assert (tmp_path / "mine.db").read_bytes() == before
+
+
 # ── disks ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -415,6 +485,9 @@ def test_faults_of_the_disk_are_told_from_others():
     assert "a/b: No space left" in str(
         explain_disk_fault(ValueError(os.strerror(errno.ENOSPC)), Path("a/b"))
     )
+    full = OSError(errno.ENOSPC, "x", "a")
+    assert "store=FOLDER" in str(explain_disk_fault(full))
+    assert "FOLDER" not in str(explain_disk_fault(full, takes_folders=False))
     for other in (
         ValueError("x"),
         ConnectionResetError(errno.ECONNRESET, "x"),

@@ -414,7 +414,7 @@ def test_a_spreadsheet_that_was_filled_in_is_never_written_over(run, capsys, col
         sheet.writerows(table)
     before = {path.name: path.read_bytes() for path in file.parent.iterdir()}
     assert label.main([str(run), "seed=1"]) == 2
-    assert f"mv {file.parent}" in capsys.readouterr().err
+    assert f"mv -n {file.parent}" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
 
 
@@ -426,7 +426,7 @@ def test_what_was_changed_by_hand_is_never_written_over(run, capsys, name):
     file.write_text(file.read_text() + "a note of mine\n")
     before = {path.name: path.read_bytes() for path in file.parent.iterdir()}
     assert label.main([str(run)]) == 2
-    assert f"mv {file.parent}" in capsys.readouterr().err
+    assert f"mv -n {file.parent}" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
 
 
@@ -590,6 +590,14 @@ def run_calibrate(tmp_path: Path, file: Path, *words: str) -> dict:
     out = tmp_path / "calibration.json"
     assert calibrate.main([str(file), f"out={out}", *words]) == 0
     return json.loads(out.read_text())
+
+
+def test_the_table_of_another_file_is_not_written_over(tmp_path, capsys):
+    file = people_s(tmp_path, 3)
+    before, other = run_calibrate(tmp_path, file), file.rename(file.with_name(f"b-{file.name}"))
+    assert calibrate.main([str(other), f"out={tmp_path / 'calibration.json'}"]) == 2
+    assert f"out=calibration-{other.stem}.json" in capsys.readouterr().err
+    assert json.loads((tmp_path / "calibration.json").read_text()) == before
 
 
 def test_a_scorer_is_compared_with_people_and_with_length_alone(tmp_path, capsys):

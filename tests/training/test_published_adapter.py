@@ -1,5 +1,6 @@
 """A published adapter opens in PEFT and transformers, from anywhere, after its store was moved."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -215,6 +216,88 @@ def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(
     assert merge([str(run)]) == 2 and "pruned" in capsys.readouterr().err
     with pytest.raises(UserError, match="no run that has trained a model"):
         find_step(tmp_path / "elsewhere")
+
+
+@pytest.fixture
+def adapter(tmp_path, monkeypatch):
+    """An adapter's records, and a merge that writes one file."""
+    model = write_records(tmp_path / "store", {"weights": "weights"})
+    (tmp_path / "store" / SFT / "weights").mkdir(parents=True)
+    write_json(model.path / "manifest.json", {"files": [], "config": {"dtype": "float32"}})
+
+    def save_merged(model: Model, dtype: str, folder: Path) -> None:
+        write_json(folder / "config.json", {})
+
+    monkeypatch.setattr("pipeline.models.loading.save_merged", save_merged)
+    monkeypatch.chdir(tmp_path)
+    return model.path
+
+
+def test_merging_removes_no_folder_of_the_user_s_and_leaves_none(adapter, tmp_path, monkeypatch):
+    mine = tmp_path / ".my model.tmp" / "thesis.txt"
+    write_json(mine, "years")
+    assert merge([str(adapter), "my model"]) == 0 and mine.is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        mine.parent.name,
+        "my model",
+        "store",
+    ]
+
+    def fill_disk(model: Model, dtype: str, folder: Path) -> None:
+        write_json(folder / "config.json", {})
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("pipeline.models.loading.save_merged", fill_disk)
+    with pytest.raises(OSError):
+        merge([str(adapter), "other"])
+    assert not list(tmp_path.glob("*other*"))
+
+
+def test_what_merging_adds_to_a_step_is_no_foreign_file_and_what_the_user_adds_is(adapter):
+    assert merge([str(adapter)]) == 0
+    assert (adapter / MERGED / "config.json").is_file()
+    write_json(adapter / MERGED / "model-q4.gguf", "mine")
+    files = [file.name for file in store.find_foreign_files(adapter)]
+    assert files == ["model-q4.gguf", "model.json"], "the fixture's manifest lists no file"
+
+
+@pytest.mark.parametrize("out", ["taken", "nowhere", "~nosuchuser/x"])
+def test_a_place_that_cannot_be_merged_into_is_refused_before_anything_is_written(
+    adapter, tmp_path, monkeypatch, capsys, out
+):
+    (tmp_path / "taken").symlink_to(tmp_path)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    monkeypatch.setattr("pipeline.models.loading.save_merged", lambda *_: pytest.fail("merged"))
+    assert merge([str(adapter), out]) == 2
+    assert f"{out}: " in capsys.readouterr().err and not (adapter.parent / ".locks").exists()
+
+
+def test_a_step_that_was_copied_out_of_its_store_is_refused_and_its_place_stays_clean(
+    adapter, tmp_path, capsys
+):
+    shutil.copytree(adapter, tmp_path / "models" / "mine")
+    assert merge(["models/mine", "out"]) == 2
+    assert f"its base {SFT} is not in its store" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine"]
+
+
+def test_a_store_that_cannot_be_written_can_be_merged_from(adapter, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert merge([str(adapter), "out"]) == 0 and not (adapter.parent / ".locks").exists()
+
+
+def test_what_the_user_named_as_base_stays(adapter, tmp_path):
+    for folder in (adapter, shutil.copytree(adapter, adapter.with_name("my-release"))):
+        file = folder / "adapter" / "adapter_config.json"
+        for name, expected in {
+            "my-org/my-base": "my-org/my-base",
+            str(tmp_path): str(tmp_path),
+            f"/gone/store/{SFT}/weights": str(tmp_path / "store" / SFT / "weights"),
+        }.items():
+            write_json(file, {**PEFT, "base_model_name_or_path": name})
+            store.rewrite_adapter_configs(tmp_path / "store")
+            kept = json.loads(file.read_text())["base_model_name_or_path"]
+            assert kept == (expected if folder == adapter else name)
 
 
 @pytest.mark.long

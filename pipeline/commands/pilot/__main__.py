@@ -3,7 +3,6 @@
 import functools
 import sys
 import time
-from pathlib import Path
 
 from pipeline.artifacts import write_json
 from pipeline.commands.pilot.estimate import estimate
@@ -11,7 +10,7 @@ from pipeline.commands.pilot.seen import measure_overhead, measure_steps
 from pipeline.commands.pilot.words import format_lines
 from pipeline.config import Config
 from pipeline.config.compose import Arguments, compose
-from pipeline.driver.run import RunInterrupted, interrupt_on_signals, run_point
+from pipeline.driver.run import RunInterrupted, interrupt_on_signals, make_run_dir, run_point
 from pipeline.errors import DONE, INTERRUPTED, USER_ERROR, UserError
 from pipeline.hashing import resolve_commit
 from pipeline.step import pin_revisions
@@ -37,22 +36,19 @@ def run_pilot(words: list[str]) -> int:
     resolve = functools.cache(resolve_commit)
     whole, small, large = (pin_revisions(cfg, resolve) for cfg in (whole, small, large))
     started = time.monotonic()
-    for cfg in (small.model_copy(update={"until": "train@1"}), large):
-        if code := run_point(cfg):
-            return code
-    if large.dry_run:
+    if code := run_point(small.model_copy(update={"until": "train@1"})):
+        return code
+    run_dir = None if large.dry_run else make_run_dir(large)
+    if code := run_point(large, run_dir):
+        return code
+    if run_dir is None:
         return DONE
     measured = [*measure_steps(small), *measure_steps(large)]
     results = estimate(whole, large, measured, measure_overhead(large, time.monotonic() - started))
-    file = find_latest(large.runs) / "pilot.json"
+    file = run_dir / "pilot.json"
     write_json(file, results)
     print("\n".join([*format_lines(results), str(file)]))
     return DONE
-
-
-def find_latest(runs: Path) -> Path:
-    """The newest run's folder, below the runs folder as the user wrote it."""
-    return runs / (runs / "latest").resolve().relative_to(runs.resolve())
 
 
 def compose_one(words: list[str]) -> Config:

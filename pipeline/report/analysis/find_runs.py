@@ -22,6 +22,7 @@ from pipeline.artifacts import (
     Scores,
     Verdicts,
     build_tree,
+    list_steps,
     read_step,
 )
 from pipeline.config import ANSWER, EVAL_PURPOSE
@@ -92,7 +93,7 @@ def swap_sides(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _find_in_run(run: Path, row: str, name: str) -> FoundRun:
-    reports = sorted((run / "store").glob("[0-9]*-evaluate-*"))
+    reports = list_steps(run, "[0-9]*-evaluate-*")
     if not reports or not (reports[-1] / STEP_FILE).exists():
         raise UserError(
             f"{run}: it has no report, so its evaluated models are not known. {WHAT_TO_GIVE}"

@@ -11,14 +11,13 @@ import functools
 import json
 import os
 import secrets
-import shlex
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, format_move
 from pipeline.scorers.judging import JudgeRequest, Response
 
 BUSY_TIMEOUT = 60_000  # milliseconds to wait for another process's write
@@ -64,11 +63,10 @@ def explain_damage(method: Method) -> Method:
         try:
             return method(self, *arguments)
         except sqlite3.DatabaseError as error:
-            move = shlex.join(["mv", str(self.path), f"{self.path}.broken"])
             raise UserError(
                 f"{self.path}: cannot be used as the database of verdicts ({error}).\n"
                 "  Restore it from a copy, so that nothing is paid for again;"
-                f" or move it away to begin anew: {move}"
+                f" or move it away to begin anew: {format_move(self.path, 'broken')}"
             ) from error
 
     return cast(Method, call_explained)
@@ -85,9 +83,20 @@ class VerdictStore:
     def _open(self) -> None:
         self.file = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT / 1000, isolation_level=None)
         self.file.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT}")
+        self._refuse_other_database()
         self.file.execute("PRAGMA journal_mode=WAL")
         self.file.execute("PRAGMA synchronous=NORMAL")
         self.file.executescript(SCHEMA)
+
+    def _refuse_other_database(self) -> None:
+        """Refuse a database of something else, before anything is written to it."""
+        rows = self.file.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        if rows and ("verdicts",) not in rows:
+            self.file.close()
+            raise UserError(
+                f"{self.path}: this database is not of verdicts. Nothing was written.\n"
+                "  Give a new file as the engine's runtime.verdicts."
+            )
 
     @explain_damage
     def load_responses(self, keys: Iterable[str]) -> dict[str, Response]:
