@@ -6,10 +6,17 @@
 import io
 import os
 import sys
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TextIO
 
+from pipeline.commands.table import (
+    CHOICES,
+    COMMANDS,
+    HELP,
+    Command,
+    describe_command,
+    describe_commands,
+)
 from pipeline.errors import (
     DONE,
     USER_ERROR,
@@ -18,98 +25,6 @@ from pipeline.errors import (
     explain_disk_fault,
     suggest,
 )
-
-HELP = {"-h", "--help"}
-CHOICES = "[recipes=NAME] [group=choice …] [key=value …]"
-
-
-@dataclass(frozen=True)
-class Command:
-    summary: str
-    usage: str
-    example: str
-    module: str
-    words: tuple[str, ...] = ()  # put before the words that the user types
-
-
-COMMANDS = {
-    "run": Command(
-        "Go from an SFT checkpoint to a report. Steps that the store has are not repeated.",
-        f"[--config-dir FOLDER] {CHOICES} [until=STAGE[@ROUND]]",
-        "strop run sft.model=./my-sft prompts.path=prompts.jsonl score=reward reward=checkpoint"
-        " reward.model=./my-reward pair.scorer=reward",
-        "pipeline.commands.run",
-    ),
-    "plan": Command(
-        "Show what a run would do and what it would refuse. Writes nothing, needs no network.",
-        f"[--config-dir FOLDER] {CHOICES}",
-        "strop plan recipes=smoke train.beta=0.05",
-        "pipeline.commands.run",
-        ("dry_run=true",),
-    ),
-    "pilot": Command(
-        "Run 10, then 50 prompts through every stage; estimate the whole run's time and cost.",
-        f"[--config-dir FOLDER] {CHOICES}",
-        "strop pilot recipes=mine",
-        "pipeline.commands.pilot.__main__",
-    ),
-    "sweep": Command(
-        "Run each point of a grid. Shared steps are built once; a page compares the points.",
-        f"[--config-dir FOLDER] {CHOICES} key=value,value …",
-        "strop sweep recipes=smoke train.beta=0.05,0.2",
-        "pipeline.commands.run",
-        ("-m",),
-    ),
-    "trace": Command(
-        "Follow one prompt: its candidates, their scores, and its pair or why it has none.",
-        "PROMPT_ID [RUN]",
-        "strop trace 3fa9c1d20b7e runs/latest",
-        "pipeline.commands.trace",
-    ),
-    "compare": Command(
-        "Compare finished runs or evaluated models on the prompts that they share.",
-        "[NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME]"
-        " [level=0.95] [resamples=9999] [seed=42]",
-        "strop compare old=runs/mine/A new=runs/mine/B",
-        "pipeline.commands.compare",
-    ),
-    "label": Command(
-        "Write pairs of answers for annotators to judge, as a page that works offline.",
-        "[RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0]",
-        "strop label runs/latest of=test-sft,test-round-1",
-        "pipeline.commands.label",
-    ),
-    "calibrate": Command(
-        "Compare scorers with annotators, and with the rule that the longer answer wins.",
-        f"FILE [scorer=NAME,…] [out=calibration.json] {CHOICES}",
-        "strop calibrate verdicts.jsonl scorer=judge recipes=mine",
-        "pipeline.commands.calibrate",
-    ),
-    "edit": Command(
-        "Write a run's pairs to pairs.jsonl, to correct and give back as pair.edits=FILE.",
-        "[RUN] [ROUND]",
-        "strop edit runs/latest 1",
-        "pipeline.commands.edit",
-    ),
-    "merge": Command(
-        "Merge a trained adapter into its base, for tools that take no adapter.",
-        "RUN [OUT]",
-        "strop merge runs/latest my-model",
-        "pipeline.commands.merge",
-    ),
-    "store": Command(
-        "List the store and the runs that use it. --prune asks, then removes what no run needs.",
-        "[store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]",
-        "strop store --prune",
-        "pipeline.commands.store",
-    ),
-    "report": Command(
-        "Write a run's report again with the present code. Loads no model.",
-        "[RUN]",
-        "strop report runs/latest",
-        "pipeline.commands.report",
-    ),
-}
 
 
 class StandardOutput(io.FileIO):
@@ -173,23 +88,6 @@ def run_command(words: list[str]) -> int:
         print(describe_command(name, command))
         return DONE
     return import_module(command.module).main([*command.words, *rest])
-
-
-def describe_commands() -> str:
-    lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "strop COMMAND …",
-            "",
-            *lines,
-            "",
-            "strop COMMAND --help shows its arguments and an example.",
-        ]
-    )
-
-
-def describe_command(name: str, command: Command) -> str:
-    return f"strop {name} {command.usage}\n\n  {command.summary}\n\n  {command.example}"
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ MAY_IMPORT = {
     "driver": "artifacts backends config errors hardware hashing models plan preflight progress"
     " report.render status"
     " step store",
-    "__main__": "errors",
     "commands": "artifacts config driver errors hardware hashing models plan preflight report"
     " report.analysis"
     " report.render scorers stages status step store",
+    "__main__": "commands errors",
 }
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import read_json, write_json
+from pipeline.commands.table import parse_words, reports_errors
 from pipeline.config import Block, EnsembleScorer, ScoreConfig
 from pipeline.config.compose import Arguments, compose_block
-from pipeline.errors import FAILED, USER_ERROR, StageError, UserError, pluralize, suggest
+from pipeline.errors import UserError, pluralize, suggest
 from pipeline.report.analysis.agreement import (
     LabelledPair,
     calibrate,
@@ -37,7 +38,6 @@ from pipeline.scorers import Answer, Score, open_scorer
 from pipeline.scorers.ensemble import combine_scores
 from pipeline.scorers.human_pairs import HumanComparison, read_human_comparisons
 
-USAGE = "strop calibrate FILE [scorer=NAME,…] [out=calibration.json] [recipes=NAME] [key=value …]"
 LONGER, COIN, ANNOTATORS = "longer wins", "random", "people"
 
 Verdicts = dict[str, float | None]
@@ -47,17 +47,16 @@ class CalibrateConfig(Block):
     score: ScoreConfig
 
 
+@reports_errors
 def main(arguments: list[str]) -> int:
-    try:
-        file, names, out, overrides = parse_arguments(arguments)
-        check_out(out, file)
-        judged = read_human_comparisons(file)
-        cfg = compose_block(Arguments.parse(overrides), CalibrateConfig).score
-        verdicts = {name: collect_verdicts(cfg, name, judged) for name in names}
-        results = summarize_calibration(judged, verdicts)
-    except (UserError, StageError) as fault:
-        print(fault, file=sys.stderr)
-        return USER_ERROR if isinstance(fault, UserError) else FAILED
+    words = parse_words("calibrate", arguments)
+    file, out = words.place(0), Path(words.knob("out"))
+    names = [name for name in words.knob("scorer").split(",") if name]
+    check_out(out, file)
+    judged = read_human_comparisons(file)
+    cfg = compose_block(Arguments.parse(words.overrides), CalibrateConfig).score
+    verdicts = {name: collect_verdicts(cfg, name, judged) for name in names}
+    results = summarize_calibration(judged, verdicts)
     write_json(out, {"file": file.name, **results})
     print_lines([*format_lines(results), str(out)])
     return 0
@@ -70,16 +69,6 @@ def print_lines(lines: list[str]) -> None:
     except BrokenPipeError:
         # For what Python writes when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def parse_arguments(arguments: list[str]) -> tuple[Path, list[str], Path, list[str]]:
-    pairs = [word.partition("=") for word in arguments]
-    options = {key: value for key, _, value in pairs if key in ("scorer", "out")}
-    rest = [word for word in arguments if word.partition("=")[0] not in ("scorer", "out")]
-    if not rest or "=" in rest[0]:
-        raise UserError(f"Give the file of annotators' verdicts first: {USAGE}")
-    names = [name for name in options.get("scorer", "").split(",") if name]
-    return Path(rest[0]), names, Path(options.get("out", "calibration.json")), rest[1:]
 
 
 def check_out(out: Path, file: Path) -> None:
@@ -280,7 +269,3 @@ def align_columns(table: list[list[str]]) -> Iterator[str]:
     for row in table:
         first, *rest = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
         yield "  ".join([first.strip().ljust(widths[0]), *rest]).rstrip()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

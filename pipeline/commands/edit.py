@@ -12,20 +12,17 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import Pairs, list_steps, resolve_run, write_text
-from pipeline.errors import USER_ERROR, UserError, format_move
+from pipeline.commands.table import parse_words, reports_errors
+from pipeline.errors import UserError, format_move
 
 
+@reports_errors
 def main(arguments: list[str]) -> int:
-    try:
-        if len(arguments) > 2:
-            raise UserError(f"{arguments[2]}: one word too many. Type strop edit [RUN] [ROUND].")
-        run = resolve_run(Path(arguments[0] if arguments else "runs/latest"))
-        number = arguments[1] if len(arguments) > 1 else None
-        file = run / "pairs.jsonl"
-        write_new(file, "".join(f"{line}\n" for line in format_lines(find_pairs(run, number))))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR
+    words = parse_words("edit", arguments)
+    run = resolve_run(words.place(0))
+    number = words.places[1] if words.places[1:] else None
+    file = run / "pairs.jsonl"
+    write_new(file, "".join(f"{line}\n" for line in format_lines(find_pairs(run, number))))
     give_back = quote_override("pair.edits", file)
     print(
         "Set action to drop, swap or replace where a pair is wrong (a line without a change, or"
@@ -81,7 +78,3 @@ def format_lines(pairs: Pairs) -> list[str]:
         json.dumps({"action": "keep", **row}, ensure_ascii=False)
         for row in rows.iter_rows(named=True)
     ]
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

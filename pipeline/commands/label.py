@@ -11,37 +11,32 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from pipeline.artifacts import KL, Samples, list_steps, resolve_run, write_text
+from pipeline.commands.table import describe_usage, parse_words, reports_errors
 from pipeline.config import LATER_TURN
-from pipeline.errors import USER_ERROR, UserError, format_move, pluralize, suggest
+from pipeline.errors import DONE, UserError, format_move, pluralize, suggest
 from pipeline.report.render.examples import format_prompt
 from pipeline.scorers.label_files import FORMULA_SIGNS
 
 PAGE = Path(__file__).with_suffix(".html")
-USAGE = (
-    "strop label [RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0]"
-    " (RUN is runs/latest by default)"
-)
 COLUMNS = ("prompt_id", "a_id", "b_id", "verdict", "annotator", "prompt", "a", "b")
 
 PairRow = dict[str, Any]
 
 
+@reports_errors
 def main(arguments: list[str]) -> int:
-    try:
-        run, options = parse_arguments(arguments)
-        folder = resolve_run(run) / "label"
-        rows, skipped = choose_pairs(run, options)
-        write_files(folder, rows)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR
+    words = parse_words("label", arguments)
+    check_count(words.knob("pairs"))
+    folder = resolve_run(words.place(0)) / "label"
+    rows, skipped = choose_pairs(words.place(0), words.knobs)
+    write_files(folder, rows)
     if skipped:
         prompts = pluralize(skipped, "prompt")
         print(f"left out: {prompts} without two different answers", file=sys.stderr)
@@ -49,34 +44,26 @@ def main(arguments: list[str]) -> int:
     print(f"{pluralize(len(rows), 'pair')} in {folder}: {files}", file=sys.stderr)
     print("Or open this page in a browser; it needs no network:", file=sys.stderr)
     print(folder / "pairs.html")
-    return 0
+    return DONE
 
 
-def parse_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
-    typed = dict(word.split("=", 1) for word in arguments if "=" in word)
-    options = {"pairs": "100", "seed": "0"} | typed
-    runs = [word for word in arguments if "=" not in word]
-    known = ["of", "pairs", "seed"]
-    if unknown := set(options) - set(known) or set(runs[1:]):
-        word = min(unknown)
-        raise UserError(f"{word}: not understood. {suggest(word, known)}\n  {USAGE}")
-    if not re.fullmatch("[0-9]{1,9}", options["pairs"]) or not int(options["pairs"]):
+def check_count(pairs: str) -> None:
+    if not re.fullmatch("[0-9]{1,9}", pairs) or not int(pairs):
         raise UserError(
-            f"pairs={options['pairs']}: expected a whole number of pairs from 1 to 999999999.\n"
-            f"  {USAGE}"
+            f"pairs={pairs}: expected a whole number of pairs from 1 to 999999999.\n"
+            f"  {describe_usage('label')}"
         )
-    return Path(runs[0] if runs else "runs/latest"), options
 
 
-def choose_pairs(run: Path, options: dict[str, str]) -> tuple[list[PairRow], int]:
+def choose_pairs(run: Path, options: Mapping[str, str | None]) -> tuple[list[PairRow], int]:
     """The pairs, and how many prompts had none. The seed chooses prompts and which side is A."""
     sides = [read_answers(samples) for samples in find_samples(run, options.get("of"))]
-    first, second, seed = sides[0], sides[-1], options["seed"]
+    first, second, seed = sides[0], sides[-1], str(options["seed"])
     rows: list[PairRow] = []
     skipped = 0
     prompts = first.keys() & second.keys()
     for prompt_id in sorted(prompts, key=lambda name: hash_words(seed, name)):
-        if len(rows) == int(options["pairs"]):
+        if len(rows) == int(options["pairs"] or 0):
             break
         chosen = choose_two(first[prompt_id], second[prompt_id], seed)
         if chosen is None:
@@ -100,7 +87,8 @@ def find_samples(run: Path, of: str | None) -> list[list[Samples]]:
         by_label.setdefault(path.name.split("-", 2)[2], []).append(Samples(path))
     if not by_label:
         raise UserError(
-            f"{run}: no run with samples here. Give one that has built sample.\n  {USAGE}"
+            f"{run}: no run with samples here. Give one that has built sample.\n"
+            f"  {describe_usage('label')}"
         )
     labels = of.split(",") if of else [find_last_label(list(by_label))]
     for label in labels:
@@ -211,7 +199,3 @@ def make_records(rows: list[PairRow]) -> Iterator[PairRow]:
             "fields": {"prompt": format_prompt(row["prompt"]), "a": row["a"], "b": row["b"]},
             "metadata": {name: row[name] for name in ("prompt_id", "a_id", "b_id")},
         }
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -12,27 +12,20 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.artifacts import list_steps, read_folder
-from pipeline.errors import DONE, USER_ERROR, UserError
+from pipeline.commands.table import describe_usage, parse_words, reports_errors
+from pipeline.errors import DONE, UserError
 from pipeline.models.merging import MERGED, check_mergeable, merge
 
-USAGE = "Type strop merge PLACE [OUT]: a run or a step's folder in the store, and a new folder."
 
-
-def main(words: list[str]) -> int:
-    try:
-        if not 1 <= len(words) <= 2:
-            raise UserError(
-                f"merge takes one or two folders, and {len(words)} were given.\n  {USAGE}"
-            )
-        step = find_step(Path(words[0]))
-        out = read_folder(words[1]) if words[1:] else step / MERGED
-        check_mergeable(step, out)
-        with lock_readable(step):
-            merge(step, out)
-        print(out)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR
+@reports_errors
+def main(arguments: list[str]) -> int:
+    words = parse_words("merge", arguments)
+    step = find_step(words.place(0))
+    out = read_folder(words.places[1]) if words.places[1:] else step / MERGED
+    check_mergeable(step, out)
+    with lock_readable(step):
+        merge(step, out)
+    print(out)
     return DONE
 
 
@@ -51,10 +44,7 @@ def find_step(place: Path) -> Path:
     folder = (trained[-1] if trained else place).resolve()
     if store.read_manifest(folder) is None:
         raise UserError(
-            f"{place}: no run that has trained a model, and no finished step.\n  {USAGE}"
+            f"{place}: no run that has trained a model, and no finished step.\n"
+            f"  {describe_usage('merge')}"
         )
     return folder
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,6 @@
 The run's config stays as it was. Its report.html, report.md and report.json are rewritten.
 """
 
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,20 +11,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline import store
 from pipeline.artifacts import list_steps, read_step, write_atomically, write_json
+from pipeline.commands.table import parse_words, reports_errors
 from pipeline.config import ReportConfig
 from pipeline.driver import worker
-from pipeline.errors import DONE, FAILED, USER_ERROR, StageError, UserError
+from pipeline.errors import DONE, UserError
 from pipeline.stages import evaluate
 
 
+@reports_errors
 def main(arguments: list[str]) -> int:
-    try:
-        if len(arguments) > 1:
-            raise UserError(f"{arguments[1]}: one word too many. Type strop report [RUN].")
-        print(rewrite_report(Path(arguments[0] if arguments else "runs/latest")))
-    except (UserError, StageError) as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR if isinstance(error, UserError) else FAILED
+    print(rewrite_report(parse_words("report", arguments).place(0)))
     return DONE
 
 
@@ -74,7 +69,3 @@ def find_evaluate_step(run: Path) -> dict[str, Any]:
         if here.is_dir():
             source["path"] = str(here)
     return step
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -14,20 +14,17 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.artifacts import MADE_BY
+from pipeline.commands.table import parse_words, reports_errors
 from pipeline.driver import store_users
 from pipeline.driver.store_users import StoreUsers, find_users, list_folder, read_step_record
 from pipeline.errors import (
     DONE,
-    USER_ERROR,
     UserError,
     exit_on_signals,
     explain_disk_fault,
     pluralize,
-    suggest,
 )
 
-USAGE = "strop store [store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]"
-KNOWN = "store=", "runs=", "forget=", "--prune", "--yes"
 # The names of steps, of unfinished and replaced ones, and of what a killed prune was removing.
 SUFFIXES = rf"\.partial|\.old-(?:[0-9a-f]{{16}}|unknown)(?:-\d+)?|{re.escape(store.REMOVED_SUFFIX)}"
 NAME = re.compile(rf"({store.STEP_NAME.pattern})({SUFFIXES})?")
@@ -58,48 +55,32 @@ class StoreEntry:
         return self.state == LEFTOVER or not self.runs
 
 
+@reports_errors
 def main(arguments: list[str]) -> int:
     exit_on_signals()
+    words = parse_words("store", arguments)
+    root, runs = Path(words.knob("store")), Path(words.knob("runs"))
+    if not root.is_dir():
+        raise UserError(
+            f"{root}: no store here.\n"
+            "  Go to the folder of your runs, or give the store: store=FOLDER"
+        )
     try:
-        options, root, runs = parse_arguments(arguments)
-        if not root.is_dir():
-            raise UserError(
-                f"{root}: no store here.\n"
-                "  Go to the folder of your runs, or give the store: store=FOLDER"
-            )
         store.rewrite_adapter_configs(root)
-        if forgotten := options.get("forget"):
+        if forgotten := words.knobs["forget"]:
             print(store_users.forget_runs(root, Path(forgotten)))
-        if "--prune" in options:
-            offer_prune(root, runs, confirmed="--yes" in options)
+        if "--prune" in words.flags:
+            offer_prune(root, runs, confirmed="--yes" in words.flags)
         else:
-            is_typed = any(word.startswith("runs=") for word in arguments)
-            own = [runs] if is_typed or runs.is_dir() else []
+            own = [runs] if "runs" in words.typed or runs.is_dir() else []
             users = find_users(root, [*own, *map(Path, store_users.read_runs(root) or [])])
             print("".join(f"! {fault}\n" for fault in users.faults), end="", file=sys.stderr)
             print_entries(list_store(root, users))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR
     except OSError as error:
         if not (explanation := explain_disk_fault(error)):
             raise
-        print(f"{explanation}\n  What remains is offered again.", file=sys.stderr)
-        return USER_ERROR
+        raise UserError(f"{explanation}\n  What remains is offered again.") from error
     return DONE
-
-
-def parse_arguments(arguments: list[str]) -> tuple[dict[str, str], Path, Path]:
-    """The options, the store and the runs folder."""
-    options: dict[str, str] = {"store": "store", "runs": "runs"}
-    for word in arguments:
-        name, equals, value = word.partition("=")
-        if name + equals not in KNOWN:
-            raise UserError(f"{word}: unknown. {suggest(word, list(KNOWN))}\n  {USAGE}")
-        if equals and not value:
-            raise UserError(f"{word}: a folder was expected, such as {name}={name}.\n  {USAGE}")
-        options[name] = value
-    return options, Path(options["store"]), Path(options["runs"])
 
 
 def list_store(root: Path, users: StoreUsers) -> list[StoreEntry]:
@@ -255,7 +236,3 @@ def _remove_entry(entry: StoreEntry) -> None:
         store.remove(entry.path)
     else:
         entry.path.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

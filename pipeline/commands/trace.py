@@ -4,31 +4,23 @@ It reads the steps that the run's folder links to, in the order of the run: all 
 prompt, for training and evaluation, all scores, and its pairs of each round.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
 from pipeline.artifacts import Pairs, Samples, Scores, list_steps, read_table
-from pipeline.errors import USER_ERROR, UserError, pluralize
+from pipeline.commands.table import parse_words, reports_errors
+from pipeline.errors import DONE, UserError, pluralize
 
 ANSWER_CHARACTERS = 300  # characters of an answer
 
 
+@reports_errors
 def main(arguments: list[str]) -> int:
-    try:
-        if not 1 <= len(arguments) <= 2 or not arguments[0]:
-            raise UserError(
-                "Give the id of a prompt: strop trace PROMPT_ID [RUN], such as\n"
-                "  strop trace 3fa9c1 runs/latest"
-            )
-        run = Path(arguments[1] if len(arguments) > 1 else "runs/latest")
-        print("\n".join(trace_prompt(arguments[0], run)))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR
-    return 0
+    words = parse_words("trace", arguments)
+    print("\n".join(trace_prompt(words.places[0], words.place(1))))
+    return DONE
 
 
 def trace_prompt(prompt_id: str, run: Path) -> list[str]:
@@ -122,7 +114,3 @@ def describe_pairs(pairs: Pairs, label: str, prompt_id: str) -> Iterator[str]:
 def _shorten(text: str) -> str:
     flat = text.replace("\n", "⏎")
     return flat if len(flat) <= ANSWER_CHARACTERS else f"{flat[:ANSWER_CHARACTERS]} …"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

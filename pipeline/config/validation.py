@@ -200,7 +200,7 @@ def _describe_error(error: Any, composition: Composition, names: _KnobNames) -> 
                 return message
             shown = key if isinstance(value, dict) else f"{key}={value!r}"
             fault = f"{shown}: {message}."
-            if (new := renamed.rename_value(path, value)) != value:
+            if (new := renamed.rename_value(path, value)) is not value:
                 fault = f"{key}={value}: {value} is {new} now. Give {key}={new}."
     return f"{source}: {fault}  ({file})"
 

@@ -103,7 +103,7 @@ def test_two_comparisons_of_one_second_have_a_folder_each(two, tmp_path, monkeyp
     assert places == [
         str(tmp_path / f"runs/compare/{name}/report.html") for name in ("now", "now-2")
     ]
-    assert "out=: a folder was expected" in refused(capsys, *two, "out=")
+    assert "out=: expected a value" in refused(capsys, *two, "out=")
     assert "~nosuchuser" in refused(capsys, *two, "out=~nosuchuser/x")
 
 
@@ -173,7 +173,7 @@ def test_its_intervals_are_drawn_as_one_says(two, tmp_path, capsys):
     capsys.readouterr()
     assert "level=95 resamples=9999" in refused(capsys, *two, "level=95")
     assert "seed=-1" in refused(capsys, *two, "seed=-1")
-    assert "Did you mean level?" in refused(capsys, *two, "levl=0.9")
+    assert "Did you mean level=?" in refused(capsys, *two, "levl=0.9")
     assert "out=/dev/null/x: cannot be written" in refused(capsys, *two, "out=/dev/null/x")
     assert "compare: could not convert string to float: 'high'" in refused(
         capsys, *two, "level=high"
@@ -265,7 +265,7 @@ def test_a_model_without_answers_or_scores_is_named_and_the_rest_written(tmp_pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["{a}"], "at least two"),
+        (["{a}"], "needs 2 or more of"),
         (["{a}", "{a}"], "two of them have this name"),
         (["{a}:sfd", "{b}"], "no such row. Did you mean sft?"),
         (["{a}", "nowhere"], "neither a run nor a model"),

@@ -89,7 +89,7 @@ def test_a_home_directory_loses_nothing(tmp_path, monkeypatch, capsys):
     Path("runs").mkdir()
     before = everything(tmp_path)
     assert STORE_MARKER in refused(capsys, "store=home", "--prune", "--yes")
-    assert "home: unknown" in refused(capsys, "home", "runs", "--prune", "--yes"), (
+    assert "home: one word too many" in refused(capsys, "home", "runs", "--prune", "--yes"), (
         "as it was typed before"
     )
     register_runs(Path("home"), Path("runs"))  # even where a run has used it as a store
@@ -221,8 +221,8 @@ def test_a_runs_folder_that_the_store_does_not_know_is_refused(place, capsys):
     said = refused(capsys, "runs=rums", "--prune", "--yes")
     assert "runs=rums" in said and str(place / "runs") in said
     assert "runs=nowhere" in refused(capsys, "runs=nowhere", "--prune", "--yes")
-    assert "a folder was expected" in refused(capsys, "runs=", "--prune", "--yes")
-    assert "a folder was expected" in refused(capsys, "store=", "--prune", "--yes")
+    assert "expected a value" in refused(capsys, "runs=", "--prune", "--yes")
+    assert "expected a value" in refused(capsys, "store=", "--prune", "--yes")
     assert everything(place) == before
 
 
@@ -407,7 +407,7 @@ def test_more_locks_than_files_may_be_open(place):
     for number in range(1100):
         write_text(place / "store" / "sample" / ".locks" / f"{number + 100:012x}", "")
     few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))  # noqa: E731
-    command = [sys.executable, "-m", "pipeline.commands.store", "--prune", "--yes"]
+    command = [sys.executable, "-m", "pipeline", "store", "--prune", "--yes"]
     environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=few)
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ def toys(tmp_path):
 
 
 def usage(toys: Toys, *words: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "pipeline.commands.store", *words]
+    command = [sys.executable, "-m", "pipeline", "store", *words]
     done = subprocess.run(
         command, cwd=toys.folder, env=toys.environment(), capture_output=True, text=True
     )
@@ -129,4 +129,4 @@ def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_aga
 
 def test_a_folder_without_a_store_and_unknown_words_are_refused(toys):
     assert "store=FOLDER" in usage(toys, code=2)
-    assert "--force: unknown" in usage(toys, "--force", code=2)
+    assert "--force: not understood" in usage(toys, "--force", code=2)

@@ -93,7 +93,7 @@ def test_an_unknown_prompt_or_run_is_refused(run, capsys):
         "does not know this prompt" in said
         and "prompt_id of a prompts.parquet in" in said
         and "strop trace p runs/RECIPE/TIME" in said
-        and "Give the id of a prompt" in said
+        and "trace needs a PROMPT_ID" in said
     )
 
 

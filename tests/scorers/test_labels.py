@@ -445,7 +445,7 @@ def test_where_it_writes_is_said_as_the_run_s_own_folder(run, capsys, monkeypatc
     ("words", "said"),
     [
         (["of=2"], "no samples of 2. Known: 1, test-round-1, test-sft"),
-        (["pears=3"], "pears: not understood. Did you mean pairs"),
+        (["pears=3"], "pears=3: not understood. Did you mean pairs"),
         (["pairs=some"], "pairs=some: expected a whole number"),
         (["of=1,1,1"], "a pair has two sides"),
     ],
@@ -692,7 +692,7 @@ def test_people_are_measured_against_each_other(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "Give the file of annotators' verdicts first"),
+        ([], "calibrate needs a FILE"),
         (
             ["FILE", "scorer=shirt", *SHORTER],
             "scorer=shirt: score.scorers has no such scorer. Did you mean short",

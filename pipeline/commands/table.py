@@ -1,0 +1,221 @@
+"""The commands of `strop`, and the one parser of the words after them.
+
+A word is a place (`runs/latest`), a knob (`out=FILE`) or a flag (`--prune`). `run`, `plan`, `pilot`
+and `sweep` take overrides of the config instead, which `config.compose` parses.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import wraps
+from pathlib import Path
+
+from pipeline.errors import FAILED, USER_ERROR, StageError, UserError, suggest
+
+MANY = 1000
+Main = Callable[[list[str]], int]
+HELP = {"-h", "--help"}
+LATEST = "runs/latest"
+CHOICES = "[recipes=NAME] [group=choice …] [key=value …]"
+
+
+@dataclass(frozen=True)
+class Command:
+    summary: str
+    usage: str
+    example: str
+    module: str
+    words: tuple[str, ...] = ()  # put before the words that the user types
+    places: tuple[int, int] = (0, 0)  # how many words without `=` it takes: at least, at most
+    knobs: Mapping[str, str | None] = field(default_factory=dict)  # with their defaults
+    flags: tuple[str, ...] = ()
+    takes_names: bool = False  # NAME=PLACE is a place
+    takes_overrides: bool = False  # what follows the places is for the config
+
+
+COMMANDS = {
+    "run": Command(
+        "Go from an SFT checkpoint to a report. Steps that the store has are not repeated.",
+        f"[--config-dir FOLDER] {CHOICES} [until=STAGE[@ROUND]]",
+        "strop run sft.model=./my-sft prompts.path=prompts.jsonl score=reward reward=checkpoint"
+        " reward.model=./my-reward pair.scorer=reward",
+        "pipeline.commands.run",
+    ),
+    "plan": Command(
+        "Show what a run would do and what it would refuse. Writes nothing, needs no network.",
+        f"[--config-dir FOLDER] {CHOICES}",
+        "strop plan recipes=smoke train.beta=0.05",
+        "pipeline.commands.run",
+        ("dry_run=true",),
+    ),
+    "pilot": Command(
+        "Run 10, then 50 prompts through every stage; estimate the whole run's time and cost.",
+        f"[--config-dir FOLDER] {CHOICES}",
+        "strop pilot recipes=mine",
+        "pipeline.commands.pilot.__main__",
+    ),
+    "sweep": Command(
+        "Run each point of a grid. Shared steps are built once; a page compares the points.",
+        f"[--config-dir FOLDER] {CHOICES} key=value,value …",
+        "strop sweep recipes=smoke train.beta=0.05,0.2",
+        "pipeline.commands.run",
+        ("-m",),
+    ),
+    "trace": Command(
+        "Follow one prompt: its candidates, their scores, and its pair or why it has none.",
+        "PROMPT_ID [RUN]",
+        "strop trace 3fa9c1d20b7e runs/latest",
+        "pipeline.commands.trace",
+        places=(1, 2),
+    ),
+    "compare": Command(
+        "Compare finished runs or evaluated models on the prompts that they share.",
+        "[NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME]"
+        " [level=0.95] [resamples=9999] [seed=42]",
+        "strop compare old=runs/mine/A new=runs/mine/B",
+        "pipeline.commands.compare",
+        places=(2, MANY),
+        knobs={"store": "store", "out": None, "level": "0.95", "resamples": "9999", "seed": "42"},
+        takes_names=True,
+    ),
+    "label": Command(
+        "Write pairs of answers for annotators to judge, as a page that works offline.",
+        "[RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0]",
+        "strop label runs/latest of=test-sft,test-round-1",
+        "pipeline.commands.label",
+        places=(0, 1),
+        knobs={"of": None, "pairs": "100", "seed": "0"},
+    ),
+    "calibrate": Command(
+        "Compare scorers with annotators, and with the rule that the longer answer wins.",
+        f"FILE [scorer=NAME,…] [out=calibration.json] {CHOICES}",
+        "strop calibrate verdicts.jsonl scorer=judge recipes=mine",
+        "pipeline.commands.calibrate",
+        places=(1, 1),
+        knobs={"scorer": None, "out": "calibration.json"},
+        takes_overrides=True,
+    ),
+    "edit": Command(
+        "Write a run's pairs to pairs.jsonl, to correct and give back as pair.edits=FILE.",
+        "[RUN] [ROUND]",
+        "strop edit runs/latest 1",
+        "pipeline.commands.edit",
+        places=(0, 2),
+    ),
+    "merge": Command(
+        "Merge a trained adapter into its base, for tools that take no adapter.",
+        "RUN [OUT]",
+        "strop merge runs/latest my-model",
+        "pipeline.commands.merge",
+        places=(1, 2),
+    ),
+    "store": Command(
+        "List the store and the runs that use it. --prune asks, then removes what no run needs.",
+        "[store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]",
+        "strop store --prune",
+        "pipeline.commands.store",
+        knobs={"store": "store", "runs": "runs", "forget": None},
+        flags=("--prune", "--yes"),
+    ),
+    "report": Command(
+        "Write a run's report again with the present code. Loads no model.",
+        "[RUN]",
+        "strop report runs/latest",
+        "pipeline.commands.report",
+        places=(0, 1),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Words:
+    """What was typed after a command. A knob that was not typed has its default."""
+
+    places: list[str]
+    knobs: dict[str, str | None]
+    flags: set[str]
+    overrides: list[str]
+    typed: set[str]  # the knobs that were typed
+
+    def place(self, index: int, default: str = LATEST) -> Path:
+        return Path(self.places[index] if len(self.places) > index else default)
+
+    def knob(self, name: str) -> str:
+        return self.knobs[name] or ""
+
+
+def parse_words(name: str, words: Iterable[str]) -> Words:
+    command = COMMANDS[name]
+    found = Words([], dict(command.knobs), set(), [], set())
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key in command.knobs and equals:
+            if not value:
+                raise _refuse(name, f"{word}: expected a value, such as {key}={key}.")
+            found.knobs[key] = value
+            found.typed.add(key)
+        elif word in command.flags:
+            found.flags.add(word)
+        elif command.takes_overrides and (equals or len(found.places) == command.places[1]):
+            found.overrides.append(word)
+        elif _is_place(command, word):
+            found.places.append(word)
+        else:
+            known = [*(f"{knob}=" for knob in command.knobs), *command.flags]
+            raise _refuse(name, f"{word}: not understood. {suggest(key, known)}".rstrip())
+    fewest, most = command.places
+    if len(found.places) < fewest or not all(found.places):
+        needed = f"{fewest} or more of" if fewest > 1 else "a"
+        raise _refuse(name, f"strop {name} needs {needed} {command.usage.split(' ')[0]}.")
+    if len(found.places) > most:
+        raise _refuse(name, f"{found.places[most]}: one word too many.")
+    return found
+
+
+def _is_place(command: Command, word: str) -> bool:
+    key, equals, place = word.rpartition("=")
+    if not equals:
+        return not word.startswith("-") or Path(word).exists()
+    if command.takes_names:
+        return not get_close_matches(key, command.knobs) or Path(place).exists()
+    return Path(word).exists()
+
+
+def _refuse(name: str, fault: str) -> UserError:
+    return UserError(f"{fault}\n  {describe_usage(name)}")
+
+
+def describe_usage(name: str) -> str:
+    return f"Usage: strop {name} {COMMANDS[name].usage}"
+
+
+def reports_errors(main: Main) -> Main:
+    """Prints what is for the user, without a traceback, and returns its exit code."""
+
+    @wraps(main)
+    def run(words: list[str]) -> int:
+        try:
+            return main(words)
+        except (UserError, StageError) as error:
+            print(error, file=sys.stderr)
+            return USER_ERROR if isinstance(error, UserError) else FAILED
+
+    return run
+
+
+def describe_commands() -> str:
+    lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "strop COMMAND …",
+            "",
+            *lines,
+            "",
+            "strop COMMAND --help shows its arguments and an example.",
+        ]
+    )
+
+
+def describe_command(name: str, command: Command) -> str:
+    return f"strop {name} {command.usage}\n\n  {command.summary}\n\n  {command.example}"
