@@ -4,6 +4,7 @@ Exact where the pairs are in the store, an upper bound where they are not. What 
 left out. A dry run prints it.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -19,7 +20,8 @@ from pipeline.config import (
     TransformersBackend,
     VllmBackend,
 )
-from pipeline.errors import UserError, pluralize, run_all, suggest
+from pipeline.errors import UserError, pluralize, run_all
+from pipeline.models.lora_targets import explain_unknown_target
 from pipeline.preflight.lineage import find_shape, find_weights
 from pipeline.resources import inference_memory, model_shape, training_fit
 from pipeline.resources.model_shape import Shape
@@ -63,18 +65,13 @@ def _explain_misfit(
 
 
 def _find_unknown_layer(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> str | None:
-    """The error for a target that no local layer has. A pattern is checked in training."""
+    """The error for a target that no local layer has."""
     folder, adapter = find_weights(run_plan, step.inputs["init"]), cfg.adapter
-    if folder is None or not isinstance(adapter, LoraAdapter) or isinstance(adapter.targets, str):
+    if folder is None or not isinstance(adapter, LoraAdapter):
         return None
     layers = model_shape.read_layer_names(folder)
-    for target in adapter.targets:
-        if layers and not any(f".{layer}".endswith(f".{target}") for layer in layers):
-            names = {layer.rpartition(".")[2] for layer in layers}
-            known = suggest(target, sorted(name for name in names if name.endswith("proj")))
-            fault = f"{target}: no layer of this model has that name. {known}"
-            return f"train.adapter.targets: {fault}"
-    return None
+    linear = [name for name in layers if not re.search("norm|embed", name.rpartition(".")[2])]
+    return explain_unknown_target(adapter.targets, layers, linear, "lm_head") if layers else None
 
 
 def check_engines(run_plan: RunPlan, coming: list[Step]) -> None:

@@ -1,13 +1,12 @@
 """Checks of a model that its config alone allows, without reading weights or using a device."""
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model
 from pipeline.config import LoraAdapter, TrainConfig
 from pipeline.config.launch import SHARDED_WEIGHTS
 from pipeline.errors import UserError
-from pipeline.models import loading
+from pipeline.models import loading, lora_targets
 from pipeline.models.quantization import read_quantization
 
 if TYPE_CHECKING:
@@ -47,37 +46,13 @@ def build_on_meta(model: Model) -> Any:
 
 
 def check_targets(module: Any, targets: str | list[str]) -> None:
-    if targets == "all-linear":
-        return
-    is_pattern = isinstance(targets, str)
-    names = [name for name, _ in module.named_modules() if name]
-    linear = {name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)}
+    parts = [(name, part) for name, part in module.named_modules() if name]
+    linear = [name for name, part in parts if _is_linear(part)]
     output = module.get_output_embeddings()
-    head = next((name for name, part in module.named_modules() if part is output), None)
-    for target in [targets] if isinstance(targets, str) else targets:
-        hits = [name for name in names if _is_target(target, name, is_pattern)]
-        if hits and head not in hits:
-            continue
-        if hits:
-            why = "its adapter would never be trained by TRL"
-        elif is_pattern:
-            why = "no module's whole name matches this pattern"
-        else:
-            why = "no module of this model has that name"
-        known = ", ".join(leaf for leaf in sorted(linear) if leaf != head)
-        # Without brackets it would be a pattern.
-        form = ", in brackets" if is_pattern else ""
-        raise UserError(
-            f"train.adapter.targets: {target}: {why}.\n"
-            f"  Expected names of linear layers{form} ({known}), or all-linear."
-        )
-
-
-def _is_target(target: str, name: str, is_pattern: bool) -> bool:
-    """As PEFT reads targets: a string is a pattern for a whole name, a list has ends of names."""
-    if is_pattern:
-        return bool(re.fullmatch(target, name))
-    return name == target or name.endswith(f".{target}")
+    head = next((name for name, part in parts if part is output), None)
+    names = [name for name, _ in parts]
+    if fault := lora_targets.explain_unknown_target(targets, names, linear, head):
+        raise UserError(fault)
 
 
 def _is_linear(module: Any) -> bool:

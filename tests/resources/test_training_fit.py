@@ -475,17 +475,21 @@ def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, 
     named = {"model.embed_tokens.weight": "1", "model.layers.0.self_attn.q_proj.weight": "1"}
     (tmp_path / "model").mkdir()
     write_json(tmp_path / "model" / "model.safetensors.index.json", {"weight_map": named})
-    wrong, right = (
+    wrong, pattern, right = (
         planned_on(
             tmp_path, LLAMA_1B, "adapter@train.adapter=lora", f"train.adapter.targets={names}"
         )
-        for names in ("[q_proj,q_prjo]", "[q_proj]")
+        for names in ("[q_proj,q_prjo]", "q_proj", "[q_proj]")
     )
+    expected = r"Expected names of linear layers.*\(q_proj\), or all-linear"
     with pytest.raises(
-        UserError,
-        match=r"targets: q_prjo: no layer of this model has that name. Did you mean q_proj",
+        UserError, match=rf"targets: q_prjo: no module of this model .*\n.*{expected}"
     ):
         capacity.check_capacity(wrong, wrong.steps)
+    with pytest.raises(
+        UserError, match=rf"targets: q_proj: no module's whole name.*\n.*{expected}"
+    ):
+        capacity.check_capacity(pattern, pattern.steps)
     capacity.check_capacity(right, right.steps)
 
 
