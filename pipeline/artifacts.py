@@ -125,6 +125,11 @@ def _describe_damage(path: Path, form: str, error: BaseException) -> str:
     )
 
 
+def find_store(step: Path) -> Path:
+    """The store of a step's folder, which is STORE/STAGE/FINGERPRINT."""
+    return step.parent.parent
+
+
 def resolve_run(run: Path) -> Path:
     """The folder that `runs/latest` points to now, relative where that is possible."""
     folder, here = run.resolve(), Path.cwd()
@@ -136,7 +141,7 @@ def list_steps(run: Path, pattern: str) -> list[Path]:
     """A run's links to its steps. Refuses one into a store that is not there any more."""
     links = sorted((run / "store").glob(pattern))
     for link in (link for link in links if link.is_symlink()):
-        root = (link.parent / link.readlink()).parent.parent
+        root = find_store(link.parent / link.readlink())
         if not root.exists():
             raise UserError(
                 f"{link}: leads into the store {root}, which is not there: it was moved, or its"
@@ -264,7 +269,7 @@ class Model(Artifact):
     @property
     def _base(self) -> "Model":
         """An adapter names its base as `stage/fingerprint` in the same store."""
-        return Model(self.path.parent.parent / self.record["base"])
+        return Model(find_store(self.path) / self.record["base"])
 
     def read_metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
@@ -429,5 +434,5 @@ def open_artifact(stage: str, path: Path, part: str | None = None) -> Artifact:
     if part == "decontamination":
         return Decontamination(path / part)
     if stage == "gate":  # opens as the model that it points to
-        return Model(path.parent.parent / read_json(path / MODEL_FILE)["target"])
+        return Model(find_store(path) / read_json(path / MODEL_FILE)["target"])
     return MADE_BY[stage](path / part if part else path)

@@ -26,6 +26,7 @@ from pipeline.artifacts import (
     PLACE_FILE,
     UNAVAILABLE_FILE,
     Model,
+    find_store,
     read_json,
     write_adapter_config,
     write_json,
@@ -289,7 +290,7 @@ def list_bases(path: Path) -> list[str]:
         return []
     if not fingerprint:
         return []
-    return [fingerprint, *list_bases(path.parent.parent / stage / fingerprint)]
+    return [fingerprint, *list_bases(find_store(path) / stage / fingerprint)]
 
 
 def rewrite_adapter_configs(root: Path) -> None:
@@ -417,7 +418,7 @@ def lock_step(final: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
     file = final.parent / ".locks" / final.name
     file.parent.mkdir(parents=True, exist_ok=True)
     with (
-        lock_shared(final.parent.parent, lambda: on_wait("a prune of the store")),
+        lock_shared(find_store(final), lambda: on_wait("a prune of the store")),
         file.open("a+") as handle,
     ):
         try:

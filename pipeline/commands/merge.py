@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from pipeline import store
-from pipeline.artifacts import list_steps, read_folder
+from pipeline.artifacts import find_store, list_steps, read_folder
 from pipeline.commands.table import describe_usage, parse_words, reports_errors
 from pipeline.errors import DONE, UserError
 from pipeline.models.merging import MERGED, check_mergeable, merge
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
 def lock_readable(step: Path) -> AbstractContextManager[None]:
     """A step of a store that cannot be written needs no lock: no prune can remove it either."""
-    if not os.access(step.parent.parent, os.W_OK):
+    if not os.access(find_store(step), os.W_OK):
         return nullcontext()
     return store.lock_step(
         step, on_wait=lambda owner: print(f"waiting for {owner}", file=sys.stderr)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import MODEL_FILE, PLACE_FILE, Model, write_json
+from pipeline.artifacts import MODEL_FILE, PLACE_FILE, Model, find_store, write_json
 from pipeline.config import Checkpoint, Dtype, RewardCheckpoint, Template, Trust, Weights
 from pipeline.errors import UserError, run_all
 from pipeline.hashing import ContentCache, resolve_commit
@@ -196,7 +196,7 @@ def _list_patterns(trust: Trust) -> list[str]:
 
 def _record_local_folder(folder: Path, out: Path) -> dict[str, Any]:
     """Record where it is and its hash, which the driver cached in the store when it hashed it."""
-    content = ContentCache(out.parent.parent / ".contents.json").hash_path(folder)
+    content = ContentCache(find_store(out) / ".contents.json").hash_path(folder)
     write_json(out / PLACE_FILE, {"weights": str(folder)})
     return {"revision": None, "content": content}
 

@@ -22,6 +22,7 @@ from pipeline.artifacts import (
     Scores,
     Verdicts,
     build_tree,
+    find_store,
     list_steps,
     read_step,
 )
@@ -71,7 +72,7 @@ def read_verdicts_between(one: FoundRun, other: FoundRun) -> list[tuple[str, pl.
     ours, theirs = (run.artifacts["samples"].path for run in (one, other))
     verdicts = []
     for a, b in ((ours, theirs), (theirs, ours)):
-        for step in _find_readers(ours.parent.parent, "duel", "a", a.name):
+        for step in _find_readers(find_store(ours), "duel", "a", a.name):
             record = read_step(step)
             if record["inputs"]["b"]["fingerprint"] == b.name:
                 rows = Verdicts(step).read()
@@ -129,7 +130,7 @@ def _find_model(store: Path, fingerprint: str) -> Path:
 
 def _find_by_model(model: Path, name: str) -> FoundRun:
     """By the store's records of what was sampled from it, and of what was made from the samples."""
-    store = model.parent.parent
+    store = find_store(model)
     sampled = [
         step
         for step in _find_readers(store, "sample", "policy", model.name)
@@ -206,4 +207,4 @@ def _read_scorer_configs(scores: Path | None) -> dict[str, Any]:
 
 def _locate_input(reader: Path, source: dict[str, Any]) -> Path:
     """An input is in the same store as its reader, wherever that store is by now."""
-    return reader.parent.parent / source["stage"] / source["fingerprint"].partition("/")[0]
+    return find_store(reader) / source["stage"] / source["fingerprint"].partition("/")[0]
