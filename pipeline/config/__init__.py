@@ -25,19 +25,6 @@ from pipeline.config.base import (
     Weights,
 )
 from pipeline.config.benchmark import BenchmarkConfig
-from pipeline.config.checks import (
-    CheckRuntime,
-    CheckScorer,
-    CodeLimits,
-    CodeScorer,
-    IfevalScorer,
-    JsonScorer,
-    LanguageScorer,
-    LengthScorer,
-    MathScorer,
-    RegexScorer,
-    RuleScorer,
-)
 from pipeline.config.cross_checks import find_mismatches
 from pipeline.config.demonstrations import (
     DemonstrationsConfig,
@@ -127,6 +114,19 @@ from pipeline.config.reward import (
     UserPreferences,
 )
 from pipeline.config.rows import FileRows, HubDataset, HubRows
+from pipeline.config.rule_scorers import (
+    CheckRuntime,
+    CheckScorer,
+    CodeLimits,
+    CodeScorer,
+    IfevalScorer,
+    JsonScorer,
+    LanguageScorer,
+    LengthScorer,
+    MathScorer,
+    RegexScorer,
+    RuleScorer,
+)
 from pipeline.config.sample import (
     ANSWER,
     EVAL_PURPOSE,

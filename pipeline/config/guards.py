@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.base import Block
-from pipeline.config.checks import CheckScorer
+from pipeline.config.rule_scorers import CheckScorer
 
 # The KL of 64 prompts is known to a fraction of a nat; each evaluation samples all their answers.
 MAX_PROMPTS = 64

@@ -16,8 +16,8 @@ from pipeline.config.base import (
     Weights,
     Workers,
 )
-from pipeline.config.checks import CheckScorer
 from pipeline.config.judge import Judge, PairwiseScorer, RubricScorer, VllmEngine
+from pipeline.config.rule_scorers import CheckScorer
 from pipeline.config.training import Quantization
 from pipeline.errors import suggest
 

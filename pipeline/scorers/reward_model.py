@@ -14,7 +14,7 @@ from pipeline.artifacts import Model
 from pipeline.config import RewardModelScorer
 from pipeline.errors import StageError, UserError, suggest
 from pipeline.scorers import Answer, Score
-from pipeline.scorers.pooling import ClassifierSource, Logits, PoolingEngine, open_engine
+from pipeline.scorers.classifier_logits import ClassifierSource, Logits, PoolingEngine, open_engine
 from pipeline.scorers.reward_text import EncodedRow, RewardEncoder, UnreadableText
 from pipeline.text import strip_reasoning
 

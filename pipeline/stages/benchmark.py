@@ -38,7 +38,7 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model, knob: str = "benchmark
         write_text(out / UNAVAILABLE_FILE, f"{absent}\n")
         print_note(str(absent))
         return Metrics(out)
-    from pipeline.benchmarks.answers import ChunkedModel, open_model
+    from pipeline.benchmarks.lm_eval_model import ChunkedModel, open_model
 
     scratch = out / "scratch"
     answering = ChunkedModel(cfg, knob, open_model(cfg, knob, model, scratch), scratch / "answers")

@@ -165,12 +165,11 @@ def test_a_group_s_figure_is_over_the_questions_of_all_its_tasks(tmp_path, sft, 
 def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(
     tmp_path, sft, folder, monkeypatch
 ):
-    from pipeline.benchmarks import answers
 
     cfg, asked = config(folder, "choice"), []
-    monkeypatch.setattr(answers, "CHUNK", 20)
+    monkeypatch.setattr(lm_eval_model, "CHUNK", 20)
     benchmark.run(cfg, tmp_path / "whole", model=sft)
-    finite = answers.ChunkedModel._check_finite
+    finite = lm_eval_model.ChunkedModel._check_finite
 
     def dying(self, given):
         asked.append(len(given))
@@ -178,7 +177,7 @@ def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(
             raise KeyboardInterrupt
         return finite(self, given)
 
-    monkeypatch.setattr(answers.ChunkedModel, "_check_finite", dying)
+    monkeypatch.setattr(lm_eval_model.ChunkedModel, "_check_finite", dying)
     with pytest.raises(KeyboardInterrupt):
         benchmark.run(cfg, tmp_path / "killed", model=sft)
     benchmark.run(cfg, tmp_path / "killed", model=sft)
@@ -192,11 +191,10 @@ def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(
 def test_the_model_s_own_chat_template_frames_examples_and_question(
     tmp_path, sft, folder, monkeypatch
 ):
-    from pipeline.benchmarks import answers
 
-    seen, ask = [], answers.ChunkedModel._run_chunks
+    seen, ask = [], lm_eval_model.ChunkedModel._run_chunks
     monkeypatch.setattr(
-        answers.ChunkedModel,
+        lm_eval_model.ChunkedModel,
         "_run_chunks",
         lambda self, *w: [seen.append((self.model, w[1]))] and ask(self, *w),
     )

@@ -18,7 +18,7 @@ from pipeline.artifacts import Model
 from pipeline.config import RewardTraining
 from pipeline.errors import StageError, UserError
 from pipeline.models.strict_loading import load_strict
-from pipeline.scorers.pooling import forward_in_batches
+from pipeline.scorers.classifier_logits import forward_in_batches
 from pipeline.scorers.reward_text import EncodedRow as Text
 from pipeline.training.monitoring.callbacks import (
     CheckpointLedger,
