@@ -23,7 +23,7 @@ from pipeline.artifacts import (
     write_table,
     write_text,
 )
-from pipeline.benchmarks import tasks
+from pipeline.benchmarks import lm_eval_model, tasks
 from pipeline.config import BenchmarkConfig
 from pipeline.errors import UserError
 from pipeline.plan import plan
