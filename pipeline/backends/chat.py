@@ -1,12 +1,14 @@
 """A checkpoint's tokenizer with its chat template, its stop tokens and its context length."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Message
 from pipeline.errors import UnrenderableTemplate, UserError
 from pipeline.models.bos import REMEDY, starts_with_two_bos
+from pipeline.models.chat_template import encode_rendered, render_template
 
 PROBE: list[Message] = [{"role": "user", "content": "Who are you?"}]
 
@@ -50,9 +52,7 @@ class ModelTokenizer:
         return "strftime_now" in str(self.tokenizer.chat_template)
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
-        ids: list[int] = self._apply_template(
-            messages, add_generation_prompt=True, return_dict=False, **kwargs
-        )
+        ids = encode_rendered(self.tokenizer, self.render(messages, kwargs, generation=True))
         self._check_bos(ids)
         return ids
 
@@ -85,20 +85,16 @@ class ModelTokenizer:
 
     def render(self, messages: list[Message], kwargs: dict[str, Any], generation: bool) -> str:
         """The template's text: a prompt up to the answer's start, or a whole conversation."""
-        return self._apply_template(
-            messages, tokenize=False, add_generation_prompt=generation, **kwargs
+        return render_template(
+            self.tokenizer, messages, kwargs, partial(self._explain_template, messages), generation
         )
 
-    def _apply_template(self, messages: list[Message], **options: Any) -> Any:
-        try:
-            return self.tokenizer.apply_chat_template(messages, **options)
-        except Exception as error:  # the template is the checkpoint's code and may raise anything
-            raise UnrenderableTemplate(
-                f"{self.source}: its chat template does not render {str(messages)[:200]}:"
-                f" {error}.\n"
-                "  Give the messages in the roles and the order it knows,"
-                " or another template.chat_template=FILE."
-            ) from error
+    def _explain_template(self, messages: list[Message], error: Exception) -> UserError:
+        return UnrenderableTemplate(
+            f"{self.source}: its chat template does not render {str(messages)[:200]}: {error}.\n"
+            "  Give the messages in the roles and the order it knows,"
+            " or another template.chat_template=FILE."
+        )
 
     def check_template(self, kwargs: dict[str, Any]) -> None:
         """Make the checks of `pair` with one plain question, before anything is sampled."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Template, Trust
 from pipeline.errors import UserError, pluralize
 from pipeline.models.bos import REMEDY, starts_with_two_bos
+from pipeline.models.chat_template import encode_rendered, render_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,16 +142,14 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", settings: Template, nam
             "  Set eos_token in tokenizer_config.json."
         )
     source = settings.chat_template or name
-    try:
-        prompt = tokenizer.apply_chat_template(
-            PROBE, tokenize=False, add_generation_prompt=True, **settings.kwargs
-        )
-    except Exception as error:  # the template is the checkpoint's code and may raise anything
-        raise UserError(
+
+    def explain(error: Exception) -> UserError:
+        return UserError(
             f"{source}: the chat template does not take one user message ({first_line(error)}).\n"
             "  Fix it, or give another as template.chat_template=FILE."
-        ) from error
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        )
+
+    ids = encode_rendered(tokenizer, render_template(tokenizer, PROBE, settings.kwargs, explain))
     if starts_with_two_bos(ids, tokenizer.bos_token_id):
         raise UserError(
             f"{source}: a templated prompt begins with two BOS ({tokenizer.bos_token}):"

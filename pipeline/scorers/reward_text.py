@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipeline.errors import UserError
 from pipeline.models.bos import adds_bos, contains_bos, starts_with_two_bos
+from pipeline.models.chat_template import encode_rendered, render_template
 
 Message = dict[str, str]
 
@@ -63,13 +64,8 @@ class RewardEncoder:
 
         If it omits the BOS that the model was trained with, the tokenizer adds it.
         """
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self.kwargs)
-        except Exception as error:  # the checkpoint's own code may raise anything
-            raise UnreadableText(
-                f"the reward model's chat template does not render it: {error}"
-            ) from error
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        text = render_template(self.tokenizer, messages, self.kwargs, _explain_template, False)
+        ids = encode_rendered(self.tokenizer, text)
         if self.adds_bos and ids[:1] != [self.bos]:
             ids = [self.bos, *ids]  # type: ignore[list-item]
         bos_token = self.tokenizer.bos_token
@@ -101,3 +97,7 @@ class RewardEncoder:
             shortened.append(text[spans[cut][0] :] if cut < len(spans) else "")
             excess -= cut
         return shortened[0], shortened[1]
+
+
+def _explain_template(error: Exception) -> UnreadableText:
+    return UnreadableText(f"the reward model's chat template does not render it: {error}")

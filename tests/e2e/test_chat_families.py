@@ -493,7 +493,7 @@ def test_a_demonstration_in_roles_that_the_template_does_not_take_is_a_bad_row(p
         UserError, match=r"sft\.data: row 2: .*take turns(.*\n)+.*sft\.data\.on_bad_row=skip"
     ):
         taken("fail")
-    examples, dropped = taken("skip")
-    assert len(examples) == 2 and [(row["row"], row["reason"]) for row in dropped] == [
+    examples, log = taken("skip")
+    assert len(examples) == 2 and log.table().select("row", "reason").rows() == [
         ("row 2", "bad row")
     ]

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.backends import vllm_engine
 from pipeline.config import VllmEngine
 from pipeline.errors import UserError
+from pipeline.models.chat_template import encode_rendered, render_template
 from pipeline.scorers.judging import JudgeRequest, OnResponse, Response, not_installed_error
 from pipeline.scorers.judging.endpoint import build_schema
 
@@ -67,19 +68,18 @@ class VllmJudge:
                 yield request, Response(None, fault=fault)
 
     def _encode(self, request: JudgeRequest) -> list[int]:
-        from jinja2 import TemplateError
-
         messages = [dict(message) for message in request.messages]
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=False, **self.cfg.template_kwargs
-            )
-        except (TemplateError, ValueError) as error:
-            raise UserError(
-                f"{self.cfg.model}: its chat template does not render a judge's request: {error}.\n"
-                "  If it knows no system message, give a template=FILE without the line `---`:"
-                " it is one message then."
-            ) from error
+        text = render_template(
+            self.tokenizer, messages, self.cfg.template_kwargs, self._explain_template
+        )
+        return encode_rendered(self.tokenizer, text)
+
+    def _explain_template(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self.cfg.model}: its chat template does not render a judge's request: {error}.\n"
+            "  If it knows no system message, give a template=FILE without the line `---`:"
+            " it is one message then."
+        )
 
     def _build_parameters(self, labels: tuple[str, ...]) -> Any:
         from vllm import SamplingParams
