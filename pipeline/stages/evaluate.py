@@ -163,6 +163,7 @@ def assemble_report(
     differences, contests = correct_families(
         aggregate.describe_differences(examined, names, draw),
         [aggregate.describe_duel(duel) for duel in found.duels],
+        primary=(chosen, cfg.scorer),
     )
     retained = check_retention(cfg.retention, question, published, differences)
     return {

@@ -249,7 +249,7 @@ def draw_frontier(grid: SweepGrid) -> Figure | None:
         [
             str(point["point"]),
             _name_point(grid, point),
-            format_number(point["kl"]),
+            format_number(point["kl"], 2),
             format_number(point["score"]),
             "yes" if is_dominated(point, points) else "",
         ]

@@ -144,5 +144,5 @@ def _contest_row(duel: ReportRow) -> tuple[str, ...]:
         *counts,
         rate,
         ends,
-        format_p_value(duel["p_value"]),
+        format_p_value(duel["p_holm"]),
     )

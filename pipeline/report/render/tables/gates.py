@@ -1,5 +1,6 @@
 """The table of what the gate chose: each candidate, what it was compared with, and the outcome."""
 
+from pipeline.errors import pluralize
 from pipeline.report.formatting import UNKNOWN, ReportRow, format_number, format_signed
 from pipeline.report.render.table import Cell, ReportTable
 
@@ -22,7 +23,7 @@ def build_gates(report: ReportRow) -> ReportTable:
 def _candidate_row(row: ReportRow) -> list[Cell]:
     return [
         Cell(row["model"]),
-        Cell(format_number(row["mean"]), f"{row['n']} prompts"),
+        Cell(format_number(row["mean"]), pluralize(row["n"], "prompt")),
         Cell(row["against"] or UNKNOWN),
         Cell(format_signed(row["gain"])),
         Cell(format_number(row["kl"], 2)),
