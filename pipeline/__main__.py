@@ -86,7 +86,7 @@ COMMANDS = {
         "pipeline.commands.calibrate",
     ),
     "edit": Command(
-        "Write a run's pairs to pairs.jsonl, to correct and give back as pair.edits=FILE.",
+        "Write a round's pairs to pairs.jsonl, to correct and give back as pair.edits.ROUND=FILE.",
         "[RUN] [ROUND]",
         "strop edit runs/latest 1",
         "pipeline.commands.edit",

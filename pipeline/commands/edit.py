@@ -1,4 +1,4 @@
-"""`strop edit`: a run's pairs as `pairs.jsonl`, to correct and give back as `pair.edits=FILE`.
+"""`strop edit`: a round's pairs as `pairs.jsonl`, to give back as `pair.edits.ROUND=FILE`.
 
 Set `action` to drop, swap or replace; for replace, change the text of chosen or rejected too. Lines
 with keep stay. A corrected file is never overwritten.
@@ -22,32 +22,33 @@ def main(arguments: list[str]) -> int:
         run = resolve_run(Path(arguments[0] if arguments else "runs/latest"))
         number = arguments[1] if len(arguments) > 1 else None
         file = run / "pairs.jsonl"
-        write_new(file, "".join(f"{line}\n" for line in format_lines(find_pairs(run, number))))
+        number, pairs = find_pairs(run, number)
+        write_new(file, "".join(f"{line}\n" for line in format_lines(pairs)), number)
     except UserError as error:
         print(error, file=sys.stderr)
         return USER_ERROR
     print(
         "Set action to drop, swap or replace where a pair is wrong (a line without a change, or"
-        f" removed, changes nothing), then give the file back: pair.edits={file}",
+        f" removed, changes nothing), then give the file back: pair.edits.{number}={file}",
         file=sys.stderr,
     )
     print(file)
     return 0
 
 
-def write_new(file: Path, text: str) -> None:
+def write_new(file: Path, text: str, number: str) -> None:
     """Write a new file. An existing one that differs was corrected or is of another round."""
     if file.exists() and file.read_bytes() != text.encode():
         raise UserError(
             f"{file}: it exists and differs from these pairs: corrected, or of another round.\n"
-            f"  Nothing was written. Give it back as pair.edits={file}, or move it away first:"
-            f" {shlex.join(['mv', str(file), f'{file}.kept'])}"
+            f"  Nothing was written. Give it back as pair.edits.{number}={file} if it is of round"
+            f" {number}, or move it away first: {shlex.join(['mv', str(file), f'{file}.kept'])}"
         )
     write_text(file, text)
 
 
-def find_pairs(run: Path, number: str | None) -> Pairs:
-    """The pairs of one round of a run, by default the last."""
+def find_pairs(run: Path, number: str | None) -> tuple[str, Pairs]:
+    """A round of a run, by default the last, and its pairs."""
     folders = sorted((run / "store").glob("*-pair-*"))
     rounds = {folder.name.rpartition("-")[2]: folder for folder in folders}
     if not rounds:
@@ -57,7 +58,8 @@ def find_pairs(run: Path, number: str | None) -> Pairs:
         )
     if number is not None and number not in rounds:
         raise UserError(f"ROUND={number}: {run} has pairs of round {', '.join(rounds)}.")
-    return Pairs(rounds[number] if number else list(rounds.values())[-1])
+    number = number or [*rounds][-1]
+    return number, Pairs(rounds[number])
 
 
 def format_lines(pairs: Pairs) -> list[str]:

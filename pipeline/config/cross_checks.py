@@ -21,6 +21,7 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_gate(cfg)
     yield from _check_retention(cfg)
     yield from _check_mix(cfg)
+    yield from _check_edits(cfg)
     yield from _check_samples_per_prompt(cfg)
     yield from _check_best_of_n(cfg)
     if cfg.evaluate.sample.resample_ties:
@@ -111,6 +112,16 @@ def _check_gate(cfg: "Config") -> Iterator[str]:
             " tell models apart. Give gate.scorer=ANOTHER, and +score@evaluate.dev_score=FILE where"
             " no other scorer scores dev."
         )
+
+
+def _check_edits(cfg: "Config") -> Iterator[str]:
+    """Edits of a round that this run does not have would be ignored."""
+    for number in cfg.pair.edits:
+        if number > cfg.rounds:
+            yield (
+                f"pair.edits.{number}: there is no round {number}, since rounds={cfg.rounds}."
+                f" Give rounds={number}, or the number of the round whose pairs the file has."
+            )
 
 
 def _check_retention(cfg: "Config") -> Iterator[str]:

@@ -1,6 +1,6 @@
 """How pairs are chosen, filtered, mixed and split."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -9,6 +9,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -125,7 +126,9 @@ class Mix(Block):
         return self
 
 
-class PairConfig(Block):
+class Pairing(Block):
+    """What a round's pairs are made by, whichever round it is."""
+
     strategy: StrategyConfig
     scorer: str
     pairs_per_prompt: PositiveInt
@@ -133,7 +136,6 @@ class PairConfig(Block):
     filters: Filters
     mix: Mix
     unpaired_threshold: float | None
-    edits: Local | None
     limits: Limits
     template_kwargs: dict[str, JsonValue]
     dev: DevPairs
@@ -154,14 +156,34 @@ class PairConfig(Block):
         """The scorer that paired the policy's samples; None where pairs come from elsewhere."""
         return self.scorer if self.mix.on_policy and self.strategy.kind != "demonstration" else None
 
+
+class PairConfig(Pairing):
+    edits: dict[PositiveInt, Local]  # by round: edits hold for the pairs that they were written of
+
+    @field_validator("edits", mode="before")
+    @classmethod
+    def _check_rounds(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(
+                f"expected a file for each round: write pair.edits.1={value} for round 1"
+            )
+        return value
+
     def for_round(self, round: int) -> "PairRound":
-        return PairRound(**dict(self), round=round)
+        """A round without edits is the same whatever another round's edits are."""
+        own = {**dict(self), "edits": self.edits.get(round)}
+        return PairRound(**own, round=round)
 
 
-class PairRound(PairConfig):
+class PairRound(Pairing):
     """The user's block and the round, which decides which offline rows it takes."""
 
+    edits: Local | None
     round: PositiveInt
+
+    @property
+    def edits_knob(self) -> str:
+        return f"pair.edits.{self.round}"
 
     def explain_shortage(self, rows: int) -> str | None:
         """Why this many offline rows are too few for the round; None: they are enough."""

@@ -132,7 +132,9 @@ def test_a_file_that_was_corrected_by_hand_is_never_written_over(run, capsys):
         assert edit.main(words) == 2
         said = capsys.readouterr().err
         assert (
-            f"pair.edits={file}" in said and f"mv {file}" in said and file.read_text() == corrected
+            f"pair.edits.{[*words, '2'][1]}={file}" in said
+            and f"mv {file}" in said
+            and file.read_text() == corrected
         )
 
 
@@ -143,5 +145,5 @@ def test_where_it_is_written_is_the_run_s_own_folder_and_not_the_latest(run, cap
     shown = capsys.readouterr()
     assert (
         shown.out.strip() == f"{run.name}/pairs.jsonl"
-        and f"pair.edits={run.name}/pairs.jsonl" in shown.err
+        and f"pair.edits.1={run.name}/pairs.jsonl" in shown.err
     )

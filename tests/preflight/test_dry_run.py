@@ -188,7 +188,7 @@ REFUSED_BOTH_TIMES = [
         [*REWARD, "reward.data.source.path=pairs.jsonl"],
         "reward.data.source.path=pairs.jsonl: 1 of 1 row cannot be",
     ),
-    (["pair.edits=edits.jsonl"], "pair.edits=edits.jsonl: 1 line cannot be used:"),
+    (["pair.edits.1=edits.jsonl"], "pair.edits.1=edits.jsonl: 1 line cannot be used:"),
     (["runs=taken"], "runs=taken: cannot be written (File exists)"),
     (["store=taken/store"], "store=taken/store: cannot be written (Not a directory)"),
     (
@@ -245,7 +245,7 @@ def test_everything_is_said_at_once_and_counted(capsys):
         "prompts.split.test=50",
         "sft.model=./nowhere",
         *OWN,
-        "pair.edits=edits.jsonl",
+        "pair.edits.1=edits.jsonl",
         "runs=taken",
     ]
     said, last = said_by_dry_run(capsys, *words)

@@ -259,7 +259,7 @@ def _is_far(nats: float | None) -> bool:
 def _advise_clearer_pairs(basis: VerdictBasis) -> str:
     """Pairs that no scorer made have no margin to raise."""
     if basis.training is None:
-        return "Correct them: strop edit writes them to a file for pair.edits=FILE"
+        return "Correct them: strop edit writes them to a file for pair.edits"
     return "Raise pair.filters.min_margin, or score pairs by another pair.scorer"
 
 
