@@ -126,7 +126,7 @@ class Mix(Block):
         return self
 
 
-class Pairing(Block):
+class PairConfig(Block):
     """What a round's pairs are made by, whichever round it is."""
 
     strategy: StrategyConfig
@@ -157,7 +157,9 @@ class Pairing(Block):
         return self.scorer if self.mix.on_policy and self.strategy.kind != "demonstration" else None
 
 
-class PairConfig(Pairing):
+class UserPairConfig(PairConfig):
+    """The user's block."""
+
     edits: dict[PositiveInt, Local]  # by round: edits hold for the pairs that they were written of
 
     @field_validator("edits", mode="before")
@@ -175,8 +177,8 @@ class PairConfig(Pairing):
         return PairRound(**own, round=round)
 
 
-class PairRound(Pairing):
-    """The user's block and the round, which decides which offline rows it takes."""
+class PairRound(PairConfig):
+    """One round's pairs, and the number of the round, which decides which offline rows it takes."""
 
     edits: Local | None
     round: PositiveInt
