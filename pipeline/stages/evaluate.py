@@ -165,10 +165,12 @@ def assemble_report(
         [aggregate.describe_duel(duel) for duel in found.duels],
         primary=(chosen, cfg.scorer),
     )
+    gates = read_gates(out)
+    verdict = reach_verdict(question, models, differences, gates[-1] if gates else None)
     retained = check_retention(cfg.retention, question, published, differences)
     return {
         "evaluation": asdict(question),
-        "verdict": apply_retention(reach_verdict(question, models, differences), retained, chosen),
+        "verdict": apply_retention(verdict, retained, chosen),
         "models": models,
         "differences": differences,
         "duels": contests,
@@ -180,7 +182,7 @@ def assemble_report(
         "ceiling": sanity_checks.check_ceiling(question, differences),
         "benchmarks": published,
         "retention": retained,
-        "gates": read_gates(out),
+        "gates": gates,
         "people": [
             *found.annotators.agreement,
             *(row for _, said in found.chats.values() for row in said.agreement),

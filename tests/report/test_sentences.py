@@ -340,6 +340,35 @@ def test_a_round_that_is_as_good_as_sft_took_no_large_step():
     )
 
 
+def test_a_round_that_the_gate_called_too_far_is_sent_to_the_budget():
+    rejected = {"model": "round-1", "kl": 0.4, "outcome": "too far"}
+    gate = {"candidates": [rejected], "kl_budget": 0.0001, "min_gain": 0.0}
+    both = [make_model("sft", 0.0), make_model("round-1", 0.05)]
+    of = make_basis(chosen="sft")
+    why = reach_verdict(of, both, [make_gap("gold", 0.1, 0.3)], gate)["why"]
+    assert "0.40 nats from sft, over gate.kl_budget=0.0001. Raise gate.kl_budget" in why
+    assert "raise train.learning_rate" not in why and "min_gain" not in why
+
+
+@pytest.mark.parametrize(("min_gain", "is_offered"), [(0.0, False), (0.03, True)])
+def test_a_gain_that_cannot_be_lowered_is_not_offered(min_gain, is_offered):
+    gate = {"candidates": [], "kl_budget": None, "min_gain": min_gain}
+    both = [make_model("sft", 0.0), make_model("round-1")]
+    of = make_basis(chosen="sft")
+    why = reach_verdict(of, both, [make_gap("gold", -0.1, 0.1)], gate)["why"]
+    assert ("lower gate.min_gain" in why) is is_offered
+
+
+def test_an_unclear_model_that_is_far_from_sft_is_not_to_be_trained_further():
+    why = explain(make_basis(), make_gap("gold", -0.1, 0.1), kl=147.4)
+    assert "train further" not in why and "147.4 nats away from sft: lower" in why
+
+
+def test_float32_is_offered_where_it_is_not_chosen():
+    why = explain(make_basis(unchanged=True), make_gap("gold", -0.1, 0.1))
+    assert "Where train.dtype is bfloat16, train.dtype=float32" in why
+
+
 def test_a_round_that_no_step_changed_took_no_large_step_where_sft_was_chosen():
     why = explain(make_basis(chosen="sft", unchanged=True), make_gap("gold", -0.2, -0.1), kl=None)
     assert (

@@ -14,10 +14,20 @@ def build_gates(report: ReportRow) -> ReportTable:
     chosen = "; ".join(f"after round {gate['round']} {gate['chosen']}" for gate in report["gates"])
     note = (
         f"Chosen: {chosen}. By {last['scorer']} on dev prompts,"
-        " each candidate against the best before it."
+        f" each candidate against the best before it.{_describe_limits(last)}"
     )
     rows = [_candidate_row(row) for row in last["candidates"]]
     return ReportTable("Gate", note, columns, rows, last["chosen"])
+
+
+def _describe_limits(gate: ReportRow) -> str:
+    """What a candidate had to keep to; a report of an earlier version does not have it."""
+    gain, nats = gate.get("min_gain"), gate.get("kl_budget")
+    limits = [
+        *([f"gains more than {format_number(gain)}"] if gain is not None else []),
+        *([f"stays within {nats:g} nats"] if nats is not None else []),
+    ]
+    return f" Better: it {' and '.join(limits)}." if limits else ""
 
 
 def _candidate_row(row: ReportRow) -> list[Cell]:
