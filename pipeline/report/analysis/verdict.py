@@ -20,8 +20,8 @@ FAR_NATS, NEAR_NATS = 5.0, 0.1
 UNCHANGED = (
     "{} weights are byte for byte those that its training started from: no step changed them. "
     "Give it more steps (more pairs, a smaller train.batch, more train.epochs) or a higher "
-    "train.learning_rate. Where train.dtype is bfloat16, train.dtype=float32 rounds far fewer steps "
-    "away."
+    "train.learning_rate. Where train.dtype is bfloat16, train.dtype=float32 rounds far fewer "
+    "steps away."
 )
 STAY_CLOSER = "lower train.learning_rate or, where a reference holds it, raise train.beta"
 
