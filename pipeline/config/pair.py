@@ -147,6 +147,12 @@ class PairConfig(Block):
         return self.filters.min_reference is not None
 
     @property
+    def max_pairs_per_prompt(self) -> int:
+        """A prompt whose samples all tie makes two pairs where ties are kept."""
+        keeps_ties = self.ties == "both" and self.strategy.kind != "demonstration"
+        return max(self.pairs_per_prompt, 2 if keeps_ties else 1)
+
+    @property
     def needs_prompt_columns(self) -> bool:
         """Whether a column of the prompts holds one side of the pairs."""
         return self.strategy.kind == "demonstration" and self.mix.on_policy > 0

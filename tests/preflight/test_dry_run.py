@@ -141,6 +141,14 @@ REFUSED_BOTH_TIMES = [
         ["prompts.path=bare.jsonl", "evaluate.slices=[x]"],
         "no prompt has the column x. Give evaluate.slices=[]",
     ),
+    (
+        ["pair=demonstration"],
+        "pair=demonstration reads the prompts' column answer, and no prompt has it (they have",
+    ),
+    (
+        ["rounds=4", "sample.per_round=8"],
+        "  Give sample.per_round=7 or less, or fewer rounds, or more prompts.",
+    ),
     (["rounds=4", "sample.per_round=8"], "rounds=4 need 32 prompts, and there are at most 30."),
     (
         ["evaluate.sample.per_round=6"],
