@@ -48,7 +48,7 @@ COMMANDS = {
         ("dry_run=true",),
     ),
     "pilot": Command(
-        "Run 10, then 50 prompts through every stage; estimate the whole run's time and cost.",
+        "Run a round of at most 10, then of at most 50 prompts; estimate the whole run.",
         f"[--config-dir FOLDER] {CHOICES}",
         "strop pilot recipes=mine",
         "pipeline.commands.pilot.__main__",
@@ -63,7 +63,7 @@ COMMANDS = {
     "trace": Command(
         "Follow one prompt: its candidates, their scores, and its pair or why it has none.",
         "PROMPT_ID [RUN]",
-        "strop trace 3fa9c1d20b7e runs/latest",
+        "strop trace 3fa9c1d20b7e4f58 runs/latest",
         "pipeline.commands.trace",
     ),
     "compare": Command(

@@ -200,7 +200,10 @@ def offer_prune(root: Path, runs: Path, confirmed: bool) -> None:
     """
     spare = find_spare(root, runs)
     if not spare:
-        print("nothing to prune: a run needs every finished step")
+        print("nothing to prune")
+        for entry in find_entries(root, runs):
+            if entry.foreign_file and not entry.runs:
+                print(f"{entry.path}: kept, since it {describe_users(entry)}")
         return
     print_entries(spare)
     if not confirmed and not _confirm(spare):
@@ -214,9 +217,13 @@ def offer_prune(root: Path, runs: Path, confirmed: bool) -> None:
 
 
 def find_spare(root: Path, runs: Path) -> list[StoreEntry]:
+    return [entry for entry in find_entries(root, runs) if entry.is_spare]
+
+
+def find_entries(root: Path, runs: Path) -> list[StoreEntry]:
     users = find_users(root, [runs, *store_users.check_runs(root, runs)])
     users.check()
-    return [entry for entry in list_store(root, users) if entry.is_spare]
+    return list_store(root, users)
 
 
 def _confirm(spare: list[StoreEntry]) -> bool:

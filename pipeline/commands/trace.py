@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
         if not 1 <= len(arguments) <= 2 or not arguments[0]:
             raise UserError(
                 "Give the id of a prompt: strop trace PROMPT_ID [RUN], such as\n"
-                "  strop trace 3fa9c1 runs/latest"
+                "  strop trace 3fa9c1d20b7e4f58 runs/latest"
             )
         run = Path(arguments[1] if len(arguments) > 1 else "runs/latest")
         print("\n".join(trace_prompt(arguments[0], run)))

@@ -150,7 +150,7 @@ class Durations:
         if unknown := ", ".join(_count_kinds(step for step in steps if id(step) not in known)):
             yield (
                 f"  time of {unknown} is not known: the first sampled shard gives that of sampling;"
-                " strop pilot measures every stage on 50 prompts"
+                " strop pilot measures every stage on at most 50 prompts"
             )
 
 

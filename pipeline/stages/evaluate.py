@@ -25,6 +25,7 @@ from pipeline.artifacts import (
 from pipeline.config import CONTROL, ReportConfig
 from pipeline.errors import UserError, suggest
 from pipeline.report.analysis import aggregate, sanity_checks
+from pipeline.report.analysis.ancestors import list_members, read_ancestors
 from pipeline.report.analysis.benchmarks import (
     apply_retention,
     check_retention,
@@ -155,8 +156,9 @@ def assemble_report(
     )
     unchanged = any(model.unchanged for model in examined if model.name in names)
     scorers = (cfg.training, tuple(cfg.gold))
+    members = list_members(read_ancestors(out), cfg.training)
     question = VerdictBasis(
-        prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged
+        prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged, members
     )
     names = aggregate.list_scorers(examined, cfg.scorer)
     models = aggregate.describe_models(examined, names, asked, draw)

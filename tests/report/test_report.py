@@ -680,6 +680,32 @@ def test_the_figures_have_the_p_and_the_kl_of_the_tables():
     assert "e-08" not in text
 
 
+def test_a_training_that_a_guard_ended_says_so():
+    report = a_report()
+    row = report["training"][0]
+    row |= {"planned": 18, "kept": 1, "stopped": "KL to the reference is 5 nats"}
+    written = render_markdown(report).replace("\\", "")
+    assert "8 (of 18 planned; published: step 1; KL to the reference is 5 nats)" in written
+    assert "published: step" not in render_markdown(a_report())
+
+
+def test_a_training_s_figures_are_of_the_weights_that_are_published():
+    log = [{"step": step, "loss": 0.7 - step / 10} for step in (1, 2)]
+    model = SimpleNamespace(name="round-1", fingerprint="f", training=log, summary={"kept": 1})
+    [row] = aggregate.describe_training([model])
+    assert row["loss"] == pytest.approx(0.6) and row["steps"] == 2 and len(row["curve"]) == 2
+
+
+def test_a_curve_claims_no_start_that_a_later_round_does_not_have():
+    assert "same model" not in Page(render_page(a_report(), TWO)).text
+
+
+def test_a_share_of_flips_names_its_prompts():
+    text = Page(render_page(a_report(), TWO)).text
+    assert "12.5 % of the prompts with two different answers" in text
+    assert "Of the prompts with two different answers, those whose verdict" in text
+
+
 def test_the_card_says_what_changed_means():
     note = changes.write_note(a_report())
     assert note in render_markdown(a_report()).replace("\\", "")

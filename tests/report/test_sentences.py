@@ -599,6 +599,23 @@ def test_what_calibrates_a_scorer_names_it():
     )
 
 
+def test_what_an_ensemble_combines_is_not_offered_as_gold():
+    """Both made the pairs: one of another name has to be added."""
+    of = make_basis("len", training="both", gold=(), members=("len", "rules"))
+    gaps = [make_gap(name, 0.1, 0.2) for name in ("len", "rules", "gold")]
+    shown = make_report(of, *gaps)
+    assert "rules.gold" not in dict(explain_reliability(shown))["Gold"]
+    for model in shown["models"]:
+        del model["metrics"]["gold"]
+    assert "+scorer@evaluate.score.scorers.NAME=FILE" in dict(explain_reliability(shown))["Gold"]
+
+
+def test_calibration_is_offered_for_what_reads_texts_alone():
+    why = dict(explain_reliability(make_report(make_basis(), make_gap("gold", 0.1, 0.2))))
+    assert why["Calibration"].startswith("If gold is one of score.scorers and reads texts alone")
+    assert "this run's recipe and overrides" in why["Calibration"]
+
+
 # ── symptoms ──────────────────────────────────────────────────────────────────
 
 

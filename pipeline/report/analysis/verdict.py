@@ -33,6 +33,7 @@ class VerdictBasis:
     """What the verdict is based on; `chosen` is None when the chosen model was not evaluated.
 
     `training` is the scorer that made the pairs (None: no scorer did); `gold` scorers made none.
+    `members`: the scorers that `training` combines, where it is an ensemble.
     `unchanged`: training changed no weight of the chosen model, or of the last round if sft won.
     """
 
@@ -44,6 +45,7 @@ class VerdictBasis:
     training: str | None = None
     gold: tuple[str, ...] = ()
     unchanged: bool = False
+    members: tuple[str, ...] = ()
 
 
 def reach_verdict(
