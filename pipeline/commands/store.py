@@ -185,8 +185,7 @@ def offer_prune(root: Path, runs: Path, confirmed: bool) -> None:
         print_entries(kept)
         print("kept: only you can decide about these. Move your files out of them, or remove them.")
     if not spare:
-        needed = "no other step is spare" if kept else "a run needs every finished step"
-        print(f"nothing to prune: {needed}")
+        print("nothing to prune")
         return
     print_entries(spare)
     if not confirmed and not _confirm(spare):
