@@ -6,7 +6,7 @@ Every table is parquet, every model opens with `from_pretrained`. Writers use `w
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,11 +62,18 @@ def read_table(path: Path) -> "pl.DataFrame":
     import polars as pl
 
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
     except FileNotFoundError as error:
         raise UserError(_describe_absence(path)) from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(_describe_damage(path, "parquet", error)) from error
+
+
+def scan_tables(files: Iterable[Path]) -> "pl.LazyFrame":
+    """Read lazily. `glob=False`: a folder's name may have `[` or `*` in it."""
+    import polars as pl
+
+    return pl.scan_parquet([*files], glob=False)
 
 
 def _read_shards(folder: Path) -> Iterator["pl.DataFrame"]:

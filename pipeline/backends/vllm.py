@@ -4,6 +4,7 @@ On a CPU it runs in this process and a block is drained before the next one is s
 shard gives the same bytes whatever was sampled before it.
 """
 
+import glob
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -57,6 +58,7 @@ class VllmSampler:
             from vllm.platforms import current_platform
         except ImportError as error:
             raise inference_memory.missing_vllm(self.knob, error) from error
+        check_weights_path(model.weights)
         on_cpu = current_platform.is_cpu()
         self.limits = limits
         self.refill_threshold = 0 if on_cpu else self.cfg.runtime.max_sequences
@@ -216,6 +218,16 @@ def set_environment_defaults(environment: dict[str, str]) -> None:
     """Set the variables that the user has not set."""
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+
+
+def check_weights_path(weights: Path | str) -> None:
+    """Refuse a folder whose name vLLM takes for a pattern: it would find no weights in it."""
+    if not glob.has_magic(str(weights)):
+        return
+    raise UserError(
+        f"{weights}: vLLM reads no weights from a folder with [ ] * or ? in its path.\n"
+        "  Keep the store (store=FOLDER) or the checkpoint in a folder without these characters."
+    )
 
 
 def _adapter_arguments(adapter: Path | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pipeline.backends.vllm import (
     ENVIRONMENT_EAGER,
     ENVIRONMENT_ON_CPU,
     GIB,
+    check_weights_path,
     set_environment_defaults,
 )
 from pipeline.config import BenchmarkConfig, TransformersBackend, VllmBackend
@@ -65,6 +66,7 @@ def _open_vllm(
     served = (
         loading.write_merged(scratch / MERGED, model, backend.dtype) if model.adapter else model
     )
+    check_weights_path(served.weights)
     template_kwargs = dict(cfg.template_kwargs)
     return VLLM(
         pretrained=str(served.weights),

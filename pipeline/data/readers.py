@@ -104,7 +104,7 @@ def _read_parquet(file: Path) -> Iterator[ReadRow]:
     import polars as pl
 
     try:
-        table = pl.read_parquet(file)
+        table = pl.read_parquet(file, glob=False)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(
             f"{file}: cannot be read as parquet ({make_printable(str(error))})."

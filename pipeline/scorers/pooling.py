@@ -143,7 +143,13 @@ def capture_token_logits(module: Any) -> Iterator[list[Any]]:
 
 class VllmPooling:
     def __init__(self, cfg: RewardModelScorer, source: ClassifierSource, limit: int, knob: str):
-        from pipeline.backends.vllm import ENVIRONMENT, ENVIRONMENT_EAGER, ENVIRONMENT_ON_CPU, GIB
+        from pipeline.backends.vllm import (
+            ENVIRONMENT,
+            ENVIRONMENT_EAGER,
+            ENVIRONMENT_ON_CPU,
+            GIB,
+            check_weights_path,
+        )
 
         os.environ |= {**ENVIRONMENT, **os.environ}
         try:
@@ -155,6 +161,7 @@ class VllmPooling:
                 f"{knob}.engine=vllm: vLLM cannot be imported here ({error}).\n"
                 f"  Run `make install`, or give {knob}.engine=transformers."
             ) from error
+        check_weights_path(source.weights)
         hardware: dict[str, Any] = {"gpu_memory_utilization": cfg.runtime.memory}
         if current_platform.is_cpu():
             os.environ |= {**ENVIRONMENT_ON_CPU, **ENVIRONMENT_EAGER, **os.environ}

@@ -12,13 +12,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline.artifacts import scan_tables
 from pipeline.config import FileRows, PreferenceRows, PromptRows
 from pipeline.data.jsonl import MAX_DEPTH
 from pipeline.data.preferences import read_preferences
 from pipeline.data.prompts import read_prompts
 from pipeline.errors import UserError
 from pipeline.scorers.label_files import read_labels
-from tests.faults.planted import Fault, World, hold
+from tests.faults.planted import SCRIPTED, Fault, World, hold
 
 GOOD = [{"prompt": f"Tell me {number} things about the sea."} for number in range(30)]
 ROWS = [
@@ -233,3 +234,18 @@ def test_odd_labels_are_refused_with_their_line(tmp_path, line, said):
     with pytest.raises(UserError, match=rf"labels.jsonl:1: .*{said}") as refusal:
         read_labels(path)
     assert len(str(refusal.value)) < 500
+
+
+def test_a_run_in_a_folder_whose_name_is_a_pattern(tmp_path):
+    folder = tmp_path / "x[1]*"
+    folder.mkdir()
+    prompts = folder / "a[1].parquet"
+    pl.DataFrame(GOOD).write_parquet(prompts)
+    words = [*ROWS, *SCRIPTED, f"prompts.path={prompts}", "until=sample@1"]
+
+    def plant(world: World) -> None:
+        world.words = words
+
+    hold(Fault("", plant, 0), folder)
+    shards = [*folder.glob("store/sample/*/samples/*.parquet")]
+    assert scan_tables(shards).collect().height > 0

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.backends.vllm import check_weights_path
 from pipeline.config import VllmEngine
 from pipeline.errors import UserError
 from pipeline.scorers.judging import JudgeRequest, OnResponse, Response, not_installed_error
@@ -36,6 +37,7 @@ class VllmJudge:
             from vllm.platforms import current_platform
         except ImportError as error:
             raise not_installed_error(cfg, knob, error) from error
+        check_weights_path(cfg.model)
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             _set_environment(ENVIRONMENT_ON_CPU)
