@@ -90,6 +90,18 @@ def read_json(path: Path) -> Any:
         raise UserError(_describe_damage(path, "JSON", error)) from error
 
 
+def read_object(path: Path, **kinds: type) -> dict[str, Any]:
+    """A published JSON object, checked for the keys that its readers need and their types."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(_describe_damage(path, "a JSON object", ValueError("it is another value")))
+    for name, kind in kinds.items():
+        if not isinstance(value.get(name), kind):
+            cause = ValueError(f"it has no {name}")
+            raise UserError(_describe_damage(path, "a JSON object", cause))
+    return value
+
+
 def _describe_absence(path: Path) -> str:
     return (
         f"{path}: missing: its step was pruned, or the store was moved or is not complete.\n"
@@ -206,7 +218,10 @@ class Model(Artifact):
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        return read_json(self.path / MODEL_FILE)
+        record = read_object(file := self.path / MODEL_FILE)
+        needed = "base" if "base" in record else "weights"
+        is_placed = (self.path / PLACE_FILE).exists()
+        return record if is_placed else read_object(file, **{needed: str})
 
     @property
     def weights(self) -> Path | str:
@@ -214,7 +229,7 @@ class Model(Artifact):
         if "base" in self.record:
             return self._base.weights
         if (self.path / PLACE_FILE).exists():
-            return Path(read_json(self.path / PLACE_FILE)["weights"])
+            return Path(read_object(self.path / PLACE_FILE, weights=str)["weights"])
         place = self.record["weights"]
         return self.path / place if (self.path / place).exists() else place
 
@@ -404,5 +419,5 @@ def open_artifact(stage: str, path: Path, part: str | None = None) -> Artifact:
     if part == "decontamination":
         return Decontamination(path / part)
     if stage == "gate":  # opens as the model that it points to
-        return Model(path.parent.parent / read_json(path / MODEL_FILE)["target"])
+        return Model(path.parent.parent / read_object(path / MODEL_FILE, target=str)["target"])
     return MADE_BY[stage](path / part if part else path)
