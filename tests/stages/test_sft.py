@@ -323,6 +323,16 @@ def test_an_adapter_is_merged_with_its_base(folder: Path, tmp_path: Path, dtype:
             lambda adapter, base_folder: tiny_llama(base_folder, hidden=64),
             "has other sizes than the layers of its base .*\n  Name",
         ),
+        (
+            lambda adapter, base_folder: edit(
+                adapter / "adapter_config.json", target_modules=["no_such_layer"]
+            ),
+            "this adapter does not open .*\n  Correct",
+        ),
+        (
+            lambda adapter, base_folder: (adapter / "adapter_config.json").write_text("null"),
+            "not a JSON object",
+        ),
     ],
 )
 def test_an_adapter_is_refused(folder: Path, tmp_path: Path, harm: Any, said: str) -> None:
