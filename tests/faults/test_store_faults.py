@@ -415,8 +415,11 @@ def test_faults_of_the_disk_are_told_from_others():
     assert "a/b: No space left" in str(
         explain_disk_fault(ValueError(os.strerror(errno.ENOSPC)), Path("a/b"))
     )
+    large = ValueError("Error while serializing: I/O error: File too large (os error 27)")
+    assert "ulimit -f" in str(explain_disk_fault(large, Path("a/b")))
     for other in (
         ValueError("x"),
+        ValueError("Connection refused (os error 111)"),
         ConnectionResetError(errno.ECONNRESET, "x"),
         TimeoutError(errno.ETIMEDOUT, "x"),
     ):
