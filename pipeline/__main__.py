@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.commands.table import (
@@ -23,6 +24,7 @@ from pipeline.errors import (
     UserError,
     exit_on_signals,
     explain_disk_fault,
+    ignore_signals,
     suggest,
 )
 
@@ -41,9 +43,12 @@ class StandardOutput(io.FileIO):
             raise
 
 
-def open_output(stream: TextIO) -> TextIO:
-    """Standard output that can take any character; a closed or replaced stream is left alone."""
-    if stream is None or stream is not sys.__stdout__:
+def open_output(stream: TextIO | None) -> TextIO:
+    """Standard output that can take any character; a replaced stream is left alone."""
+    if stream is None:  # it was closed: `strop run … >&-`
+        return Path(os.devnull).open("w")
+    is_replaced = stream is not sys.__stdout__
+    if is_replaced:
         return stream
     raw = io.BufferedWriter(StandardOutput(stream.fileno(), "wb", closefd=False))
     return io.TextIOWrapper(
@@ -68,6 +73,8 @@ def main() -> int:
         print(explanation, file=sys.stderr)
         sys.stdout = None  # do not try again to write what a full disk did not take
         return USER_ERROR
+    finally:
+        ignore_signals()
     return code
 
 

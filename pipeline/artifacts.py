@@ -7,7 +7,7 @@ Every table is parquet, every model opens with `from_pretrained`. Writers use `w
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,11 +85,18 @@ def read_table(path: Path) -> "pl.DataFrame":
     import polars as pl
 
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
     except FileNotFoundError as error:
         raise UserError(_describe_absence(path)) from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(_describe_damage(path, "parquet", error)) from error
+
+
+def scan_tables(files: Iterable[Path]) -> "pl.LazyFrame":
+    """Read lazily. `glob=False`: a folder's name may have `[` or `*` in it."""
+    import polars as pl
+
+    return pl.scan_parquet([*files], glob=False)
 
 
 def _read_shards(folder: Path) -> Iterator["pl.DataFrame"]:
@@ -104,6 +111,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UserError(_describe_damage(path, "JSON", error)) from error
+
+
+def read_object(path: Path, **kinds: type) -> dict[str, Any]:
+    """A published JSON object, checked for the keys that its readers need and their types."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(_describe_damage(path, "a JSON object", ValueError("it is another value")))
+    for name, kind in kinds.items():
+        if not isinstance(value.get(name), kind):
+            cause = ValueError(f"it has no {name}")
+            raise UserError(_describe_damage(path, "a JSON object", cause))
+    return value
 
 
 def _describe_absence(path: Path) -> str:
@@ -236,7 +255,10 @@ class Model(Artifact):
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        return read_json(self.path / MODEL_FILE)
+        record = read_object(file := self.path / MODEL_FILE)
+        needed = "base" if "base" in record else "weights"
+        is_placed = (self.path / PLACE_FILE).exists()
+        return record if is_placed else read_object(file, **{needed: str})
 
     @property
     def weights(self) -> Path | str:
@@ -244,7 +266,7 @@ class Model(Artifact):
         if "base" in self.record:
             return self._base.weights
         if (self.path / PLACE_FILE).exists():
-            return Path(read_json(self.path / PLACE_FILE)["weights"])
+            return Path(read_object(self.path / PLACE_FILE, weights=str)["weights"])
         place = self.record["weights"]
         return self.path / place if (self.path / place).exists() else place
 
@@ -434,5 +456,5 @@ def open_artifact(stage: str, path: Path, part: str | None = None) -> Artifact:
     if part == "decontamination":
         return Decontamination(path / part)
     if stage == "gate":  # opens as the model that it points to
-        return Model(find_store(path) / read_json(path / MODEL_FILE)["target"])
+        return Model(find_store(path) / read_object(path / MODEL_FILE, target=str)["target"])
     return MADE_BY[stage](path / part if part else path)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shlex
 import signal
 from collections.abc import Callable, Iterable
@@ -43,9 +44,11 @@ class StageError(ReportedError):
 _FOLDERS = ", or give other folders (store=FOLDER, runs=FOLDER),"
 _FULL = f"Free space{_FOLDERS} and run the same command again: finished work is kept."
 _OTHER_FOLDER = f"Make it writable and readable{_FOLDERS} and run the same command again."
+_LARGER = "Raise the limit on a file's size (ulimit -f unlimited) and run the same command again."
 _REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
+    errno.EFBIG: _LARGER,
     errno.EACCES: _OTHER_FOLDER,
     errno.EPERM: _OTHER_FOLDER,
     errno.EROFS: _OTHER_FOLDER,
@@ -53,6 +56,7 @@ _REMEDIES = {
     errno.EMFILE: "Raise the limit on open files (ulimit -n 4096) and run the same command again.",
     errno.ENFILE: "Close programs that hold files open and run the same command again.",
 }
+_NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")  # as safetensors, written in Rust, ends it
 _ANY_FAULT = "Check this path and its disk, then run the same command again: finished work is kept."
 
 
@@ -61,11 +65,13 @@ def explain_disk_fault(
 ) -> str | None:
     """Explain a disk fault to the user; None for any other error.
 
-    `place` is named where the error names no file, as for a full disk. safetensors reports a full
-    disk in its text alone, without an error number. `takes_folders`: whether the command takes
-    store= and runs=.
+    `place` is named where the error names no file, as for a full disk. safetensors has a disk's
+    fault in its text alone, with its number. `takes_folders`: whether the command takes store= and
+    runs=.
     """
     number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := _NUMBER_IN_TEXT.search(str(error))):
+        number = int(found[1])
     if number is None and os.strerror(errno.ENOSPC) in str(error):
         number = errno.ENOSPC
     where = getattr(error, "filename", None) or (place if number in _REMEDIES else None)
@@ -88,6 +94,16 @@ def exit_on_signals() -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
+
+
+def ignore_signals() -> None:
+    """Ignore SIGTERM and SIGINT from here on: the exit code is decided.
+
+    With a handler of ours, Python would restore the default as it ends, and one more Ctrl-C would
+    end it by the signal.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def describe_interrupt(signal_name: str) -> str:

@@ -28,6 +28,7 @@ from pipeline.artifacts import (
     Model,
     find_store,
     read_json,
+    read_object,
     write_adapter_config,
     write_json,
 )
@@ -284,10 +285,11 @@ def list_bases(path: Path) -> list[str]:
     An adapter names its base, which may be an adapter too; a gate names the model that it chose.
     """
     try:
-        record = read_json(path / MODEL_FILE)
-        stage, _, fingerprint = (record.get("base") or record.get("target", "")).partition("/")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        record = read_object(path / MODEL_FILE)
+    except (FileNotFoundError, NotADirectoryError, UserError):
+        return []  # a damaged record is found where its step is checked or read
+    named = record.get("base") or record.get("target")
+    stage, _, fingerprint = named.partition("/") if isinstance(named, str) else ("", "", "")
     if not fingerprint:
         return []
     return [fingerprint, *list_bases(find_store(path) / stage / fingerprint)]

@@ -49,13 +49,19 @@ def make_client(
     """`transport_name` is the class in `library` that carries the requests."""
     key = read_key(knob, server)
     transport = _limit_time(getattr(library, transport_name), server.timeout)
-    return client_class(
-        api_key=key,
-        base_url=server.base_url,
-        http_client=transport,
-        timeout=server.timeout,
-        max_retries=server.retries,
-    )
+    try:
+        return client_class(
+            api_key=key,
+            base_url=server.base_url,
+            http_client=transport,
+            timeout=server.timeout,
+            max_retries=server.retries,
+        )
+    except Exception as error:  # the client reads the address: its host may be impossible
+        raise UserError(
+            f"{knob}.runtime.base_url={server.base_url}: not an address ({error}).\n"
+            "  Expected one such as http://localhost:8000/v1."
+        ) from None
 
 
 def _limit_time(transport_class: Any, seconds: float) -> Any:
@@ -93,6 +99,12 @@ def read_key(knob: str, server: ServerSettings) -> str:
             f"  Type `export {variable}=…` with the server's key,"
             " or give null for a server without keys."
         )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"{knob}.runtime.api_key_env={server.api_key_env}: the key in it holds a character that"
+            " no request can carry (a line end, an accent, another script).\n"
+            f"  Copy the key anew and type `export {server.api_key_env}=…`."
+        )
     return key
 
 
@@ -102,7 +114,7 @@ def _read_environment_key(server: ServerSettings) -> str:
 
 def fetch_model_card(knob: str, server: ServerSettings, model: str) -> dict[str, Any]:
     """The server's own entry of this model: `id` and, from vLLM, `root` and `max_model_len`."""
-    from openai import APIConnectionError, AuthenticationError, OpenAIError, PermissionDeniedError
+    from openai import APIConnectionError, AuthenticationError, PermissionDeniedError
 
     url, knob_of_url = server.base_url, f"{knob}.runtime.base_url={server.base_url}"
     try:
@@ -114,7 +126,9 @@ def fetch_model_card(knob: str, server: ServerSettings, model: str) -> dict[str,
             f"{knob_of_url}: no server answers there.\n"
             "  Start it, or give the address of a running server."
         ) from None
-    except (OpenAIError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a server may send anything, and the client may break on it
         code = getattr(error, "status_code", None)
         found = f"HTTP {code}" if code else "no list of models"
         raise UserError(
@@ -136,7 +150,17 @@ async def _fetch_model_cards(knob: str, server: ServerSettings) -> dict[str, dic
 
     listing = _ModelListServer(server.base_url, server.api_key_env, LIST_TIMEOUT)
     async with make_client(openai, openai.AsyncOpenAI, knob, listing) as client:
-        return {str(card.id): card.model_dump() for card in (await client.models.list()).data}
+        return {str(card.id): _parse_card(card) for card in (await client.models.list()).data}
+
+
+def _parse_card(card: Any) -> dict[str, Any]:
+    """What is of its type; a server may send anything. A context of 0 or -1 means unknown."""
+    root, context = getattr(card, "root", None), getattr(card, "max_model_len", None)
+    return {
+        "id": str(card.id),
+        "root": root if isinstance(root, str) else None,
+        "max_model_len": context if type(context) is int and context > 0 else None,
+    }
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class VllmSampler:
 
     def start(self, model: Model, limits: Limits) -> Self:
         place = vllm_engine.open_platform(partial(inference_memory.missing_vllm, self.knob))
+        vllm_engine.check_weights_path(model.weights)
         from vllm import EngineArgs, LLMEngine
 
         self.limits = limits

@@ -1,8 +1,10 @@
 """What every vLLM engine needs before it starts: sampling, judges, reward models and lm-eval."""
 
+import glob
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
@@ -50,6 +52,16 @@ def open_platform(explain: Callable[[ImportError], UserError]) -> EnginePlatform
     except ImportError as error:
         raise explain(error) from error
     return EnginePlatform(current_platform)
+
+
+def check_weights_path(weights: Path | str) -> None:
+    """Refuse a folder whose name vLLM takes for a pattern: it would find no weights in it."""
+    if not glob.has_magic(str(weights)):
+        return
+    raise UserError(
+        f"{weights}: vLLM reads no weights from a folder with [ ] * or ? in its path.\n"
+        "  Keep the store (store=FOLDER) or the checkpoint in a folder without these characters."
+    )
 
 
 def set_environment_defaults(environment: dict[str, str]) -> None:

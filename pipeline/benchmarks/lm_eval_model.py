@@ -16,7 +16,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from pipeline.artifacts import Model, write_json
 from pipeline.backends.vllm import backend_arguments
-from pipeline.backends.vllm_engine import open_platform
+from pipeline.backends.vllm_engine import check_weights_path, open_platform
 from pipeline.config import BenchmarkConfig, TransformersBackend, VllmBackend
 from pipeline.errors import StageError, UserError
 from pipeline.models import loading
@@ -57,6 +57,7 @@ def _open_vllm(
     served = (
         loading.write_merged(scratch / MERGED, model, backend.dtype) if model.adapter else model
     )
+    check_weights_path(served.weights)
     template_kwargs = dict(cfg.template_kwargs)
     return VLLM(
         pretrained=str(served.weights),

@@ -131,8 +131,17 @@ class SecretValueError(PydanticCustomError):
 
 
 def _check_address(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_port = parts.port != 0  # reading it fails where it is not a number up to 65535
+    except ValueError:
+        is_port = False
+    if not is_port:
+        raise SecretValueError(
+            "expected an address such as http://localhost:8000/v1, with a port from 1 to 65535"
+        )
+    is_plain = not re.search(r"[\s\x00-\x1f\x7f]", url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
         raise SecretValueError("expected an address such as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
         raise SecretValueError(

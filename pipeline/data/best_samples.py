@@ -6,7 +6,7 @@ by sample id.
 
 import polars as pl
 
-from pipeline.artifacts import Samples, Scores
+from pipeline.artifacts import Samples, Scores, scan_tables
 from pipeline.config import BestOfNConfig
 from pipeline.data.drop_log import DropLog
 from pipeline.errors import UserError, suggest
@@ -42,9 +42,7 @@ def select_best(
 
 def _scan_samples(samples: list[Samples]) -> pl.LazyFrame:
     folders = [each.path / "samples" for each in samples]
-    return pl.scan_parquet(
-        [file for folder in folders for file in sorted(folder.glob("*.parquet"))]
-    )
+    return scan_tables([file for folder in folders for file in sorted(folder.glob("*.parquet"))])
 
 
 def _join_scores(

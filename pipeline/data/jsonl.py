@@ -66,8 +66,11 @@ def message_fault(messages: list[Any]) -> str | None:
 
 def _read_numbered(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers. Of a line that is too long only the beginning is kept in memory."""
+    place = path.expanduser()
+    if place.is_fifo():  # opening it would wait for a writer
+        raise UserError(f"{path}: a pipe, not a file. Give the path of a JSONL file.")
     try:
-        file = path.expanduser().open("rb")
+        file = place.open("rb")
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}). Give the path of a JSONL file."

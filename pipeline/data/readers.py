@@ -54,6 +54,8 @@ def _read_files(place: Path) -> Iterator[ReadRow]:
             f"{place}: no rows to read. Give a file, or a folder of files, that ends in {endings}."
         )
     for file in files:
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file}: not a regular file. Save its rows to a file and give that.")
         name = f"{file.relative_to(place)} " if len(files) > 1 else ""
         for where, fault, row in READERS[file.suffix](file):
             yield f"{name}{where}", fault, row
@@ -104,7 +106,7 @@ def _read_parquet(file: Path) -> Iterator[ReadRow]:
     import polars as pl
 
     try:
-        table = pl.read_parquet(file)
+        table = pl.read_parquet(file, glob=False)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(
             f"{file}: cannot be read as parquet ({make_printable(str(error))})."
@@ -160,10 +162,14 @@ def _read_dataset_folder(folder: Path) -> Iterator[Row]:
 
     try:
         data = load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # its files may be valid JSON with any content
+        cause = make_printable(" ".join(str(error).splitlines()[:1]) or type(error).__name__)
         raise UserError(
-            f"{folder}: cannot be read as a dataset folder ({str(error).splitlines()[0]})."
+            f"{folder}: cannot be read as a dataset folder ({cause}).\n"
+            "  Save it again with save_to_disk, or give its rows as JSONL or parquet."
         ) from error
+    if not data:
+        raise UserError(f"{folder}: this dataset folder has no rows. Give one with rows.")
     if not isinstance(data, Dataset):
         example = folder / next(iter(data))
         raise UserError(
@@ -180,8 +186,8 @@ def _read_hub(source: HubRows, knob: str) -> Iterator[Row]:
         data = load_dataset(
             source.dataset, source.subset, split=source.split, revision=source.revision
         )
-    except (OSError, ValueError) as error:
-        cause = str(error).splitlines()[0]
+    except Exception as error:  # a repository's files may be anything
+        cause = make_printable(" ".join(str(error).splitlines()[:1]) or type(error).__name__)
         raise UserError(
             f"{knob}: the hub's dataset {source.dataset} cannot be read ({cause}).\n"
             "  Check its name, subset and split, and the network;"

@@ -31,6 +31,7 @@ from pipeline.errors import (
     collect_faults,
     describe_interrupt,
     explain_disk_fault,
+    ignore_signals,
     pluralize,
 )
 from pipeline.hashing import resolve_commit
@@ -125,6 +126,7 @@ class RunInterrupted(BaseException):
 
 def interrupt_on_signals() -> None:
     def stop(number: int, frame: Any) -> None:
+        ignore_signals()  # a second Ctrl-C must not break off the end of the workers
         raise RunInterrupted(signal.Signals(number).name)
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -35,7 +35,11 @@ def run_sweep(arguments: Arguments, points: list[Config]) -> int:
     print(f"{points[0].recipe}: {pluralize(len(points), 'point')} · {folder}")
     output = f"hydra.sweep.dir={quote(str(folder))}"
     sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, output]
-    launch()
+    try:
+        launch()
+    except OSError as error:
+        error.filename = error.filename or str(folder)  # Hydra's own files name none on a full disk
+        raise
     written = json.loads((folder / "points.json").read_text())
     finished = len(written) == len(points) and all(line["status"] == "done" for line in written)
     page, code = finish_sweep(points[0], folder, written, arguments.flags)

@@ -104,7 +104,7 @@ def open_tokenizer(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library runs the checkpoint's values, whatever they are
         raise UserError(
             f"{name}: it has no tokenizer that opens ({first_line(error)}).\n"
             "  Put tokenizer.json and tokenizer_config.json into the folder of config.json."
@@ -227,9 +227,12 @@ def _import_adapter(cfg: Checkpoint, adapter: Path, out: Path) -> Model:
         module.resize_token_embeddings(len(tokenizer))
     try:
         module = PeftModel.from_pretrained(module, str(adapter))
-    except RuntimeError as error:
+    except Exception as error:  # PEFT runs the adapter's values, whatever they are
         if "size mismatch" not in str(error):
-            raise
+            raise UserError(
+                f"{cfg.model}: this adapter does not open ({first_line(error)}).\n"
+                f"  Correct {adapter / ADAPTER}, or download the adapter again."
+            ) from error
         raise UserError(
             f"{cfg.model}: this adapter has other sizes than the layers of its base {base}.\n"
             f"  Name the model that it was trained on in {adapter / ADAPTER}"

@@ -37,13 +37,20 @@ def check_weights(folder: Path, name: str, trust: Trust) -> None:
     if not tensors:
         _check_pickled(folder, name, trust)
     for path in folder.glob("*.safetensors.index.json"):
-        listed = set(read_json(path)["weight_map"].values())
+        listed = _list_weight_files(path)
         if missing := sorted(listed - {tensor.name for tensor in tensors}):
             raise UserError(
                 f"{name}: {path.name} names {', '.join(missing)}, not there.\n  Download it again."
             )
     for path in tensors:
         _check_opens(path, name)
+
+
+def _list_weight_files(index: Path) -> set[str]:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise UserError(f"{index}: its weight_map names no files.\n  Download it again.")
+    return set(files.values())
 
 
 def check_classification_head(folder: Path, name: str, trust: Trust) -> None:
@@ -53,7 +60,8 @@ def check_classification_head(folder: Path, name: str, trust: Trust) -> None:
     if not stored or not (missing := sorted(head - stored)):
         return
     architectures = read_json(folder / "config.json").get("architectures")
-    kind = ", ".join(architectures or ["its architecture is unknown"])
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    kind = ", ".join(names) or "its architecture is unknown"
     raise UserError(
         f"{name}: it is not a reward model ({kind}): its weights lack the head that gives the score"
         f" ({missing[0]}), which would be random.\n"
@@ -67,10 +75,13 @@ def check_causal(folder: Path, name: str) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
     config = read_json(folder / "config.json")
-    if "AutoModelForCausalLM" in config.get("auto_map", {}):
+    auto_map = config.get("auto_map")
+    if isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map:
         return
-    default = KNOWN.get(config.get("model_type", ""), "no architecture")
-    architecture = (config.get("architectures") or [default])[0]
+    default = KNOWN.get(str(config.get("model_type", "")), "no architecture")
+    architectures = config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    architecture = [*names, default][0]
     if architecture not in KNOWN.values():
         raise UserError(
             f"{name}: its config.json says {architecture},"
@@ -95,7 +106,7 @@ def check_complete(folder: Path, name: str, trust: Trust) -> None:
         _, info = AutoModelForCausalLM.from_pretrained(
             folder, device_map="meta", output_loading_info=True, trust_remote_code=trust.remote_code
         )
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # the library runs the checkpoint's values, whatever they are
         raise UserError(
             f"{name}: its weights do not fit its config.json ({first_line(error)}).\n"
             f"  Give the config.json that belongs to these weights, or download both again."
@@ -123,8 +134,10 @@ def check_unquantised(base: Path, adapter: str) -> None:
 
 def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", folder: Path, name: str) -> None:
     config = read_json(folder / "config.json")
-    rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    if rows is not None and len(tokenizer) > rows:
+    text_config = config.get("text_config")
+    inner = text_config.get("vocab_size") if isinstance(text_config, dict) else None
+    rows = config.get("vocab_size", inner)
+    if isinstance(rows, int) and len(tokenizer) > rows:
         raise UserError(
             f"{name}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows:"
             " some have no vector.\n"
@@ -149,7 +162,11 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", settings: Template, nam
             "  Fix it, or give another as template.chat_template=FILE."
         )
 
-    ids = encode_rendered(tokenizer, render_template(tokenizer, PROBE, settings.kwargs, explain))
+    prompt = render_template(tokenizer, PROBE, settings.kwargs, explain)
+    try:
+        ids = encode_rendered(tokenizer, prompt)
+    except Exception as error:  # of a tokenizer whose files do not belong together
+        raise explain(error) from error
     if starts_with_two_bos(ids, tokenizer.bos_token_id):
         raise UserError(
             f"{source}: a templated prompt begins with two BOS ({tokenizer.bos_token}):"
@@ -179,11 +196,14 @@ def _make_template_error(name: str) -> UserError:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+        value = json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(
             f"{path}: not readable as JSON ({first_line(error)}).\n  Download it again."
         ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object.\n  Download it again.")
+    return value
 
 
 def first_line(error: Exception) -> str:
@@ -195,13 +215,13 @@ def _list_head_weights(folder: Path, trust: Trust) -> set[str]:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust.remote_code)
     try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust.remote_code)
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(
                 config, trust_remote_code=trust.remote_code
             )
-    except ValueError as error:
+    except Exception as error:  # the library runs the checkpoint's values, whatever they are
         raise UserError(
             f"{folder}: transformers knows no sequence classifier of this kind"
             f" ({first_line(error)}).\n"
@@ -247,7 +267,7 @@ def _check_opens(path: Path, name: str) -> None:
     try:
         with safe_open(path, framework="np"):  # reads the header alone; "pt" would load torch
             return
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(
             f"{name}: {path.name} does not open ({error}).\n  Download it again."
         ) from error

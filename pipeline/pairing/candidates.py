@@ -7,7 +7,7 @@ prompt_tokens, second_bos, score`, in the order of prompts.
 import numpy as np
 import polars as pl
 
-from pipeline.artifacts import Samples
+from pipeline.artifacts import Samples, scan_tables
 from pipeline.errors import UserError, pluralize, suggest
 
 
@@ -41,7 +41,7 @@ def read_samples(samples: Samples, ids: pl.Series) -> pl.DataFrame:
 
 
 def _scan_shards(samples: Samples) -> pl.LazyFrame:
-    return pl.scan_parquet(sorted((samples.path / "samples").glob("*.parquet")))
+    return scan_tables(sorted((samples.path / "samples").glob("*.parquet")))
 
 
 def join_candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.DataFrame:

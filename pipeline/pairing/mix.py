@@ -99,7 +99,7 @@ def _too_few_error(cfg: PairRound, mine: int, wanted: int, there: int) -> str:
 def select_unpaired(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
     """This round's unpaired offline answers: those that belong to no pair."""
     rows = pl.concat([offline.read_train(), offline.read_dev()]).select("chosen_id", "rejected_id")
-    table = pl.read_parquet(offline.path / "unpaired.parquet")
+    table = offline.read_unpaired()
     for side in ("chosen_id", "rejected_id"):
         table = table.join(rows, left_on="sample_id", right_on=side, how="anti")
     table = table.sort("sample_id")

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from pipeline import hardware, store
-from pipeline.artifacts import Pairs, read_json
+from pipeline.artifacts import Pairs, read_object
 from pipeline.config import (
     Config,
     ConversationRequest,
@@ -292,13 +292,16 @@ def count_pairs_at_most(run_plan: RunPlan, source: Step) -> int | None:
 
 
 def count_published_prompts(run_plan: RunPlan) -> dict[str, int] | None:
-    """The prompts of each part; None while they are not built."""
+    """The prompts of each part; None while they are not built, or where their file is damaged."""
     # The questions of chat benchmarks have labels.
     steps = [step for step in run_plan.steps if step.stage == "prompts" and not step.label]
     if not steps:  # until=sft with a checkpoint
         return None
     funnel = run_plan.folder(steps[0]) / "funnel.json"
-    return read_json(funnel)["out"] if funnel.exists() else None
+    try:
+        return read_object(funnel, out=dict)["out"]
+    except (FileNotFoundError, NotADirectoryError, UserError):
+        return None
 
 
 def _find_pace(run_plan: RunPlan, step: Step, shape: Shape | None) -> training_fit.Pace | None:

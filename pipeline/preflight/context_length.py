@@ -1,11 +1,10 @@
 """The context length of the model that is sampled, as far as it is known before it is opened."""
 
-import json
-
 from pipeline.config import Checkpoint, SampleRequest, TinyBase
 from pipeline.errors import UserError
 from pipeline.hashing import find_local_folder
 from pipeline.preflight.lineage import trace_lineage
+from pipeline.resources.model_shape import read_model_config
 from pipeline.step import Step
 
 
@@ -33,8 +32,7 @@ def read_context(step: Step) -> int | None:
             return step.config.context
         case Checkpoint():
             folder = find_local_folder(step.config.name_or_path, step.config.revision)
-            file = folder / "config.json" if folder else None
-            known = json.loads(file.read_text()) if file and file.is_file() else {}
+            known = read_model_config(folder) if folder else {}
             return known.get("text_config", known).get("max_position_embeddings")
         case _:
             return None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 
-from pipeline.artifacts import MODEL_FILE, Model, Prompts, read_json
+from pipeline.artifacts import MODEL_FILE, Model, Prompts, read_object
 from pipeline.config import PairRound, SampleRequest, ScriptedBackend, SftTraining
 from pipeline.errors import UserError, run_all
 from pipeline.preflight.context_length import find_context
@@ -18,7 +18,7 @@ def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     funnel = folder / "funnel.json"
     if made.stage != "prompts" or not funnel.exists():
         return
-    rows = read_json(funnel)["out"]
+    rows = read_object(funnel, out=dict)["out"]
     run_all(list_prompt_checks(made, rows, cache(partial(read_column_names, folder)), coming))
 
 
@@ -32,7 +32,7 @@ def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     funnel = folder / "funnel.json"
     if made.stage != "offline" or not funnel.exists():
         return
-    rows = read_json(funnel)["pairs"]
+    rows = read_object(funnel, pairs=int)["pairs"]
     for step in coming:
         if isinstance(step.config, PairRound) and (short := step.config.explain_shortage(rows)):
             raise UserError(short)

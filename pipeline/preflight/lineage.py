@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.artifacts import MODEL_FILE, Model, open_artifact
 from pipeline.config import Checkpoint, TinyBase
+from pipeline.errors import UserError
 from pipeline.hashing import find_local_folder
 from pipeline.resources import model_shape
 from pipeline.status import RunPlan
@@ -37,11 +38,11 @@ def find_weights(run_plan: RunPlan, model: Step) -> Path | None:
     nearest = _find_nearest(run_plan, model)
     folder = run_plan.folder(nearest)
     if (folder / MODEL_FILE).exists():
-        made = open_artifact(nearest.stage, folder)
-        assert isinstance(made, Model)
         try:
+            made = open_artifact(nearest.stage, folder)
+            assert isinstance(made, Model)
             return find_local_folder(made.weights, made.revision)
-        except FileNotFoundError:  # it or an adapter's base was pruned
+        except (FileNotFoundError, UserError):  # it or an adapter's base was pruned or damaged
             return None
     if not isinstance(nearest.config, Checkpoint):
         return None

@@ -210,9 +210,10 @@ def _is_small(path: str) -> bool:
 
 def _measure_size(place: Path) -> int:
     ratios = {".parquet": PARQUET_RATIO}
-    return sum(file.stat().st_size * ratios.get(file.suffix, 1) for file in list_files(place))
+    files = [file for file in list_files(place) if file.exists()]  # a link may lead to nowhere
+    return sum(file.stat().st_size * ratios.get(file.suffix, 1) for file in files)
 
 
 def _stamp(path: str) -> tuple[tuple[str, int, int], ...]:
-    files = list_files(Path(path).expanduser())
+    files = [file for file in list_files(Path(path).expanduser()) if file.exists()]
     return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)

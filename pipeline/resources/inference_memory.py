@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.resources.model_shape import Shape, format_bytes, parse_shape
+from pipeline.resources.model_shape import (
+    Shape,
+    format_bytes,
+    parse_shape,
+    read_model_config,
+    read_tensor_files,
+)
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Names as in a safetensors header. Floats are loaded in the dtype that the config asks for;
@@ -116,9 +122,9 @@ def _occupancy(needs: EngineNeeds, place: EnginePlace) -> str | None:
 
 def read_needs(folder: Path, dtype: str, longest: int) -> EngineNeeds | None:
     """Of a checkpoint; None where the folder has neither weights nor a known architecture."""
-    if not (file := folder / "config.json").is_file():
+    if not (folder / "config.json").is_file():
         return None
-    config = json.loads(file.read_text())
+    config = read_model_config(folder)
     tensors = [tensor for file in _weight_files(folder) for tensor in _read_header(file)]
     weights = sum(_loaded_bytes(tensor, dtype) for tensor in tensors)
     if not weights and (shape := parse_shape(config)):  # a hub model that is still to be fetched
@@ -156,7 +162,7 @@ def _weight_files(folder: Path) -> list[Path]:
     """Some repositories hold their weights twice, the second time under other names."""
     index = folder / INDEX
     if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
+        names = set(read_tensor_files(index).values())
         return [folder / name for name in sorted(names) if (folder / name).is_file()]
     single = folder / "model.safetensors"
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))

@@ -92,9 +92,47 @@ def parse_shape(config: Mapping[str, Any]) -> Shape | None:
     return replace(uncounted, parameters=uncounted.linear_parameters + embeddings + norm_weights)
 
 
+COUNTS = {*SIZES, "head_dim", "num_key_value_heads", "max_position_embeddings", "sliding_window"}
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """A model's config.json for estimates, without the values that are not of their type.
+
+    Nothing is refused here: whatever opens the model names the fault.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return _drop_impossible(config)
+
+
+def _drop_impossible(config: Any) -> dict[str, Any]:
+    if not isinstance(config, dict):
+        return {}
+    known = {
+        name: value
+        for name, value in config.items()
+        if name not in COUNTS or (type(value) is int and value > 0)
+    }
+    if not isinstance(known.get("layer_types", []), list):
+        del known["layer_types"]
+    text = _drop_impossible(known.pop("text_config", None))
+    return {**known, "text_config": text} if text else known
+
+
 def read_shape(folder: Path) -> Shape | None:
-    file = folder / "config.json"
-    return parse_shape(json.loads(file.read_text())) if file.is_file() else None
+    return parse_shape(read_model_config(folder))
+
+
+def read_tensor_files(index: Path) -> dict[str, str]:
+    """The file of each tensor, by the index of a sharded checkpoint; empty if it is damaged."""
+    try:
+        files = json.loads(index.read_bytes())["weight_map"]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return {}
+    is_map = isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
+    return files if is_map else {}
 
 
 def parameter_cost(weights: Path | str, revision: str | None) -> dict[str, int]:
@@ -110,7 +148,7 @@ def read_layer_names(folder: Path) -> set[str]:
     if read_shape(folder) is None:
         return set()
     if index.is_file():
-        names = json.loads(index.read_text())["weight_map"]
+        names = [*read_tensor_files(index)]
     elif weights.is_file():
         with weights.open("rb") as file:
             names = json.loads(file.read(int.from_bytes(file.read(8), "little")))

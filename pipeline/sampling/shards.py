@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import read_table, write_json, write_table
+from pipeline.artifacts import read_table, scan_tables, write_json, write_table
 from pipeline.backends import BilledTokens
 from pipeline.hashing import hash_file
 
@@ -60,7 +60,7 @@ class Shards:
     @property
     def prompt_count(self) -> int:
         """Over all shards."""
-        files = pl.scan_parquet(self._prompt_folder / "*.parquet")
+        files = scan_tables(self._prompt_folder.glob("*.parquet"))
         return files.select(pl.len()).collect().item()
 
     def write_samples(

@@ -39,6 +39,7 @@ def read_nested(path: Path, text: str, expected: str) -> Iterator[tuple[str, Row
         )
     for number, record in enumerate(records, 1):
         place = f"{path}, record {number}"
+        _check_record(place, record)
         questions = {name: answers for name, answers in record["responses"].items() if answers}
         if questions and "verdict" not in questions:
             raise UserError(
@@ -47,6 +48,19 @@ def read_nested(path: Path, text: str, expected: str) -> Iterator[tuple[str, Row
         for answer in questions.get("verdict", []):
             pair = {**record["fields"], **record["metadata"]}
             yield place, {**pair, "verdict": answer["value"], "annotator": answer["user_id"]}
+
+
+def _check_record(place: str, record: Row) -> None:
+    parts = [record[name] for name in ("fields", "metadata", "responses")]
+    answers = record["responses"].get("verdict") if isinstance(record["responses"], dict) else None
+    is_list = isinstance(answers or [], list) and all(
+        isinstance(answer, dict) and {"value", "user_id"} <= answer.keys()
+        for answer in answers or []
+    )
+    if not all(isinstance(part, dict) for part in parts) or not is_list:
+        raise UserError(
+            f"{place}: it is not as records.to_json writes it. Export the records again."
+        )
 
 
 def is_flat(row: Row) -> bool:
@@ -77,9 +91,10 @@ def _read_list(place: str, row: Row, name: str) -> list[str | None]:
     value = row.get(name) or []
     if isinstance(value, list):
         return value
-    if not PRINTED_LIST.fullmatch(value.strip()):
+    if not isinstance(value, str) or not PRINTED_LIST.fullmatch(value.strip()):
         raise UserError(
-            f"{place}: {name}={value[:40]} is not a list of words as Argilla's records have them.\n"
+            f"{place}: {name}={str(value)[:40]} is not a list of words"
+            " as Argilla's records have them.\n"
             "  Export them as JSON, which holds lists: dataset.records.to_json('records.json')."
         )
     return [None if word == "None" else word[1:-1] for word in re.findall(WORD, value)]

@@ -152,6 +152,7 @@ def _missing_vllm(knob: str, error: ImportError) -> UserError:
 class VllmPooling:
     def __init__(self, cfg: RewardModelScorer, source: ClassifierSource, limit: int, knob: str):
         place = vllm_engine.open_platform(partial(_missing_vllm, knob))
+        vllm_engine.check_weights_path(source.weights)
         device = place.device_arguments(cfg.runtime.memory, cpu_cache_gib=1)
         if place.on_cpu:
             device["enable_chunked_prefill"] = False

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.data.jsonl import find_unwritable, message_fault
+from pipeline.errors import UserError, make_printable
 from pipeline.scorers.argilla import is_argilla
 from pipeline.scorers.label_files import A_WINS, parse_verdict_cell, read_rows
 
@@ -63,7 +64,7 @@ def read_human_comparisons(path: Path) -> list[HumanComparison]:
 def _load_objects(path: Path) -> list[Row]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: cannot be read as JSON ({type(error).__name__}). {EXPECTED}"
         ) from error
@@ -84,7 +85,7 @@ def _parse_published(place: str, number: int, row: Row) -> HumanComparison:
         votes = {"label": _parse_vote(place, row["label"])}
     else:
         raise UserError(f"{place}: its columns are {', '.join(row)}. {EXPECTED}")
-    messages = [{"role": "user", "content": question}]
+    messages = _check_texts(place, question, first, second)
     return HumanComparison(f"pair-{number}", messages, first, second, votes)
 
 
@@ -93,10 +94,25 @@ def _to_text(value: str | float | None) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _check_texts(place: str, prompt: Any, first: Any, second: Any) -> list[dict[str, str]]:
+    """The prompt as messages, after the check that it and both answers are text."""
+    is_chat = isinstance(prompt, list) and prompt and not message_fault(prompt)
+    faults = {
+        "the prompt": None if isinstance(prompt, str) or is_chat else "is not text or messages",
+        "the first answer": None if isinstance(first, str) else "is not text",
+        "the second answer": None if isinstance(second, str) else "is not text",
+    }
+    for name, value in zip(faults, (prompt, first, second), strict=True):
+        if fault := faults[name] or find_unwritable(value):
+            raise UserError(f"{place}: {name} {fault}. Correct the row, or leave it out.")
+    return prompt if is_chat else [{"role": "user", "content": prompt}]
+
+
 def _parse_vote(place: str, value: Any) -> float:
     if str(value) not in VOTES:
+        shown = make_printable(repr(value), 40)
         raise UserError(
-            f"{place}: a verdict is {value!r}. Expected 1 or 2, the better answer, or 0 for a tie."
+            f"{place}: a verdict is {shown}. Expected 1 or 2, the better answer, or 0 for a tie."
         )
     return VOTES[str(value)]
 
@@ -111,10 +127,13 @@ def _read_own(path: Path) -> Iterator[HumanComparison]:
         ids = (str(row["a_id"]), str(row["b_id"]))
         if verdict is None:
             continue
+        annotator = str(row.get("annotator") or "")
+        if fault := find_unwritable([*ids, annotator]):
+            raise UserError(f"{place}: an id or the annotator {fault}. Give it as text.")
         vote, is_swapped = A_WINS[verdict], ids[::-1] in pairs
-        pair = pairs.setdefault(ids[::-1] if is_swapped else ids, _make_comparison(ids, row))
+        pair = pairs.setdefault(ids[::-1] if is_swapped else ids, _make_comparison(place, ids, row))
         vote = 1 - vote if is_swapped else vote
-        if pair.votes.setdefault(str(row.get("annotator") or ""), vote) != vote:
+        if pair.votes.setdefault(annotator, vote) != vote:
             raise UserError(
                 f"{place}: this annotator judged {ids[0]} and {ids[1]} otherwise before."
                 " Keep one of the rows."
@@ -122,7 +141,6 @@ def _read_own(path: Path) -> Iterator[HumanComparison]:
     yield from pairs.values()
 
 
-def _make_comparison(ids: tuple[str, str], row: Row) -> HumanComparison:
-    prompt = row["prompt"]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+def _make_comparison(place: str, ids: tuple[str, str], row: Row) -> HumanComparison:
+    messages = _check_texts(place, row["prompt"], row["a"], row["b"])
     return HumanComparison(" ".join(ids), messages, row["a"], row["b"], {})

@@ -128,13 +128,16 @@ def _make_dataset(table: "pl.DataFrame", part: str, scratch: Path) -> "Dataset":
     """Load the table from a file, as TRL needs it, and check that it is unchanged."""
     import datasets
     import polars as pl
+    from datasets.data_files import DataFilesList
 
     datasets.disable_progress_bars()
     file = scratch / "pairs" / f"{part}.parquet"
     if int(os.environ.get("RANK", 0)) == 0:
         write_table(file, table)
+    # A list that is ready: a path would be a pattern, and a folder's name may have `[` in it.
+    files = DataFilesList([str(file)], origin_metadata=[(str(file.stat().st_mtime_ns),)])
     data = datasets.load_dataset(
-        "parquet", data_files=str(file), cache_dir=str(scratch / "cache"), split="train"
+        "parquet", data_files={"train": files}, cache_dir=str(scratch / "cache"), split="train"
     )
     if not pl.DataFrame(data.data.table).equals(table):
         raise StageError(

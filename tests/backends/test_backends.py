@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from pipeline.artifacts import Model, Prompts
 from pipeline.backends import Backend, Completion, CompletionRequest, open_backend
 from pipeline.backends.lora_support import choose_engine_rank
+from pipeline.backends.vllm_engine import check_weights_path
 from pipeline.config import BackendConfig, Limits
 from pipeline.data import synthetic
 from pipeline.errors import UserError
@@ -419,6 +420,14 @@ def fast(policy):
     backend = open_sampler(VLLM, policy).start(policy, LIMITS)
     yield backend
     backend.close()
+
+
+def test_vllm_is_not_started_on_a_path_that_it_takes_for_a_pattern(tmp_path):
+    for name in ("x[1]", "x*", "x?"):
+        with pytest.raises(UserError, match=r"(?s)x.*/weights: vLLM reads no .*store=FOLDER"):
+            check_weights_path(tmp_path / name / "weights")
+    check_weights_path(tmp_path / "x(1)" / "weights")
+    check_weights_path("hub/model")
 
 
 @model

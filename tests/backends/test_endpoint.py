@@ -658,6 +658,9 @@ URL = "sample.backend.runtime.base_url"
     [
         ([], f"{URL} has no value yet"),
         ([f"{URL}=localhost:8000"], "expected an address such as http://localhost:8000/v1"),
+        ([f"{URL}=http://localhost:abc/v1"], "with a port from 1 to 65535"),
+        ([f"{URL}=http://localhost:99999/v1"], "with a port from 1 to 65535"),
+        ([f"{URL}=http://exa mple.com/v1"], "expected an address such as"),
         ([f"{URL}=http://me:secret@localhost/v1"], "must not contain a key.*api_key_env"),
         (
             [f"{URL}=http://h/v1", "sample.backend.runtime.api_key_env=sk-123"],
@@ -673,6 +676,36 @@ def test_what_cannot_be_is_refused_at_the_door(words, said):
     with pytest.raises(UserError, match=said) as refusal:
         composed(*GIVEN, *words)
     assert not any(secret in str(refusal.value) for secret in ("me:secret", "sk-123"))
+
+
+@pytest.mark.parametrize("key", ["clé-secret", "abcd\nefgh", "ключ"])
+def test_a_key_that_no_request_can_carry_is_refused_without_its_value(monkeypatch, key):
+    monkeypatch.setenv("ODD_KEY", key)
+    words = [f"{URL}=http://localhost:1/v1", "sample.backend.runtime.api_key_env=ODD_KEY"]
+    server = composed(*GIVEN, *words).sample.backend.runtime
+    with pytest.raises(UserError, match=r"api_key_env=ODD_KEY: .*\n.*export ODD_KEY") as refusal:
+        api_client.read_key("sample.backend", server)
+    assert key not in str(refusal.value)
+
+
+def test_a_host_that_the_client_cannot_read_is_refused():
+    import openai
+
+    server = composed(*GIVEN, f"{URL}=http://256.1.1.1/v1").sample.backend.runtime
+    with pytest.raises(UserError, match=r"base_url=http://256\.1\.1\.1/v1: not an address"):
+        api_client.make_client(openai, openai.AsyncOpenAI, "sample.backend", server)
+    with pytest.raises(UserError, match=r"base_url=http://256\.1\.1\.1/v1: not an address"):
+        api_client.fetch_model_card("sample.backend", server, "m")
+
+
+@pytest.mark.parametrize(
+    "card", [{"max_model_len": "4096"}, {"max_model_len": -1}, {"root": ["x"]}, {"root": {}}]
+)
+def test_what_a_server_says_of_its_model_counts_where_it_is_of_its_type(card):
+    with serving(lambda body: body, **card) as server:
+        runtime = composed(*GIVEN, f"{URL}={server.base_url}").sample.backend.runtime
+        found = api_client.fetch_model_card("sample.backend", runtime, "served")
+    assert found == {"id": "served", "root": None, "max_model_len": None}
 
 
 def test_an_exam_through_an_endpoint_is_refused_at_the_door():

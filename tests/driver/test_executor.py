@@ -167,6 +167,18 @@ def test_stopped_by_a_signal_it_says_75_and_goes_on(toys, word):
     toys.run(*UNTIL_SAMPLE)
 
 
+@pytest.mark.long
+def test_three_signals_in_a_row_end_it_with_75_and_no_worker_is_left(toys):
+    driver = toys.start(*UNTIL_SAMPLE, hang="sample")
+    worker, child = hanging_worker(toys)
+    for _ in range(8):
+        driver.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    output, _ = driver.communicate(timeout=30)
+    assert driver.returncode == 75 and "Traceback" not in output
+    wait_for(lambda: not alive(worker) and not alive(child))
+
+
 def test_a_stage_that_refuses_ends_with_2_and_its_own_words(toys):
     output = toys.run(*UNTIL_SAMPLE, code=2, refuse="sample")
     assert "sample: the toy refuses.\n  Type something else." in output

@@ -1,14 +1,18 @@
 """A sweep on toy stages: the best point on dev goes to test, the others' models may be pruned."""
 
+import errno
 import json
 import shlex
+import sys
 
 import pytest
 
 from pipeline import store
 from pipeline.artifacts import write_json, write_text
+from pipeline.config.compose import Arguments, compose
 from pipeline.driver import sweep
 from pipeline.driver.store_users import register_runs
+from pipeline.errors import explain_disk_fault
 from tests.support.house import SMALL, Toys, composed
 
 GRID = [*SMALL, "evaluate.split=dev", "evaluate.control=false", "-m", "train.beta=0.1,0.2,0.3"]
@@ -22,6 +26,19 @@ def toys(tmp_path):
 def folder_of(toys):
     """The newest sweep's."""
     return sorted((toys.folder / "runs").glob("*/*/points.json"))[-1].parent
+
+
+def test_a_full_disk_is_named_where_hydra_writes(tmp_path, monkeypatch):
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sweep, "launch", fail)
+    monkeypatch.setattr(sys, "argv", ["strop"])
+    words = [*GRID, f"runs={tmp_path}/runs", f"store={tmp_path}/store"]
+    arguments = Arguments.parse(words)
+    with pytest.raises(OSError, match=f"{tmp_path}/runs/run") as fault:
+        sweep.run_sweep(arguments, compose(arguments)[0])
+    assert explain_disk_fault(fault.value)
 
 
 @pytest.mark.slow

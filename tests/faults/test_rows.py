@@ -7,18 +7,22 @@ prompt that cannot be used is a bad row.
 import datetime
 import decimal
 import json
+import os
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from pipeline.__main__ import run_command
+from pipeline.artifacts import scan_tables
 from pipeline.config import FileRows, PreferenceRows, PromptRows
-from pipeline.data.jsonl import MAX_DEPTH
+from pipeline.data import readers
+from pipeline.data.jsonl import MAX_DEPTH, read_lines
 from pipeline.data.preferences import read_preferences
 from pipeline.data.prompts import read_prompts
 from pipeline.errors import UserError
 from pipeline.scorers.label_files import read_labels
-from tests.faults.planted import Fault, World, hold
+from tests.faults.planted import SCRIPTED, Fault, World, hold
 
 GOOD = [{"prompt": f"Tell me {number} things about the sea."} for number in range(30)]
 ROWS = [
@@ -233,3 +237,64 @@ def test_odd_labels_are_refused_with_their_line(tmp_path, line, said):
     with pytest.raises(UserError, match=rf"labels.jsonl:1: .*{said}") as refusal:
         read_labels(path)
     assert len(str(refusal.value)) < 500
+
+
+def test_a_run_in_a_folder_whose_name_is_a_pattern(tmp_path):
+    folder = tmp_path / "x[1]*"
+    folder.mkdir()
+    prompts = folder / "a[1].parquet"
+    pl.DataFrame(GOOD).write_parquet(prompts)
+    words = [*ROWS, *SCRIPTED, f"prompts.path={prompts}", "until=sample@1"]
+
+    def plant(world: World) -> None:
+        world.words = words
+
+    hold(Fault("", plant, 0), folder)
+    shards = [*folder.glob("store/sample/*/samples/*.parquet")]
+    assert scan_tables(shards).collect().height > 0
+
+
+def plan_rows(tmp_path: Path, capfd) -> str:
+    places = f"prompts.path={tmp_path / 'rows.jsonl'}", f"store={tmp_path / 'store'}"
+    assert run_command(["plan", *ROWS, *places]) == 0
+    return capfd.readouterr().out
+
+
+def test_a_pipe_is_refused_before_anything_waits_for_it(tmp_path, capfd):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    assert "rows.jsonl: not a regular file" in plan_rows(tmp_path, capfd)
+    with pytest.raises(UserError, match=r"rows\.jsonl: a pipe, not a file"):
+        [*read_lines(tmp_path / "rows.jsonl")]
+
+
+def test_a_link_to_itself_among_the_files_is_named(tmp_path, capfd):
+    (tmp_path / "rows.jsonl").mkdir()
+    (tmp_path / "rows.jsonl" / "a.jsonl").write_text(lines())
+    (tmp_path / "rows.jsonl" / "b.jsonl").symlink_to("b.jsonl")
+    assert "b.jsonl: cannot be read (Too many levels" in plan_rows(tmp_path, capfd)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("state.json", "{}"),
+        ("state.json", '{"_data_files": []}'),
+        ("dataset_info.json", "null"),
+        ("dataset_info.json", "[]"),
+        ("dataset_dict.json", "{}"),
+        ("dataset_dict.json", '{"splits": null}'),
+        ("dataset_dict.json", '{"splits": []}'),
+    ],
+)
+def test_a_dataset_folder_whose_json_is_another_is_refused(tmp_path, file, text):
+    from datasets import Dataset
+
+    folder = tmp_path / "saved"
+    if file == "dataset_dict.json":
+        folder.mkdir()
+    else:
+        Dataset.from_list(GOOD).save_to_disk(str(folder))
+    (folder / file).write_text(text)
+    source = FileRows(kind="file", path=str(folder))
+    with pytest.raises(UserError, match=r"saved: (cannot be read as a|this) dataset folder"):
+        [*readers.read_rows(source, "prompts")]

@@ -488,8 +488,11 @@ def test_faults_of_the_disk_are_told_from_others():
     full = OSError(errno.ENOSPC, "x", "a")
     assert "store=FOLDER" in str(explain_disk_fault(full))
     assert "FOLDER" not in str(explain_disk_fault(full, takes_folders=False))
+    large = ValueError("Error while serializing: I/O error: File too large (os error 27)")
+    assert "ulimit -f" in str(explain_disk_fault(large, Path("a/b")))
     for other in (
         ValueError("x"),
+        ValueError("Connection refused (os error 111)"),
         ConnectionResetError(errno.ECONNRESET, "x"),
         TimeoutError(errno.ETIMEDOUT, "x"),
     ):

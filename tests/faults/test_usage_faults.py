@@ -146,6 +146,7 @@ def run_shell(line: str, folder: str) -> subprocess.CompletedProcess[str]:
         ("strop run --help | true", 0),
         ("strop store | true", 0),
         ("strop store >&-", 0),
+        ("strop plan recipes=smoke store=s >&-", 0),
         ("strop >/dev/full", 2),
         ("strop store >/dev/full", 2),
         ("PYTHONIOENCODING=ascii strop --help", 0),

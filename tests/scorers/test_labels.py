@@ -548,12 +548,40 @@ def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
         ("[{}]", "row 1: its columns are"),
         ("[", "cannot be read as JSON"),
         ("[]", "it has no judged pair"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('[{"input": 1, "output_1": "x", "output_2": "y", "label": 1}]', "row 1: the prompt is"),
+        ('[{"fields": {}, "metadata": null, "responses": {}}]', "record 1: it is not as"),
+        (
+            '[{"fields": {}, "metadata": {}, "responses": {"verdict": ["a"]}}]',
+            "record 1: it is not as",
+        ),
     ],
 )
 def test_a_file_of_another_shape_is_refused(tmp_path, text, said):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=said):
         read_human_comparisons(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"a_id": "\ud800"}, "an id or the annotator holds half"),
+        ({"annotator": "\ud800"}, "an id or the annotator holds half"),
+        ({"a": None}, "the first answer is not text"),
+        ({"b": 1}, "the second answer is not text"),
+        ({"b": "\ud800"}, "the second answer holds half"),
+        ({"a": []}, "the first answer is not text"),
+        ({"prompt": None}, "the prompt is not text or messages"),
+        ({"prompt": [{"role": "user"}]}, "the prompt is not text or messages"),
+        ({"verdict.responses": 1, "verdict.responses.users": []}, "not a list of words"),
+    ],
+)
+def test_a_verdict_whose_values_are_no_texts_is_refused_with_its_line(tmp_path, changes, said):
+    row = {"prompt": "q", "a": "x", "b": "y", "a_id": "1", "b_id": "2", "verdict": "a"}
+    path = rows_file(tmp_path / "v.jsonl", [row, {**row, **changes}])
+    with pytest.raises(UserError, match=rf"v\.jsonl:2: .*{said}"):
+        read_human_comparisons(path)
 
 
 def people_s(tmp_path: Path, shorter_is_better: int, pairs: int = 40) -> Path:

@@ -1,6 +1,7 @@
 """base and sft: the tiny model, what a checkpoint is refused for, adapters merged, training on
 exactly the answers."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from pipeline.artifacts import Decontamination, Model, Samples, Scores, write_ta
 from pipeline.config import BestOfNConfig, Checkpoint, SftTraining, TinyBase
 from pipeline.data import decontamination, synthetic
 from pipeline.errors import StageError, UserError
+from pipeline.resources.inference_memory import read_needs
+from pipeline.resources.model_shape import read_shape
 from pipeline.stages import base, sft
 from pipeline.store import hash_content, list_files
 from tests.stages import test_pair
@@ -202,6 +205,49 @@ def test_a_checkpoint_is_refused(folder: Path, tmp_path: Path, harm: Any, said: 
     assert not (tmp_path / "out" / "model.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("config.json", "null", "not a JSON object"),
+        ("config.json", "[" * 100_000, "not readable as JSON"),
+        ("tokenizer.json", "{}", "no tokenizer that opens"),
+        ("tokenizer_config.json", '{"eos_token": 5}', "no tokenizer that opens"),
+        ("generation_config.json", "[]", "do not fit its config.json"),
+        ("model.safetensors.index.json", "{}", "its weight_map names no files"),
+        ("model.safetensors.index.json", "null", "not a JSON object"),
+    ],
+)
+def test_a_checkpoint_whose_json_is_another_is_refused(
+    folder: Path, tmp_path: Path, file: str, text: str, said: str
+) -> None:
+    (folder / file).write_text(text)
+    with pytest.raises(UserError, match=said):
+        sft.run(checkpoint(folder), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("vocab_size", "x"),
+        ("architectures", 5),
+        ("model_type", []),
+        ("num_attention_heads", 0),
+        ("num_key_value_heads", 0),
+        ("eos_token_id", {}),
+        ("dtype", "x"),
+        ("quantization_config", "x"),
+        ("text_config", None),
+    ],
+)
+def test_a_value_of_another_type_in_config_json_ends_in_no_traceback(
+    folder: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    edit(folder / "config.json", **{name: value})
+    with contextlib.suppress(UserError):
+        sft.run(checkpoint(folder), tmp_path / "out")
+    read_shape(folder), read_needs(folder, "float32", 64)
+
+
 def test_what_is_trusted_by_name_is_let_in(folder: Path, tmp_path: Path) -> None:
     pickled(folder)
     trust = {"remote_code": False, "pickled_weights": True}
@@ -276,6 +322,16 @@ def test_an_adapter_is_merged_with_its_base(folder: Path, tmp_path: Path, dtype:
         (
             lambda adapter, base_folder: tiny_llama(base_folder, hidden=64),
             "has other sizes than the layers of its base .*\n  Name",
+        ),
+        (
+            lambda adapter, base_folder: edit(
+                adapter / "adapter_config.json", target_modules=["no_such_layer"]
+            ),
+            "this adapter does not open .*\n  Correct",
+        ),
+        (
+            lambda adapter, base_folder: (adapter / "adapter_config.json").write_text("null"),
+            "not a JSON object",
         ),
     ],
 )

@@ -3,9 +3,11 @@
 import json
 import math
 
+import polars as pl
 import pytest
 
 from pipeline.report.analysis.eval_results import read_eval
+from pipeline.training import build
 from tests.support import evals
 from tests.support.preferences import LORA, dpo
 from tests.training.test_guards import Round, metric_by_step, training_summary
@@ -17,6 +19,13 @@ SCHEDULES = "cosine", "linear", "constant", "constant_with_warmup", "inverse_sqr
 @pytest.fixture(scope="module")
 def round_(tmp_path_factory) -> Round:
     return Round(tmp_path_factory.mktemp("store"))
+
+
+def test_pairs_are_read_below_a_folder_whose_name_is_a_pattern(tmp_path):
+    for text in ("a", "b"):
+        table = pl.DataFrame({"prompt": [text]})
+        data = build._make_dataset(table, "train", tmp_path / "x[1]")
+        assert data["prompt"] == [text]
 
 
 def rates(folder, schedule: str, steps: int, warmup: float, ours: bool = True) -> list[float]:

@@ -1,6 +1,5 @@
 """One evaluated model as numbers by prompt: scores, answers, KL from SFT; and what is missing."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, EvalArtifacts, Logps, Model, Samples, Scores
+from pipeline.artifacts import KL, EvalArtifacts, Logps, Model, Samples, Scores, read_object
 from pipeline.config import ANSWER, BEST_OF_PREFIX, CONTROL, PROMPTED
 from pipeline.errors import StageError, pluralize
 from pipeline.report.analysis.text_metrics import add_text_metrics
@@ -87,7 +86,7 @@ def read_eval(
 def read_training_summary(model: Model) -> dict[str, Any]:
     """What its training recorded about itself; nothing for a model that was not trained here."""
     file = model.path / "training.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return read_object(file) if file.exists() else {}
 
 
 def _read_samples(samples: Samples | None) -> pl.DataFrame:

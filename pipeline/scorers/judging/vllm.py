@@ -24,6 +24,7 @@ class VllmJudge:
         self.cfg, self.form, self.knob = cfg, form, knob
         self.name = Path(cfg.model).name if cfg.model.is_local else str(cfg.model)
         place = vllm_engine.open_platform(partial(not_installed_error, cfg, knob))
+        vllm_engine.check_weights_path(cfg.model)
         device = place.device_arguments(cfg.runtime.memory, cfg.runtime.cpu_cache_gib)
         from vllm import LLM
 
