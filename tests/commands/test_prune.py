@@ -113,7 +113,7 @@ def test_a_step_in_which_a_person_keeps_a_file_stays_and_is_named(place, capsys,
     assert usage.main(["--prune", "--yes"]) == 0
     shown = capsys.readouterr().out
     assert everything(place) == before and "nothing to prune" in shown
-    assert f"{STALE}: kept, since it has" in shown and "needs every" not in shown
+    assert f"{STALE}" in shown and "kept: only you can decide" in shown
     assert usage.main([]) == 0 and "notes/mine.txt" in capsys.readouterr().out
     work = store.partial_folder(step)
     write_text(work / "rows.txt", "again")

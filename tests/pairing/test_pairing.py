@@ -20,8 +20,8 @@ SYMMETRIC = ["best_worst", "random", "top_bottom", "all_pairs", "margin_band", "
 OTHERS = ["best_random", "sigma"]
 RANKED = ["best_worst", "best_random", "random", "top_bottom", "all_pairs", "length_matched"]
 ASKED = (
-    "pair.filters={allow_refusals: false, repeats: true, pass_rate: {at: 0.5, least: 0.1,"
-    " most: 0.9}, min_margin: 0.1, "
+    "pair.filters={allow_refusals: false, repeats: true, pass_rate: {threshold: 0.5, min: 0.1,"
+    " max: 0.9}, min_margin: 0.1, "
     "min_chosen: 0.2, max_rejected: 0.9, max_length_ratio: 3, near_duplicate_threshold: 0.9}"
 )
 
@@ -375,7 +375,7 @@ def test_a_prompt_outside_the_band_of_pass_rates_makes_no_pair():
         "all": [0.6, 0.7, 0.8, 0.9],
     }
     answers = {p: [(f"{s}", s, "stop") for s in scores] for p, scores in rates.items()}
-    cfg = config("best_worst", "pair.filters.pass_rate={at: 0.5, least: 0.25, most: 0.75}")
+    cfg = config("best_worst", "pair.filters.pass_rate={threshold: 0.5, min: 0.25, max: 0.75}")
     found, kept, _ = outcome(cfg, *table(answers))
     assert kept["prompt_id"].to_list() == ["half"]
     assert set(found.dropped_prompts["reason"]) == {"pass rate outside the band"}

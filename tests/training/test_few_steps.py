@@ -138,5 +138,5 @@ def test_the_report_names_a_model_that_its_training_left_as_it_was(tmp_path):
         made = evals.model(tmp_path, "train", f"{int(unchanged)}" * 12)
         (made.path / "training.json").write_text(json.dumps({"unchanged": unchanged}))
         found = read_eval("round-1", evals.make_eval(made, answers), asked, "rules")
-        assert found.unchanged == unchanged
+        assert found.is_unchanged == unchanged
         assert any("no step changed them" in what for what in found.missing) == unchanged

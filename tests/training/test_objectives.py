@@ -618,7 +618,7 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
             ["train=tr_dpo", "adapter@train.adapter=lora"],
             r"sync_ref_model updates a separate reference",
         ),
-        (["train.loss=[sigmoid,sft]"], r"together: sigmoid, sft .*give .*loss_group=8"),
+        (["train.loss=[sigmoid,sft]"], r"loss_group: sigmoid, sft .*give .*loss_group=8"),
         (
             ["train=rpo", "train.runtime.micro_batch=4"],
             r"give train.loss_group=4, which is another experiment",
