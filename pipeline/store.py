@@ -60,7 +60,7 @@ _MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
     "files": list,
     "cost": dict,
     "seconds": (int, float),
-    "hollow": bool,  # pruned
+    "pruned": bool,  # pruned
 }
 _FILE_TYPES = {"path": str, "size": int, "sha256": str}
 
@@ -96,7 +96,7 @@ def read_valid_manifest(path: Path) -> Manifest | None:
 
 def find_missing_keys(manifest: Manifest) -> list[str]:
     """The keys of every published manifest that this one lacks."""
-    return [name for name in _MANIFEST_TYPES if name not in manifest and name != "hollow"]
+    return [name for name in _MANIFEST_TYPES if name not in manifest and name != "pruned"]
 
 
 def _is_manifest(value: Any) -> bool:
@@ -189,14 +189,14 @@ def is_unavailable(manifest: Manifest) -> bool:
 
 
 def is_pruned(manifest: Manifest) -> bool:
-    return manifest.get("hollow", False)
+    return manifest.get("pruned", False)
 
 
 def prune(path: Path, manifest: Manifest) -> None:
     """Remove a step's files, after noting it in the manifest: a killed prune damages nothing."""
     if reason := explain_foreign_files(path):
         raise UserError(f"{path}: {reason}. Nothing in it was removed.")
-    write_json(path / MANIFEST, {**manifest, "hollow": True})
+    write_json(path / MANIFEST, {**manifest, "pruned": True})
     for child in path.iterdir():
         if child.name == MANIFEST:
             continue

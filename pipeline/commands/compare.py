@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     words = parse_words("compare", arguments)
     bootstrap, store = parse_bootstrap(words.knobs), read_folder(words.knob("store"))
     runs = check_names([find_run(word, store) for word in words.places])
-    report, examined, verdicts = compare_runs(runs, bootstrap)
+    report, results, verdicts = compare_runs(runs, bootstrap)
     asked = words.knobs["out"]
     out = (
         make_folder(read_folder(asked), report["compared"])
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     print(f"common to {names}: {pluralize(common, 'prompt')}")
     for text in (*report["ground"]["apart"], report["verdict"]["why"]):
         print(text)
-    write_comparison(out, report, tabulate_answers(examined, runs[0].prompts.read()), verdicts)
+    write_comparison(out, report, tabulate_answers(results, runs[0].prompts.read()), verdicts)
     print(out / "report.html")
     return DONE
 

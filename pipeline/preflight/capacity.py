@@ -329,7 +329,7 @@ def _find_pace(run_plan: RunPlan, step: Step, shape: Shape | None) -> training_f
 def _compute_pace(made: store.Manifest) -> training_fit.Pace:
     """Tokens a second without evaluations, and the seconds of one evaluation."""
     cost = made["cost"]
-    seconds_each, every = cost.get("look_seconds", 0.0), made["config"].get("eval_every")
+    seconds_each, every = cost.get("evaluation_seconds", 0.0), made["config"].get("eval_every")
     is_evaluated = seconds_each and every and "steps" in cost
     evaluations = training_fit.count_evaluations(every, cost["steps"]) if is_evaluated else 0
     training_seconds = max(made["seconds"] - evaluations * seconds_each, 0.01)

@@ -27,7 +27,7 @@ class Pace:
     """What an earlier training measured."""
 
     tokens: float  # a second, between evaluations
-    look: float  # seconds of one evaluation
+    evaluation: float  # seconds of one evaluation
 
 
 def sequence_lengths(table: "pl.DataFrame", ids: str = "ids") -> list[int]:
@@ -158,7 +158,7 @@ def _describe_time(
         money = f" · money {duration / 3600 * world * price:.2f}"
     source = "as measured before" if pace else "by the GPU's name"
     evaluations = count_evaluations(cfg.eval_every, steps)
-    evaluating = evaluations * pace.look if pace else 0.0
+    evaluating = evaluations * pace.evaluation if pace else 0.0
     of_it = ""
     if evaluating:
         of_it = f", of it {format_duration(evaluating)} in {pluralize(evaluations, 'evaluation')}"
@@ -179,7 +179,7 @@ def estimate_seconds(
     shape: Shape, cfg: TrainConfig, tokens: int, world: int, pace: Pace | None, steps: int
 ) -> float | None:
     if pace:
-        return tokens / pace.tokens + count_evaluations(cfg.eval_every, steps) * pace.look
+        return tokens / pace.tokens + count_evaluations(cfg.eval_every, steps) * pace.evaluation
     speed = hardware.estimate_speed()
     return model_shape.count_operations(shape, cfg, tokens) / speed / world if speed else None
 

@@ -63,21 +63,21 @@ def run(
     chats: dict[str, ChatSet] | None = None,
 ) -> Report:
     asked = prompts.read()
-    examined = [
+    results = [
         read_eval(name, evaluation, frozenset(asked["prompt_id"]), cfg.scorer)
         for name, evaluation in evals.items()
     ]
-    check_scorer(cfg.scorer, examined)
+    check_scorer(cfg.scorer, results)
     sets = [read_question_set(name, chat) for name, chat in (chats or {}).items()]
     found = collect_findings(
         cfg,
-        examined,
+        results,
         describe_benchmarks(evals, aggregate.bootstrap_config(cfg)),
         duels or {},
         sets,
     )
-    report = assemble_report(cfg, out, prompts, find_name(chosen, examined), found, pairs)
-    answers = tabulate_answers(examined, asked)
+    report = assemble_report(cfg, out, prompts, find_name(chosen, results), found, pairs)
+    answers = tabulate_answers(results, asked)
 
     write_table(out / "answers.parquet", answers)
     verdicts = aggregate.tabulate_verdicts(found.duels)
@@ -97,7 +97,7 @@ def run(
 class Findings:
     """What was read, in the order of the plan."""
 
-    examined: list[EvalResult]
+    results: list[EvalResult]
     duels: list[aggregate.ModelDuel]
     published: list[dict[str, Any]]
     annotators: HumanResults
@@ -105,7 +105,7 @@ class Findings:
 
     def list_missing(self) -> list[dict[str, str]]:
         own = [
-            *aggregate.list_missing(self.examined),
+            *aggregate.list_missing(self.results),
             *list_unavailable(self.published),
             *self.annotators.missing,
         ]
@@ -114,7 +114,7 @@ class Findings:
 
 def collect_findings(
     cfg: ReportConfig,
-    examined: list[EvalResult],
+    results: list[EvalResult],
     published: list[dict[str, Any]],
     duels: dict[str, dict[str, dict[str, Verdicts]]],
     sets: list[QuestionSet],
@@ -123,16 +123,16 @@ def collect_findings(
 
     The others go to the evaluation's prompts.
     """
-    draw, names = aggregate.bootstrap_config(cfg), aggregate.list_scorers(examined, cfg.scorer)
+    draw, names = aggregate.bootstrap_config(cfg), aggregate.list_scorers(results, cfg.scorer)
     votes = {name: read_label_votes(name, path) for name, path in sorted(cfg.labels.items())}
-    judges = [*aggregate.score_duels(examined, names, draw), *judge_duels(duels, examined, draw)]
+    judges = [*aggregate.score_duels(results, names, draw), *judge_duels(duels, results, draw)]
     others = {name: exclude_votes(given, sets) for name, given in votes.items()}
-    annotators = collect_human_results(examined, others, judges, draw)
+    annotators = collect_human_results(results, others, judges, draw)
     reports = {}
     for of in sets:
         own = {name: select_votes(of, given) for name, given in votes.items()}
         reports[of.name] = describe_chat(of, own, draw)
-    return Findings(examined, [*judges, *annotators.duels], published, annotators, reports)
+    return Findings(results, [*judges, *annotators.duels], published, annotators, reports)
 
 
 def assemble_report(
@@ -148,22 +148,22 @@ def assemble_report(
         prompts.read_columns(),
         last_turns(prompts),
     )
-    examined, published = found.examined, found.published
+    results, published = found.results, found.published
     names = (
-        [model.name for model in aggregate.select_rounds(examined)][-1:]
+        [model.name for model in aggregate.select_rounds(results)][-1:]
         if chosen == SFT
         else [chosen]
     )
-    unchanged = any(model.is_unchanged for model in examined if model.name in names)
+    unchanged = any(model.is_unchanged for model in results if model.name in names)
     scorers = (cfg.training, tuple(cfg.gold))
     members = list_members(read_ancestors(out), cfg.training)
     question = VerdictBasis(
         prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged, members
     )
-    names = aggregate.list_scorers(examined, cfg.scorer)
-    models = aggregate.describe_models(examined, names, asked, draw)
+    names = aggregate.list_scorers(results, cfg.scorer)
+    models = aggregate.describe_models(results, names, asked, draw)
     differences, contests = correct_families(
-        aggregate.describe_differences(examined, names, draw),
+        aggregate.describe_differences(results, names, draw),
         [aggregate.describe_duel(duel) for duel in found.duels],
         primary=(chosen, cfg.scorer),
     )
@@ -176,9 +176,9 @@ def assemble_report(
         "models": models,
         "differences": differences,
         "duels": contests,
-        "changes": describe_changes(examined, chosen, asked, draw),
-        "distributions": describe_distributions(examined, chosen, cfg.scorer),
-        "slices": describe_slices(cfg.slices, columns, examined, cfg.scorer, draw),
+        "changes": describe_changes(results, chosen, asked, draw),
+        "distributions": describe_distributions(results, chosen, cfg.scorer),
+        "slices": describe_slices(cfg.slices, columns, results, cfg.scorer, draw),
         "control": sanity_checks.check_control(question, differences, contests),
         "proxy": sanity_checks.check_proxy(question, models, differences),
         "ceiling": sanity_checks.check_ceiling(question, differences),
@@ -191,7 +191,7 @@ def assemble_report(
         ],
         "chats": {name: chat for name, (chat, _) in found.chats.items()},
         "funnel": read_funnel(out, pairs),
-        "training": aggregate.describe_training(examined),
+        "training": aggregate.describe_training(results),
         "cost": describe_cost(out),
         "missing": found.list_missing(),
     }
@@ -211,8 +211,8 @@ def read_label_votes(name: str, path: str) -> list[Vote]:
     return [Vote(one.a_id, one.b_id, one.a_wins, one.annotator) for one in labels]
 
 
-def check_scorer(scorer: str, examined: list[EvalResult]) -> None:
-    known = sorted({name for model in examined for name in model.scores})
+def check_scorer(scorer: str, results: list[EvalResult]) -> None:
+    known = sorted({name for model in results for name in model.scores})
     if known and scorer not in known:
         raise UserError(
             f"evaluate.scorer={scorer} has scored no answer of this evaluation."
@@ -228,5 +228,5 @@ def last_turns(prompts: Prompts) -> dict[str, str]:
     }
 
 
-def find_name(chosen: Model, examined: list[EvalResult]) -> str | None:
-    return next((model.name for model in examined if model.path == chosen.path), None)
+def find_name(chosen: Model, results: list[EvalResult]) -> str | None:
+    return next((model.name for model in results if model.path == chosen.path), None)

@@ -40,13 +40,13 @@ def run(cfg: GateConfig, out: Path, *, evals: dict[str, EvalArtifacts]) -> Model
 
 def read_candidate(cfg: GateConfig, name: str, evaluation: EvalArtifacts) -> Candidate:
     asked = frozenset(evaluation["samples"].read(ANSWER)["prompt_id"])
-    examined: EvalResult = read_eval(name, evaluation, asked, cfg.scorer)
-    if not (marks := examined.scores.get(cfg.scorer)) or not marks.means:
+    results: EvalResult = read_eval(name, evaluation, asked, cfg.scorer)
+    if not (marks := results.scores.get(cfg.scorer)) or not marks.means:
         raise StageError(
             f"gate: no answer of {name} to a dev prompt has a score of {cfg.scorer},"
             " so it cannot be compared."
         )
-    drift = [*examined.kl.values()]
+    drift = [*results.kl.values()]
     kl = sum(drift) / len(drift) if drift else None
     if name == SFT:
         kl = 0.0

@@ -68,7 +68,7 @@ def test_what_was_pruned_and_what_never_was_is_refused(story, capsys):
     run, _, made = story
     write_json(
         made.evals["sft"]["scores"].path / store.MANIFEST,
-        {"files": [{"path": "x", "size": 1}], "hollow": True},
+        {"files": [{"path": "x", "size": 1}], "pruned": True},
     )
     assert reprint.main([str(run)]) == 2
     assert "evals.sft.scores" in (error := capsys.readouterr().err) and "was pruned" in error

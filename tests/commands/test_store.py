@@ -65,7 +65,7 @@ def test_after_pruning_nothing_is_built_but_what_somebody_reads(toys):
     again = toys.run(*UNTIL_PAIR)
     assert toys.built(again).count("pair round 1") == 1, "the target itself is wanted whole"
     assert toys.files() == made
-    hollow = [name for name, manifest in toys.manifests().items() if manifest.get("hollow")]
+    hollow = [name for name, manifest in toys.manifests().items() if manifest.get("pruned")]
     assert not hollow, "pair reads samples and scores, and these the prompts and the policy"
 
 
@@ -76,7 +76,7 @@ def test_a_hollow_step_that_nobody_reads_stays_hollow(toys):
     usage(toys, "--prune", "--yes")
     toys.run(*SMALL, "until=sft")
     hollow = {
-        name.split("/")[0] for name, manifest in toys.manifests().items() if manifest.get("hollow")
+        name.split("/")[0] for name, manifest in toys.manifests().items() if manifest.get("pruned")
     }
     assert hollow == {"prompts", "sample", "score", "pair"}
     assert "0 to do" in toys.run(*SMALL, "until=sft", "dry_run=true")

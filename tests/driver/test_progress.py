@@ -240,7 +240,7 @@ def test_looks_are_counted_apart_from_steps(ticks, capfd, tmp_path):
     # 19 steps of 5 s and two evaluations of 60 s; counted in the speed, they would give 20 minutes.
     assert "train 1/20 steps · loss 0.5 · 3:35 left" in capfd.readouterr().err
     line.on_train_end(args, state, None)
-    assert '"look_seconds": 60' in (tmp_path / "cost.json").read_text()
+    assert '"evaluation_seconds": 60' in (tmp_path / "cost.json").read_text()
 
 
 @pytest.mark.model

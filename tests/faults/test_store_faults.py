@@ -516,7 +516,7 @@ KEYS = [
     "files",
     "cost",
     "seconds",
-    "hollow",
+    "pruned",
     "version",
     "created",
 ]

@@ -175,7 +175,7 @@ def test_a_training_s_time_has_its_looks_in_it(planned):
     tokens = 2 * 100 * steps["pair@2"].config.pairs_per_prompt * cfg.max_length * cfg.epochs
     taken = 2 + 100 // cfg.batch  # steps, and so evaluations with eval_every=1
     assert cfg.eval_every > taken, "one evaluation before the first step, and one at the end"
-    cost = {"tokens": 1000, "steps": 3, "look_seconds": 30.0, "parameters": PARAMETERS}
+    cost = {"tokens": 1000, "steps": 3, "evaluation_seconds": 30.0, "parameters": PARAMETERS}
     build(planned, steps["train@1"], cost, seconds=160)
     # 1000 tokens in 160 s, of which 60 were the evaluations at the start and at the end.
     assert Durations(planned).estimate(steps["train@2"]) == pytest.approx(

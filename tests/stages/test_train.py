@@ -69,7 +69,7 @@ def published(model: Model) -> dict[str, bytes]:
         name: path.read_bytes() for name, path in names.items() if not name.startswith("scratch/")
     }
     cost = json.loads(found["cost.json"])
-    cost.pop("look_seconds")  # of the clock; the other figures are the training's own
+    cost.pop("evaluation_seconds")  # of the clock; the other figures are the training's own
     return {**found, "cost.json": json.dumps(cost).encode()}
 
 

@@ -97,7 +97,7 @@ def published_files(model: Model) -> dict[str, bytes]:
     ]
     found = {path.relative_to(model.path).as_posix(): path.read_bytes() for path in files}
     cost = json.loads(found["cost.json"])
-    cost.pop("look_seconds")  # of the clock; the other figures are the training's own
+    cost.pop("evaluation_seconds")  # of the clock; the other figures are the training's own
     return {**found, "cost.json": json.dumps(cost).encode()}
 
 
@@ -296,7 +296,7 @@ def test_a_warning_offers_nothing_that_is_given_and_no_rate_before_a_step(
 def test_displaced_likelihood_is_said_with_its_remedies_and_stops_when_asked(round_, capfd):
     fast = {**FAST, "learning_rate": 1e-2}
     model = round_.train("displaced", dpo(**fast, guards={"warn_chosen_logp_drop": 0.05}))
-    fall = metric_by_step(model, "eval_chosen_fall")
+    fall = metric_by_step(model, "eval_chosen_logp_drop")
     assert max(fall.values()) > 0.05
     assert (
         "nats per token, over train.guards.warn_chosen_logp_drop=0.05"

@@ -211,7 +211,7 @@ def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(
     assert find_step(run).name == "222222222222"
     assert merge([str(run)]) == 2 and "whole already" in capsys.readouterr().err
     write_json(
-        step / "manifest.json", {"files": [], "hollow": True, "config": {"dtype": "float32"}}
+        step / "manifest.json", {"files": [], "pruned": True, "config": {"dtype": "float32"}}
     )
     assert merge([str(run)]) == 2 and "pruned" in capsys.readouterr().err
     with pytest.raises(UserError, match="no run that has trained a model"):

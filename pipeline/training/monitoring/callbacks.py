@@ -229,7 +229,7 @@ class ProgressLine(TrainerCallback):
         self._end_evaluation()
         if self.out and self._evaluation_seconds and state.is_world_process_zero:
             mean = sum(self._evaluation_seconds) / len(self._evaluation_seconds)
-            note_cost(self.out, look_seconds=round(mean, 2))
+            note_cost(self.out, evaluation_seconds=round(mean, 2))
 
     def _end_lap(self) -> float:
         before, self._lap_start = self._lap_start, time.monotonic()

@@ -11,7 +11,12 @@ from pipeline.errors import pluralize
 
 Evaluation = dict[str, Any]  # everything measured at one step, under its names in metrics.jsonl
 
-KL, CHOSEN_LOGP_DROP, TOKENS, SCORE = "eval_kl", "eval_chosen_fall", "eval_tokens", "eval_score"
+KL, CHOSEN_LOGP_DROP, TOKENS, SCORE = (
+    "eval_kl",
+    "eval_chosen_logp_drop",
+    "eval_tokens",
+    "eval_score",
+)
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "margin": True, "score": True}
 METRIC_KEYS = {
     "loss": "eval_loss",

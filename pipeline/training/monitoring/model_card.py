@@ -22,7 +22,7 @@ METRIC_LABELS = {
     "eval_rewards/accuracies": "dev pairs ranked correctly",
     "eval_rewards/margins": "margin on dev pairs",
     "eval_kl": "KL to the reference on generated answers, nats",
-    "eval_chosen_fall": "drop of the chosen answers' log-probability, nats per token",
+    "eval_chosen_logp_drop": "drop of the chosen answers' log-probability, nats per token",
     "eval_tokens": "tokens per generated answer",
     "eval_score": "score of generated answers",
 }
