@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import store
-from pipeline.artifacts import read_json, read_table, write_json
+from pipeline.artifacts import Model, read_json, read_table, write_json
 from pipeline.driver import worker
 from pipeline.driver.executor import prepare_plan, select_targets
 from pipeline.driver.run import run_point
@@ -331,6 +331,23 @@ def test_a_record_that_changed_names_the_file_and_verify(tmp_path):
         UserError, match="Remove this file"
     ):  # nothing verifies what is not finished
         read_json(unfinished)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("text", ["null", "[]", "{}", '{"weights": 5}', '{"base": 5}', "[" * 9999])
+def test_a_record_of_another_value_does_not_break_the_plan(world, capfd, text, verify):
+    for stage, name in (("prompts", "funnel.json"), ("sft", "model.json")):
+        for made in (world.folder / "store" / stage).glob("[0-9a-f]" * 12):
+            (made / name).write_text(text)
+    assert world.run("dry_run=true", f"verify={verify}") == 0
+    assert "to do" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "{}", '{"weights": 5}'])
+def test_a_model_s_record_of_another_value_names_the_file_and_verify(tmp_path, text):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(UserError, match=r"(?s)model\.json: cannot be read.*verify=true"):
+        _ = Model(tmp_path).weights
 
 
 def test_a_stage_that_breaks_on_changed_bytes_says_whose_they_are(tmp_path):
