@@ -164,6 +164,11 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", settings: Template, nam
             f"{source}: the chat template does not take one user message ({first_line(error)}).\n"
             "  Fix it, or give another as template.chat_template=FILE."
         ) from error
+    if PROBE[0]["content"] not in prompt:
+        raise UserError(
+            f"{source}: its prompt leaves out the user's message, so it is not a chat template.\n"
+            "  Give a Jinja template that writes the messages as template.chat_template=FILE."
+        )
     if starts_with_two_bos(ids, tokenizer.bos_token_id):
         raise UserError(
             f"{source}: a templated prompt begins with two BOS ({tokenizer.bos_token}):"
