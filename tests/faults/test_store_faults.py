@@ -24,6 +24,7 @@ from pipeline.driver.run import run_point
 from pipeline.driver.store_users import STORE_MARKER
 from pipeline.errors import UserError, explain_disk_fault
 from pipeline.plan import plan
+from pipeline.report.analysis.eval_results import read_training_summary
 from pipeline.scorers.judging import JudgeRequest, Response
 from pipeline.scorers.judging.verdict_cache import VerdictSource, VerdictStore
 from pipeline.status import RunPlan, read_statuses
@@ -349,6 +350,12 @@ def test_a_model_s_record_of_another_value_names_the_file_and_verify(tmp_path, t
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(UserError, match=r"(?s)model\.json: cannot be read.*verify=true"):
         _ = Model(tmp_path).weights
+
+
+def test_a_training_s_summary_of_another_value_is_named(tmp_path):
+    (tmp_path / "training.json").write_text("null")
+    with pytest.raises(UserError, match=r"training\.json: cannot be read"):
+        read_training_summary(Model(tmp_path))
 
 
 def test_a_stage_that_breaks_on_changed_bytes_says_whose_they_are(tmp_path):
