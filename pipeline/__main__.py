@@ -4,6 +4,7 @@
 """
 
 import io
+import locale
 import os
 import sys
 from importlib import import_module
@@ -56,7 +57,20 @@ def open_output(stream: TextIO | None) -> TextIO:
     )
 
 
+def use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding.
+
+    All our files are UTF-8, and libraries open theirs by the locale. Child processes inherit it.
+    """
+    is_utf8 = sys.flags.utf8_mode or locale.getencoding().lower() in ("utf-8", "utf8")
+    if is_utf8 or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main() -> int:
+    use_utf8()
     exit_on_signals()  # before the imports, which take most of the first second
     sys.stdout = open_output(sys.stdout)
     try:

@@ -139,8 +139,8 @@ def _describe_damage(path: Path, form: str, error: BaseException) -> str:
     if any(part.endswith(".partial") for part in path.parts):
         return f"{fault}\n  Remove this file and run the same command again: it is rebuilt."
     return (
-        f"{fault}\n  Its bytes have changed since it was written. Run the command again with"
-        " verify=true: damaged steps are found by their hashes and rebuilt."
+        f"{fault}\n  Its bytes have changed since it was written. Type the command of its run again"
+        " (see its config.yaml)\n  with verify=true: damaged steps are found and rebuilt."
     )
 
 

@@ -135,14 +135,34 @@ def compose(arguments: Arguments) -> tuple[list[Config], bool]:
 
 def _compose_points(arguments: Arguments) -> tuple[list[Config], bool]:
     overrides = _parse_overrides(arguments.overrides)
-    shared = [o.input_line for o in overrides if not (arguments.multirun and o.is_sweep_override())]
+    swept = [o.input_line for o in overrides if o.is_sweep_override()]
+    if swept and not arguments.multirun:
+        raise UserError(_describe_unswept(arguments, swept[0]))
+    shared = [o.input_line for o in overrides if o.input_line not in swept]
     first = _compose_overrides(arguments, shared)
     if not (arguments.multirun or first.hydra.mode == _multirun_mode()):
         return [validate_point(first, first.hydra)], False
     params = [f"{key}={value}" for key, value in (first.hydra.sweeper.get("params") or {}).items()]
+    if not (swept or params):
+        raise UserError(
+            "strop sweep: no key has several values. Give at least one as key=value,value, such as"
+            " train.beta=0.05,0.2"
+        )
     points = _expand_sweep([*_parse_overrides(params), *overrides])
     composed = [_compose_overrides(arguments, point) for point in points]
     return [validate_point(point, point.hydra) for point in composed], True
+
+
+def _describe_unswept(arguments: Arguments, swept: str) -> str:
+    """What to type where a key has several values without `sweep`."""
+    words = [word.removeprefix("++") for word in (*arguments.flags, *arguments.overrides)]
+    key, _, values = swept.removeprefix("++").partition("=")
+    text = shlex.quote(f"{key}='{values}'")
+    return (
+        f"command line: {key}={values}: several values of a key are a sweep.\n"
+        f"  Type {shlex.join(['strop', 'sweep', *words])}\n"
+        f"  A list is {key}=[{values}], and one text with a comma {text}"
+    )
 
 
 def compose_block(arguments: Arguments, shape: type[BlockT]) -> BlockT:
@@ -172,7 +192,7 @@ def validate_point(composed: DictConfig, hydra: Any) -> Config:
         )
     unresolved = OmegaConf.to_container(own, resolve=False)
     echoes = {
-        path
+        path: tuple(value[2:-1].split(".")) if re.fullmatch(r"\$\{[\w.]+\}", value) else ()
         for path, value in iter_leaves(unresolved)
         if isinstance(value, str) and value.startswith("${")
     }
@@ -257,9 +277,17 @@ def _compose_overrides(arguments: Arguments, overrides: list[str]) -> DictConfig
                 "config", [*arguments.searchpath, *overrides], return_hydra_config=True
             )
     except yaml.YAMLError as error:
-        raise UserError(f"a file of conf/ or recipes/ is not YAML: {error}") from error
+        raise UserError(_describe_yaml_error(error)) from error
     except Exception as error:  # Hydra also raises ValueError, TypeError and AssertionError
         raise UserError(_describe_hydra_error(error, arguments.user_folders)) from error
+
+
+def _describe_yaml_error(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return f"a file of conf/ or recipes/ is not YAML: {error}"
+    place = f"{mark.name}, line {mark.line + 1}"
+    return f"{place}: this file is not YAML ({problem}). Correct this line or one before it."
 
 
 def _parse_overrides(overrides: list[str]) -> list[Any]:

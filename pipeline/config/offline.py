@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from pipeline.config.base import Block
-from pipeline.config.prompts import DecontaminationConfig
+from pipeline.config.prompts import Columns, DecontaminationConfig
 from pipeline.config.rows import FileRows, HubRows
 
 PreferenceShape = Literal["auto", "trl", "argilla", "intel", "hh", "scored", "unpaired", "columns"]
@@ -16,7 +16,7 @@ class PreferenceRows(Block):
 
     source: Annotated[FileRows | HubRows, Field(discriminator="kind")]
     shape: PreferenceShape
-    columns: dict[str, str]
+    columns: Columns
     unpaired_threshold: float | None
     on_bad_row: Literal["fail", "skip"]
 

@@ -1,8 +1,17 @@
 """Where prompts come from, what is left out of them, and how they are split."""
 
+import difflib
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    field_validator,
+)
 
 from pipeline.config.base import Block, Local, Seed
 from pipeline.config.rows import FileRows, HubDataset, HubRows
@@ -12,12 +21,29 @@ PromptShape = Literal[
 ]
 
 
+# The columns that shapes of rows read. Scorers may read any other.
+READ_COLUMNS = ["prompt", "messages", "conversations", "instruction", "input", "instances", "turns"]
+READ_COLUMNS += ["question", "system", "id", "chosen", "rejected"]
+
+
+def _refuse_misspelt(columns: dict[str, str]) -> dict[str, str]:
+    """A name that is nearly one that is read: the file's column would be kept and never read."""
+    for name in columns:
+        near = difflib.get_close_matches(name, READ_COLUMNS, n=1, cutoff=0.85)
+        if near and name not in READ_COLUMNS:
+            raise ValueError(f"{name} is not a column that is read. Did you mean {near[0]}?")
+    return columns
+
+
+Columns = Annotated[dict[str, str], AfterValidator(_refuse_misspelt)]  # ours: the file's
+
+
 class PromptRows(Block):
     """A set of prompts, and how to read it."""
 
     source: Annotated[FileRows | HubRows, Field(discriminator="kind")]
     shape: PromptShape
-    columns: dict[str, str]
+    columns: Columns
 
 
 def _expand_path(value: Any) -> Any:
@@ -73,7 +99,7 @@ class UserPrompts(Block):
     """The knobs of a user's own prompts, from a file or the hub."""
 
     shape: PromptShape
-    columns: dict[str, str]
+    columns: Columns
     on_bad_row: Literal["fail", "skip"]
     near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)] | None
     caps: PromptCaps | None

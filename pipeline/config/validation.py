@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -47,12 +47,13 @@ class Composition:
 
 
 def validate(
-    composition: Composition, shape: type[BlockT], echoes: Set[KeyPath] = frozenset()
+    composition: Composition, shape: type[BlockT], echoes: Mapping[KeyPath, KeyPath] | None = None
 ) -> BlockT:
     """Return the config, or raise every fault at once.
 
     `echoes` are values copied from another key; a fault in one is reported there.
     """
+    echoes = echoes or {}
     raw = composition.raw
     if absent := [".".join(path) for path, value in iter_leaves(raw) if value == "???"]:
         raise UserError("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in absent))
@@ -67,7 +68,9 @@ def validate(
         errors = [e for e in errors if locate_error(e["loc"], raw).path not in replaced]
         own = [e for e in errors if not _is_echo(locate_error(e["loc"], raw).path, echoes)]
         names = _KnobNames(unknown, _find_paths(errors, "missing", raw))
-        faults = dict.fromkeys(_describe_error(e, composition, names) for e in own or errors)
+        faults = dict.fromkeys(
+            _describe_error(e, composition, names, echoes) for e in own or errors
+        )
         raise UserError("\n".join(faults)) from error
     # Fields that take any JSON accept infinite numbers, which JSON does not have.
     if infinite := list(_find_infinite(raw)):
@@ -114,7 +117,7 @@ def _list_errors(error: ValidationError) -> list[Any]:
     return list(error.errors(include_url=False))
 
 
-def _is_echo(path: KeyPath, echoes: Set[KeyPath]) -> bool:
+def _is_echo(path: KeyPath, echoes: Mapping[KeyPath, KeyPath]) -> bool:
     return any(path[: len(echo)] == echo for echo in echoes)
 
 
@@ -169,9 +172,14 @@ def _repair(value: Any, unknown: Set[KeyPath], unlisted: Set[KeyPath], path: Key
     return [value] if path in unlisted else value
 
 
-def _describe_error(error: Any, composition: Composition, names: _KnobNames) -> str:
+def _describe_error(
+    error: Any, composition: Composition, names: _KnobNames, echoes: Mapping[KeyPath, KeyPath]
+) -> str:
     path, parent, value = locate_error(error["loc"], composition.raw)
-    key, file, source = ".".join(path), composition.find_file(path), composition.find_source(path)
+    key, file = ".".join(path), composition.find_file(path)
+    source = composition.find_source(path)
+    if original := echoes.get(path):
+        source, file = composition.find_source(original), f"{file} copies {'.'.join(original)}"
     match error["type"]:
         case "extra_forbidden":
             owner = f"stage '{path[0]}'" if len(path) > 1 else "the config"
@@ -200,7 +208,7 @@ def _describe_error(error: Any, composition: Composition, names: _KnobNames) -> 
                 return message
             shown = key if isinstance(value, dict) else f"{key}={value!r}"
             fault = f"{shown}: {message}."
-            if (new := renamed.rename_value(path, value)) is not value:
+            if (new := renamed.rename_value(path, value)) is not value:  # NaN is unequal to itself
                 fault = f"{key}={value}: {value} is {new} now. Give {key}={new}."
     return f"{source}: {fault}  ({file})"
 

@@ -167,6 +167,11 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", settings: Template, nam
         ids = encode_rendered(tokenizer, prompt)
     except Exception as error:  # of a tokenizer whose files do not belong together
         raise explain(error) from error
+    if PROBE[0]["content"] not in prompt:
+        raise UserError(
+            f"{source}: its prompt leaves out the user's message, so it is not a chat template.\n"
+            "  Give a Jinja template that writes the messages as template.chat_template=FILE."
+        )
     if starts_with_two_bos(ids, tokenizer.bos_token_id):
         raise UserError(
             f"{source}: a templated prompt begins with two BOS ({tokenizer.bos_token}):"

@@ -350,7 +350,16 @@ def test_a_recipe_without_its_first_line_and_one_that_is_no_yaml(tmp_path):
     (tmp_path / "recipes" / "bare.yaml").write_text("rounds: 2\n")
     (tmp_path / "recipes" / "broken.yaml").write_text("rounds: [1\n")
     assert "@package _global_" in said("--config-dir", str(tmp_path), "recipes=bare", *GIVEN)
-    assert "is not YAML" in said("--config-dir", str(tmp_path), "recipes=broken", *GIVEN)
+    broken = said("--config-dir", str(tmp_path), "recipes=broken", *GIVEN)
+    assert "broken.yaml, line 2: this file is not YAML" in broken
+    assert broken.count("broken.yaml") == 1
+
+
+def test_a_column_that_is_nearly_one_that_is_read_is_refused():
+    refusal = said(*GIVEN, "prompts.columns={promt: x}")
+    assert "prompts.columns" in refusal and "promt is not a column that is read" in refusal
+    assert "Did you mean prompt?" in refusal
+    assert composed(*GIVEN, "prompts.columns={prompt: x, answer: y}").prompts.columns["answer"]
 
 
 def test_a_key_left_out_beside_a_typo_is_what_was_meant():

@@ -41,6 +41,11 @@ FAULTS = [
     Fault("train=[3]", ("command line",)),
     Fault("=3", ("command line",)),
     Fault("+=", ("command line", "Write key=value")),
+    Fault(
+        "train.beta=0.1,0.3",
+        ("train.beta=0.1,0.3: several values", "strop sweep prompts=playground", "[0.1,0.3]"),
+    ),
+    Fault("dtype=float16", ("command line: train.dtype='float16'", "copies dtype")),
     Fault("seed=" + "9" * 5000, ("seed=999", "4300 digits")),
     Fault("seed=" + "[" * 2000, ("seed=[[[", "Write key=value")),
     Fault("hydra.mode=???", ("hydra",)),
@@ -82,6 +87,20 @@ def test_a_recipe_in_a_folder_of_recipes_is_filed_below_its_name(tmp_path):
 def test_a_word_that_takes_its_value_from_elsewhere_is_kept_as_it_was_typed():
     cfg = composed(*SMALL, "sample.seed=${seed}", "seed=9")
     assert cfg.sample.seed == 9 and "'sample.seed=${seed}'" in cfg.command
+
+
+def test_a_sweep_without_several_values_is_refused_with_what_to_type():
+    with pytest.raises(UserError, match="train.beta=0.05,0.2"):
+        compose(Arguments.parse(["-m", *SMALL, "train.beta=0.1"]))
+
+
+def test_several_values_without_sweep_name_the_sweep_that_works(tmp_path):
+    words = [*SMALL, "train.beta=0.1,0.3"]
+    with pytest.raises(UserError) as refusal:
+        compose(Arguments.parse(words))
+    [typed] = [line for line in str(refusal.value).splitlines() if "strop sweep" in line]
+    sweep = shlex.split(typed.partition("strop sweep")[2])
+    assert len(compose(Arguments.parse(["-m", *sweep]))[0]) == 2
 
 
 ODD = ["a(b)", "a,b", "a=b", "a b", "a'b", 'a"b', "a{b}[c]", "a#b", "a\\"]

@@ -20,13 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import store
-from pipeline.artifacts import read_json, read_table, write_json
+from pipeline.artifacts import Model, read_json, read_table, write_json
 from pipeline.driver import worker
 from pipeline.driver.executor import prepare_plan, select_targets
 from pipeline.driver.run import run_point
 from pipeline.driver.store_users import STORE_MARKER
 from pipeline.errors import UserError, explain_disk_fault
 from pipeline.plan import plan
+from pipeline.report.analysis.eval_results import read_training_summary
 from pipeline.scorers.judging import JudgeRequest, Response
 from pipeline.scorers.judging.verdict_cache import VerdictSource, VerdictStore
 from pipeline.status import RunPlan, read_statuses
@@ -365,7 +366,8 @@ def test_a_flipped_byte_in_a_table_names_the_file_and_verify(tmp_path, at):
     data = bytearray(file.read_bytes())
     data[at] ^= 0xFF
     file.write_bytes(data)
-    with pytest.raises(UserError, match=r"(?s)x\.parquet: cannot be read as parquet.*verify=true"):
+    remedy = r"command of its run.*verify=true"  # trace, label and edit do not take verify
+    with pytest.raises(UserError, match=rf"(?s)x\.parquet: cannot be read as parquet.*{remedy}"):
         read_table(file)
 
 
@@ -380,6 +382,29 @@ def test_a_record_that_changed_names_the_file_and_verify(tmp_path):
         UserError, match="Remove this file"
     ):  # nothing verifies what is not finished
         read_json(unfinished)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("text", ["null", "[]", "{}", '{"weights": 5}', '{"base": 5}', "[" * 9999])
+def test_a_record_of_another_value_does_not_break_the_plan(world, capfd, text, verify):
+    for stage, name in (("prompts", "funnel.json"), ("sft", "model.json")):
+        for made in (world.folder / "store" / stage).glob("[0-9a-f]" * 12):
+            (made / name).write_text(text)
+    assert world.run("dry_run=true", f"verify={verify}") == 0
+    assert "to do" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "{}", '{"weights": 5}'])
+def test_a_model_s_record_of_another_value_names_the_file_and_verify(tmp_path, text):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(UserError, match=r"(?s)model\.json: cannot be read.*verify=true"):
+        _ = Model(tmp_path).weights
+
+
+def test_a_training_s_summary_of_another_value_is_named(tmp_path):
+    (tmp_path / "training.json").write_text("null")
+    with pytest.raises(UserError, match=r"training\.json: cannot be read"):
+        read_training_summary(Model(tmp_path))
 
 
 def test_a_stage_that_breaks_on_changed_bytes_says_whose_they_are(tmp_path):

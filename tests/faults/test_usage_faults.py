@@ -139,6 +139,19 @@ def run_shell(line: str, folder: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_a_locale_of_another_encoding_changes_how_no_file_is_read():
+    code = (
+        "import sys; from pipeline.__main__ import use_utf8; use_utf8();"
+        " print(sys.flags.utf8_mode, sys.argv[1])"
+    )
+    odd = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", code, "a b"]
+    done = subprocess.run(
+        command, cwd=HOUSE, env=odd, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "1 a b\n"
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [

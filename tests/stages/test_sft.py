@@ -177,6 +177,10 @@ def broken_template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% for m in messages %}")
 
 
+def no_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("root:x:0:0:root:/root:/bin/bash")
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -195,6 +199,7 @@ def broken_template(folder: Path) -> None:
         (small_embedding, "320 tokens, its embedding 100 rows"),
         (no_eos, "no EOS token"),
         (broken_template, "does not take one user message"),
+        (no_template, "leaves out the user's message"),
     ],
 )
 def test_a_checkpoint_is_refused(folder: Path, tmp_path: Path, harm: Any, said: str) -> None:
