@@ -21,6 +21,7 @@ from pipeline.config import Block, EnsembleScorer, ScoreConfig
 from pipeline.config.compose import Arguments, compose_block
 from pipeline.errors import UserError, pluralize, suggest
 from pipeline.report.analysis.agreement import (
+    Calibration,
     LabelledPair,
     calibrate,
     calibrate_annotators,
@@ -179,21 +180,33 @@ def summarize_calibration(
             "ties": truth.ties,
         },
         "scorers": {name: row.to_dict() for name, row in rows.items()},
-        "warnings": [w for name, each in gains.items() for w in list_warnings(name, each.estimate)],
+        "warnings": [
+            warning
+            for name, gain in gains.items()
+            for warning in list_warnings(name, gain.estimate, rows[name], truth.decided)
+        ],
     }
 
 
-def list_warnings(name: str, advantage: Estimate) -> Iterator[str]:
-    if advantage.mean is None:
+def list_warnings(name: str, advantage: Estimate, own: Calibration, decided: int) -> Iterator[str]:
+    """`own`: the scorer's figures; `decided`: how many pairs annotators decided."""
+    if not decided:
+        yield f"annotators decided no pair, so {name} cannot be compared with '{LONGER}'."
+    elif advantage.mean is None and not own.ties and own.prefers_first is None:
         yield (
             f"{name} could not score both answers of any pair. These files have texts alone: a"
             " scorer that reads the prompts' columns cannot be calibrated on them."
         )
-    elif advantage.low is None or advantage.low <= 0:
+    elif advantage.mean is None:
+        yield f"{name} has no verdict on a pair that annotators decided."
+    elif advantage.low is None:
+        yield f"One prompt is too few to tell whether {name} beats '{LONGER}'."
+    elif advantage.low <= 0:
+        clearly = "clearly " if advantage.mean > 0 else ""
         yield (
-            f"{name} does not beat '{LONGER}': {format_signed(advantage.mean)} agreement by prompt"
-            f" ({format_interval(asdict(advantage), format_signed)}). Do not trust it on texts"
-            " like these."
+            f"{name} does not {clearly}beat '{LONGER}': {format_signed(advantage.mean)} agreement"
+            f" by prompt ({format_interval(asdict(advantage), format_signed)}). Do not trust it on"
+            " texts like these."
         )
 
 
@@ -221,16 +234,16 @@ def format_lines(results: dict[str, Any]) -> Iterator[str]:
         f" {results['decided']} decided, {results['split']} without a majority"
     )
     yield (
-        f"annotators prefer the first answer in {format_share(prefer['first'])} and the longer"
-        " one in"
-        f" {format_share(prefer['longer'])} of their decisions"
+        f"annotators prefer the first answer in {format_share(prefer['first'])} of their decisions,"
+        f" and the longer one in {format_share(prefer['longer'])} of those between answers of"
+        " different length"
     )
     yield "agreement on decided pairs, where a tie counts one half:"
     yield "  by prompt: the mean over prompts of each prompt's pairs, with its interval"
     yield "  by pair: all decided pairs alike, as usually published; without an interval, since"
     yield "  pairs of one prompt are not independent"
     if ANNOTATORS in rows:
-        yield f"{ANNOTATORS}: each annotator against each other; each such two of a pair count once"
+        yield f"{ANNOTATORS}: each annotator against each other; each two count in both directions"
     yield ""
     yield from align_columns([HEAD, *(format_cells(name, row) for name, row in rows.items())])
     yield ""

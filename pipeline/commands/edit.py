@@ -1,4 +1,4 @@
-"""`strop edit`: a run's pairs as `pairs.jsonl`, to correct and give back as `pair.edits=FILE`.
+"""`strop edit`: a round's pairs as `pairs.jsonl`, to give back as `pair.edits.ROUND=FILE`.
 
 Set `action` to drop, swap or replace; for replace, change the text of chosen or rejected too. Lines
 with keep stay. A corrected file is never overwritten.
@@ -22,8 +22,9 @@ def main(arguments: list[str]) -> int:
     run = resolve_run(words.place(0))
     number = words.places[1] if words.places[1:] else None
     file = run / "pairs.jsonl"
-    write_new(file, "".join(f"{line}\n" for line in format_lines(find_pairs(run, number))))
-    give_back = quote_override("pair.edits", file)
+    number, pairs = find_pairs(run, number)
+    give_back = quote_override(f"pair.edits.{number}", file)
+    write_new(file, "".join(f"{line}\n" for line in format_lines(pairs)), number)
     print(
         "Set action to drop, swap or replace where a pair is wrong (a line without a change, or"
         f" removed, changes nothing), then give the file back: {give_back}",
@@ -33,14 +34,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def write_new(file: Path, text: str) -> None:
+def write_new(file: Path, text: str, number: str) -> None:
     """Write a new file. An existing one that differs was corrected or is of another round."""
     if file.exists() and file.read_bytes() != text.encode():
-        give_back = quote_override("pair.edits", file)
+        give_back = quote_override(f"pair.edits.{number}", file)
         raise UserError(
             f"{file}: it exists and differs from these pairs: corrected, or of another round.\n"
-            f"  Nothing was written. Give it back as {give_back}, or move it"
-            f" away first: {format_move(file)}"
+            f"  Nothing was written. Give it back as {give_back} if it is of round"
+            f" {number}, or move it away first: {format_move(file)}"
         )
     write_text(file, text)
 
@@ -49,8 +50,8 @@ def quote_override(knob: str, file: Path) -> str:
     return shlex.quote(f"{knob}={file}")
 
 
-def find_pairs(run: Path, number: str | None) -> Pairs:
-    """The pairs of one round of a run, by default the last."""
+def find_pairs(run: Path, number: str | None) -> tuple[str, Pairs]:
+    """A round of a run, by default the last, and its pairs."""
     folders = list_steps(run, "*-pair-*")
     rounds = {folder.name.rpartition("-")[2]: folder for folder in folders}
     if not rounds:
@@ -60,7 +61,8 @@ def find_pairs(run: Path, number: str | None) -> Pairs:
         )
     if number is not None and number not in rounds:
         raise UserError(f"ROUND={number}: {run} has pairs of round {', '.join(rounds)}.")
-    return Pairs(rounds[number] if number else list(rounds.values())[-1])
+    number = number or [*rounds][-1]
+    return number, Pairs(rounds[number])
 
 
 def format_lines(pairs: Pairs) -> list[str]:

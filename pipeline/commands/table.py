@@ -50,7 +50,7 @@ COMMANDS = {
         ("dry_run=true",),
     ),
     "pilot": Command(
-        "Run 10, then 50 prompts through every stage; estimate the whole run's time and cost.",
+        "Run a round of at most 10, then of at most 50 prompts; estimate the whole run.",
         f"[--config-dir FOLDER] {CHOICES}",
         "strop pilot recipes=mine",
         "pipeline.commands.pilot.__main__",
@@ -65,7 +65,7 @@ COMMANDS = {
     "trace": Command(
         "Follow one prompt: its candidates, their scores, and its pair or why it has none.",
         "PROMPT_ID [RUN]",
-        "strop trace 3fa9c1d20b7e runs/latest",
+        "strop trace 3fa9c1d20b7e4f58 runs/latest",
         "pipeline.commands.trace",
         places=(1, 2),
     ),
@@ -97,7 +97,7 @@ COMMANDS = {
         takes_overrides=True,
     ),
     "edit": Command(
-        "Write a run's pairs to pairs.jsonl, to correct and give back as pair.edits=FILE.",
+        "Write a round's pairs to pairs.jsonl, to correct and give back as pair.edits.ROUND=FILE.",
         "[RUN] [ROUND]",
         "strop edit runs/latest 1",
         "pipeline.commands.edit",

@@ -105,6 +105,7 @@ from pipeline.config.pair import (
     Sigma,
     StrategyConfig,
     TopBottom,
+    UserPairConfig,
 )
 from pipeline.config.prompts import (
     DecontaminationConfig,
@@ -207,7 +208,7 @@ class Config(Block):
     reward: RewardConfig | None
     sample: SampleConfig
     score: ScoreConfig
-    pair: PairConfig
+    pair: UserPairConfig
     reference: TrainingReference
     train: TrainConfig
     best_of_n: BestOfNConfig | None

@@ -21,6 +21,8 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_gate(cfg)
     yield from _check_retention(cfg)
     yield from _check_mix(cfg)
+    yield from _check_edits(cfg)
+    yield from _check_guards(cfg)
     yield from _check_samples_per_prompt(cfg)
     yield from _check_best_of_n(cfg)
     if cfg.evaluate.sample.resample_ties:
@@ -113,6 +115,26 @@ def _check_gate(cfg: "Config") -> Iterator[str]:
         )
 
 
+def _check_edits(cfg: "Config") -> Iterator[str]:
+    """Edits of a round that this run does not have would be ignored."""
+    for number in cfg.pair.edits:
+        if number > cfg.rounds:
+            yield (
+                f"pair.edits.{number}: there is no round {number}, since rounds={cfg.rounds}."
+                f" Give rounds={number}, or the number of the round whose pairs the file has."
+            )
+
+
+def _check_guards(cfg: "Config") -> Iterator[str]:
+    """A guard that stops a training reads its evaluations, which need dev pairs."""
+    dev = cfg.pair.dev
+    if cfg.train.guards.may_stop_early and not (dev.max_share and (dev.share or dev.min)):
+        yield (
+            "train.guards: a training without dev pairs is never evaluated, so nothing can stop it."
+            " Give pair.dev.share above 0, or pair.dev.min, with pair.dev.max_share above 0."
+        )
+
+
 def _check_retention(cfg: "Config") -> Iterator[str]:
     """Retention needs a figure to watch."""
     _, scoring = cfg.eval_scoring
@@ -139,6 +161,15 @@ def _check_gold(cfg: "Config") -> Iterator[str]:
                     f"{where}.scorers.{name}.gold=true: a gold scorer scores test evaluations"
                     " alone; move it to evaluate.score.scorers."
                 )
+    chief = cfg.score.scorers.get(cfg.pair.pairing_scorer or "")
+    members = chief.members if isinstance(chief, EnsembleScorer) else []
+    for name in cfg.evaluate.gold_scorers:
+        if name in (cfg.pair.pairing_scorer, *members):
+            yield (
+                f"evaluate.score.scorers.{name}.gold=true: {name} makes the pairs"
+                f" (pair.scorer={cfg.pair.scorer}), and a gold scorer never does. Leave it out, or"
+                " give pair.scorer=ANOTHER."
+            )
 
 
 def _check_endpoints(cfg: "Config") -> Iterator[str]:

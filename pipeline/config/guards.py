@@ -54,8 +54,8 @@ class GuardsConfig(Block):
             raise ValueError(
                 f"prompts={self.prompts}: every evaluation answers each of them, and more than"
                 f" {MAX_PROMPTS} make it slow and its figures hardly more precise;"
-                f" give prompts={MAX_PROMPTS}, and evaluate.sample.per_round for the"
-                " final evaluation"
+                f" give prompts={MAX_PROMPTS}. The evaluation after training has prompts of its own"
+                " (prompts.split.test)"
             )
         if self.stop_on == "score" and self.scorer is None:
             raise ValueError(

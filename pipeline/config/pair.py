@@ -1,6 +1,6 @@
 """How pairs are chosen, filtered, mixed and split."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -9,6 +9,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -126,6 +127,8 @@ class Mix(Block):
 
 
 class PairConfig(Block):
+    """What a round's pairs are made by, whichever round it is."""
+
     strategy: StrategyConfig
     scorer: str
     pairs_per_prompt: PositiveInt
@@ -133,7 +136,6 @@ class PairConfig(Block):
     filters: Filters
     mix: Mix
     unpaired_threshold: float | None
-    edits: Local | None
     limits: Limits
     template_kwargs: dict[str, JsonValue]
     dev: DevPairs
@@ -145,6 +147,12 @@ class PairConfig(Block):
         return self.filters.min_reference is not None
 
     @property
+    def max_pairs_per_prompt(self) -> int:
+        """A prompt whose samples all tie makes two pairs where ties are kept."""
+        keeps_ties = self.ties == "both" and self.strategy.kind != "demonstration"
+        return max(self.pairs_per_prompt, 2 if keeps_ties else 1)
+
+    @property
     def needs_prompt_columns(self) -> bool:
         """Whether a column of the prompts holds one side of the pairs."""
         return self.strategy.kind == "demonstration" and self.mix.on_policy > 0
@@ -154,14 +162,36 @@ class PairConfig(Block):
         """The scorer that paired the policy's samples; None where pairs come from elsewhere."""
         return self.scorer if self.mix.on_policy and self.strategy.kind != "demonstration" else None
 
+
+class UserPairConfig(PairConfig):
+    """The user's block."""
+
+    edits: dict[PositiveInt, Local]  # by round: edits hold for the pairs that they were written of
+
+    @field_validator("edits", mode="before")
+    @classmethod
+    def _check_rounds(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(
+                f"expected a file for each round: write pair.edits.1={value} for round 1"
+            )
+        return value
+
     def for_round(self, round: int) -> "PairRound":
-        return PairRound(**dict(self), round=round)
+        """A round without edits is the same whatever another round's edits are."""
+        own = {**dict(self), "edits": self.edits.get(round)}
+        return PairRound(**own, round=round)
 
 
 class PairRound(PairConfig):
-    """The user's block and the round, which decides which offline rows it takes."""
+    """One round's pairs, and the number of the round, which decides which offline rows it takes."""
 
+    edits: Local | None
     round: PositiveInt
+
+    @property
+    def edits_knob(self) -> str:
+        return f"pair.edits.{self.round}"
 
     def explain_shortage(self, rows: int) -> str | None:
         """Why this many offline rows are too few for the round; None: they are enough."""

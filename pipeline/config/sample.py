@@ -271,11 +271,16 @@ class SampleRequest(SamplingBlock):
         if self.per_round is None or rows >= self.per_round * rounds:
             return None
         needed, fits = pluralize(self.per_round * rounds, "prompt"), rows // rounds
+        bound = " or less" if fits > 1 else ""
+        remedies = [
+            *([f"sample.per_round={fits}{bound}"] if fits else []),
+            *(["sample.per_round=null, which samples all prompts"] if rounds == 1 else []),
+            *(["fewer rounds"] if rounds > 1 else []),
+            "more prompts",
+        ]
         return (
             f"sample.per_round={self.per_round}: rounds={rounds} need {needed}, and there are"
-            f"{' at most' if at_most else ''} {rows}.\n"
-            f"  Give {f'sample.per_round={fits} or less, ' if fits else ''}fewer rounds,"
-            " more prompts, or sample.per_round=null, which samples all prompts in every round."
+            f"{' at most' if at_most else ''} {rows}.\n  Give {', or '.join(remedies)}."
         )
 
 

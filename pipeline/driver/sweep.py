@@ -54,7 +54,7 @@ def launch(composed: DictConfig) -> None:
 
 
 def describe_point(cfg: Config, run_dir: Path, code: int, job: Any) -> dict[str, Any]:
-    """A point's line: its overrides, its chosen model's score and KL on the split, its report."""
+    """A point's line: its overrides, its chosen model's score, verdict and KL, its report."""
     line = {
         "point": job.job.num,
         "overrides": _list_overrides(job),
@@ -68,10 +68,13 @@ def describe_point(cfg: Config, run_dir: Path, code: int, job: Any) -> dict[str,
     model = next((model for model in results["models"] if model["name"] == chosen), None)
     score = model and model["metrics"].get(cfg.evaluate.scorer, {}).get("mean")
     kl = model and model["kl"]["mean"]
+    sft = next((model for model in results["models"] if model["name"] == "sft"), None)
     return {
         **line,
         "split": cfg.evaluate.split,
         "score": score,
+        "sft_score": sft and sft["metrics"].get(cfg.evaluate.scorer, {}).get("mean"),
+        "better": results.get("verdict", {}).get("better"),
         "kl": kl,
         "report": str(run_dir / "report.html"),
     }
@@ -103,18 +106,24 @@ def finish_sweep(
         cfg.evaluate.split,
         cfg.sweep.kl_budget,
         best,
-        make_best_command(best, flags),
+        make_best_command(best, flags, cfg.evaluate.split),
         report,
     )
     write_text(folder / "sweep.html", render_sweep(grid))
     return folder / "sweep.html", code
 
 
-def make_best_command(best: Mapping[str, Any] | None, flags: Sequence[str]) -> str:
-    """What to type to run the best point alone, evaluated on test."""
+def make_best_command(
+    best: Mapping[str, Any] | None, flags: Sequence[str], split: str = "dev"
+) -> str:
+    """What to type to run the best point alone, evaluated on test.
+
+    `hydra.mode=RUN`: the recipe may ask for a sweep.
+    """
     kept = [flag for flag in flags if flag not in ("-m", "--multirun")]
     words = best["overrides"] if best else []
-    return shlex.join(["strop", "run", *kept, *words, "hydra.mode=RUN", "evaluate.split=test"])
+    on_test = ["evaluate.split=test"] if split != "test" else []
+    return shlex.join(["strop", "run", *kept, *words, "hydra.mode=RUN", *on_test])
 
 
 def make_test_config(run_dir: Path) -> Config:

@@ -38,17 +38,17 @@ def keep_typed(row: Row) -> Row:
     return {name: row[name] for name in row if name not in SIDES}
 
 
-def check_lines(path: str, bad: list[tuple[int, str]]) -> None:
+def check_lines(knob: str, path: str, bad: list[tuple[int, str]]) -> None:
     if bad:
         faults = "\n".join(f"  line {number}: {fault}" for number, fault in bad[:SHOWN])
         raise UserError(
-            f"pair.edits={path}: {pluralize(len(bad), 'line')} cannot be used:\n{faults}\n"
+            f"{knob}={path}: {pluralize(len(bad), 'line')} cannot be used:\n{faults}\n"
             "  Fix them, or take them out: a pair that no line names is kept."
         )
 
 
 def apply_edits(
-    pairs: pl.DataFrame, edits: Iterable[Row], tokenise: Tokenise
+    knob: str, pairs: pl.DataFrame, edits: Iterable[Row], tokenise: Tokenise
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, list[int]]]:
     """The pairs after the edits, the dropped ones, and the tokens of each new text by its new
     id."""
@@ -56,34 +56,34 @@ def apply_edits(
     new_tokens: dict[str, list[int]] = {}
     dropped = []
     for number, edit in enumerate(edits, 1):
-        key = (edit["chosen_id"], edit["rejected_id"])
+        key, place = (edit["chosen_id"], edit["rejected_id"]), f"{knob}, line {number}"
         if key not in rows:
             raise UserError(
-                f"pair.edits, line {number}: no pair has chosen_id {key[0]}"
+                f"{place}: no pair has chosen_id {key[0]}"
                 f" and rejected_id {key[1]}.\n"
                 "  Edits hold for the pairs they were written from:"
-                " strop edit RUN writes those of a run."
+                f" strop edit RUN {knob.rpartition('.')[2]} writes those of this round."
             )
         row = rows[key]
         match edit["action"]:
             case "keep":
-                _check_unchanged(number, edit, row)
+                _check_unchanged(place, edit, row)
             case "drop":
                 reason = {"reason": "dropped by hand", "detail": str(edit.get("why", ""))}
                 dropped.append({**rows.pop(key), **reason})
             case "swap":
                 rows[key] = _swap_sides(row)
             case "replace":
-                rows[key] = _replace_texts(number, edit, row, tokenise, new_tokens)
+                rows[key] = _replace_texts(place, edit, row, tokenise, new_tokens)
     kept = pl.DataFrame(list(rows.values()), schema=pairs.schema)
     gone = pl.DataFrame(dropped, schema={**pairs.schema, "reason": pl.String, "detail": pl.String})
     return kept, to_dropped("pair", gone), new_tokens
 
 
-def _check_unchanged(number: int, edit: Row, row: Row) -> None:
+def _check_unchanged(place: str, edit: Row, row: Row) -> None:
     if changed := [side for side in SIDES if side in edit and edit[side] != row[f"{side}_text"]]:
         raise UserError(
-            f"pair.edits, line {number}: the text of {' and '.join(changed)} is another one,"
+            f"{place}: the text of {' and '.join(changed)} is another one,"
             " and its action is keep.\n"
             '  Write "action": "replace" to train on the new text.'
         )
@@ -101,17 +101,16 @@ def _swap_sides(row: Row) -> Row:
 
 
 def _replace_texts(
-    number: int, edit: Row, row: Row, tokenise: Tokenise, new_tokens: dict[str, list[int]]
+    place: str, edit: Row, row: Row, tokenise: Tokenise, new_tokens: dict[str, list[int]]
 ) -> Row:
     texts: dict[str, Any] = {side: edit.get(side, row[f"{side}_text"]) for side in SIDES}
     changed: list[str] = [side for side in SIDES if texts[side] != row[f"{side}_text"]]
     if not changed or not all(isinstance(text, str) and text.strip() for text in texts.values()):
         raise UserError(
-            f"pair.edits, line {number}: replace needs a new text as chosen or rejected,"
-            " and neither may be empty."
+            f"{place}: replace needs a new text as chosen or rejected, and neither may be empty."
         )
     if texts["chosen"] == texts["rejected"]:
-        raise UserError(f"pair.edits, line {number}: chosen and rejected would be the same text.")
+        raise UserError(f"{place}: chosen and rejected would be the same text.")
     new = dict(row)
     for side in changed:
         ids = tokenise(row["prompt_id"], texts[side])

@@ -170,7 +170,8 @@ UNSCORED = (
 )
 REMEDY = (
     "Loosen pair.filters or raise limits, choose another pair strategy,"
-    " or draw more samples (sample.settings.draw.n)."
+    " or draw more samples (sample.settings.draw.n). Where demonstrations are missing: give prompts"
+    " that have them (pair.strategy.column)."
 )
 
 

@@ -15,6 +15,7 @@ from pipeline.config import (
     Config,
     ConversationRequest,
     LoraAdapter,
+    PairRound,
     SampleRequest,
     TrainConfig,
     TransformersBackend,
@@ -194,7 +195,10 @@ def _describe_training(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> Itera
         cfg.runtime.world_size(len(hardware.list_gpus())),
         _find_pace(run_plan, step, shape),
     )
-    yield from training_fit.describe_needs(shape, cfg, longest, world, tokens, pace, steps or 0)
+    needs = [*training_fit.describe_needs(shape, cfg, longest, world, tokens, pace, steps or 0)]
+    yield from needs
+    if shape and tokens is not None and not any(line.startswith("time") for line in needs):
+        yield "time     not known before it is measured: strop pilot"
     if cfg.low_rate_warning:
         yield f"! {cfg.low_rate_warning}"
     # With an upper bound of rows this warns only if even that is too few.
@@ -283,8 +287,8 @@ def count_pairs_at_most(run_plan: RunPlan, source: Step) -> int | None:
     prompts = prompts or (count_published_prompts(run_plan) or {}).get("train")
     if prompts is None or source.stage != "pair" or "offline" in source.inputs:
         return None
-    pairs: int = prompts * source.config.pairs_per_prompt  # type: ignore[attr-defined]
-    return pairs
+    assert isinstance(source.config, PairRound)
+    return prompts * source.config.max_pairs_per_prompt
 
 
 def count_published_prompts(run_plan: RunPlan) -> dict[str, int] | None:
@@ -324,6 +328,6 @@ def _compute_pace(made: store.Manifest) -> training_fit.Pace:
     cost = made["cost"]
     seconds_each, every = cost.get("look_seconds", 0.0), made["config"].get("eval_every")
     is_evaluated = seconds_each and every and "steps" in cost
-    evaluations = 1 + cost["steps"] // every if is_evaluated else 0
+    evaluations = training_fit.count_evaluations(every, cost["steps"]) if is_evaluated else 0
     training_seconds = max(made["seconds"] - evaluations * seconds_each, 0.01)
     return training_fit.Pace(cost["tokens"] / training_seconds, seconds_each)

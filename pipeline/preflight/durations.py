@@ -146,11 +146,11 @@ class Durations:
         known = {id(step): time for step in steps if (time := self.estimate(step)) is not None}
         if kinds := " · ".join(_describe_kinds(steps, known)):
             total = format_duration(sum(known.values()))
-            yield f"  time {kinds}: {total} together, as measured here"
+            yield f"  time {kinds}: {total} together, scaled from what was measured here"
         if unknown := ", ".join(_count_kinds(step for step in steps if id(step) not in known)):
             yield (
                 f"  time of {unknown} is not known: the first sampled shard gives that of sampling;"
-                " strop pilot measures every stage on 50 prompts"
+                " strop pilot measures every stage on at most 50 prompts"
             )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
-from pipeline.config import ReportConfig, SampleRequest, ScoreConfig
+from pipeline.config import Demonstration, PairRound, ReportConfig, SampleRequest, ScoreConfig
 from pipeline.errors import UserError, suggest
 from pipeline.step import Step
 
@@ -23,6 +23,8 @@ def list_prompt_checks(
             match step.config:
                 case ScoreConfig() as cfg:
                     yield partial(check_columns, cfg, columns_of(part))
+                case PairRound(strategy=Demonstration() as strategy):
+                    yield partial(check_demonstrations, strategy, columns_of(part))
                 case ReportConfig() as cfg:
                     yield partial(check_slices, cfg, columns_of(part))
                 case SampleRequest() as cfg:
@@ -50,6 +52,15 @@ def check_columns(cfg: ScoreConfig, known: Collection[str]) -> None:
             )
     if faults:
         raise UserError(*faults)
+
+
+def check_demonstrations(cfg: Demonstration, known: Collection[str]) -> None:
+    if cfg.column not in known:
+        raise UserError(
+            f"pair=demonstration reads the prompts' column {cfg.column}, and no prompt has it (they"
+            f" have {', '.join(sorted(known)) or 'only their text'}).\n"
+            "  Give prompts with that column, or pair.strategy.column=ANOTHER."
+        )
 
 
 def check_slices(cfg: ReportConfig, known: Collection[str]) -> None:

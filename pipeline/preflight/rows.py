@@ -54,8 +54,8 @@ def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[],
             yield partial(_read_preferences, cfg, "offline")
         case RewardTraining(data=UserPreferences() as data) if _is_read_here(data.source):
             yield partial(_read_preferences, data, "reward.data")
-        case PairRound(edits=str(path)) if _is_small(path):
-            yield partial(_read_edits, path)
+        case PairRound(edits=str(path)) as cfg if _is_small(path):
+            yield partial(_read_edits, cfg.edits_knob, path)
 
 
 def describe_unread(coming: Sequence[Step]) -> Iterator[str]:
@@ -178,7 +178,7 @@ def _read_preferences(cfg: OfflineConfig | UserPreferences, knob: str) -> None:
     read_preferences(cfg, knob)
 
 
-def _read_edits(path: str) -> None:
+def _read_edits(knob: str, path: str) -> None:
     from pipeline.data.jsonl import find_unwritable, read_jsonl
     from pipeline.pairing import edits
 
@@ -186,9 +186,9 @@ def _read_edits(path: str) -> None:
         Path(path),
         lambda row: edits.find_fault(row) or find_unwritable(edits.keep_typed(row)),
         "skip",
-        "pair.edits",
+        knob,
     )
-    edits.check_lines(path, lines.bad)
+    edits.check_lines(knob, path, lines.bad)
 
 
 # ── what is read here ─────────────────────────────────────────────────────────────────────────────

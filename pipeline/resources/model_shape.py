@@ -190,4 +190,5 @@ def count_steps(cfg: TrainConfig, rows: int) -> int:
 
 
 def format_bytes(size: float) -> str:
-    return f"{size / GIB:.3g} GiB" if size >= GIB else f"{size / MIB:.3g} MiB"
+    # From 1000 MiB on `.3g` would write a power of ten.
+    return f"{size / GIB:.3g} GiB" if size >= 1000 * MIB else f"{size / MIB:.3g} MiB"

@@ -147,8 +147,6 @@ def describe_needs(
         return
     if duration := estimate_seconds(shape, cfg, tokens, world, pace, steps):
         yield _describe_time(cfg, duration, world, pace, steps)
-    else:
-        yield "time     not known before it is measured: strop pilot"
 
 
 def _describe_time(
@@ -159,28 +157,29 @@ def _describe_time(
     if price is not None and hardware.list_gpus():
         money = f" · money {duration / 3600 * world * price:.2f}"
     source = "as measured before" if pace else "by the GPU's name"
-    evaluations = count_evaluations(cfg, steps)
+    evaluations = count_evaluations(cfg.eval_every, steps)
     evaluating = evaluations * pace.look if pace else 0.0
     of_it = ""
     if evaluating:
         of_it = f", of it {format_duration(evaluating)} in {pluralize(evaluations, 'evaluation')}"
-    return f"time     {format_duration(duration)} on {world}, {source}{of_it}{money}"
+    where = pluralize(world, "process")
+    return f"time     {format_duration(duration)} on {where}, {source}{of_it}{money}"
 
 
 def format_duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
-def count_evaluations(cfg: TrainConfig, steps: int) -> int:
-    """One before the first step, then one every `eval_every` steps."""
-    return 1 + steps // cfg.eval_every
+def count_evaluations(every: int, steps: int) -> int:
+    """One before the first step, one every `every` steps, and one at the end."""
+    return 1 + -(-steps // every)
 
 
 def estimate_seconds(
     shape: Shape, cfg: TrainConfig, tokens: int, world: int, pace: Pace | None, steps: int
 ) -> float | None:
     if pace:
-        return tokens / pace.tokens + count_evaluations(cfg, steps) * pace.look
+        return tokens / pace.tokens + count_evaluations(cfg.eval_every, steps) * pace.look
     speed = hardware.estimate_speed()
     return model_shape.count_operations(shape, cfg, tokens) / speed / world if speed else None
 

@@ -11,7 +11,7 @@ import polars as pl
 from pipeline.artifacts import Prompts, Scores
 from pipeline.backends import ChatTokenizer, Message, PromptEncoder
 from pipeline.config import SampleRequest
-from pipeline.errors import UserError
+from pipeline.errors import UserError, pluralize
 from pipeline.sampling import asking
 
 # Tokens, and what they include besides the prompt, as a clause for a message.
@@ -101,10 +101,12 @@ def describe_none_fits(cfg: SampleRequest, context: int | None, longest: list[Pr
     if context is not None and context - limits.completion < limits.prompt:
         room = context - limits.completion
         remedy = "Lower limits.completion, give a model with a longer context"
+    room = max(room, 0)
+    left = f"{pluralize(room, 'token')} {'is' if room == 1 else 'are'} left"
     known = f", with limits.completion={limits.completion} in a context of {context}"
     return (
-        f"limits.prompt={limits.prompt}{known if context else ''}: {room} tokens are left for a"
-        f" prompt, and the shortest of {len(longest)} has {shortest} with its template{addition}.\n"
+        f"limits.prompt={limits.prompt}{known if context else ''}: {left} for a prompt,"
+        f" and the shortest of {len(longest)} has {shortest} with its template{addition}.\n"
         f"  {remedy}, or give shorter prompts."
     )
 

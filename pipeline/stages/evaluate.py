@@ -25,6 +25,7 @@ from pipeline.artifacts import (
 from pipeline.config import CONTROL, ReportConfig
 from pipeline.errors import UserError, suggest
 from pipeline.report.analysis import aggregate, sanity_checks
+from pipeline.report.analysis.ancestors import list_members, read_ancestors
 from pipeline.report.analysis.benchmarks import (
     apply_retention,
     check_retention,
@@ -155,19 +156,23 @@ def assemble_report(
     )
     unchanged = any(model.unchanged for model in examined if model.name in names)
     scorers = (cfg.training, tuple(cfg.gold))
+    members = list_members(read_ancestors(out), cfg.training)
     question = VerdictBasis(
-        prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged
+        prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged, members
     )
     names = aggregate.list_scorers(examined, cfg.scorer)
     models = aggregate.describe_models(examined, names, asked, draw)
     differences, contests = correct_families(
         aggregate.describe_differences(examined, names, draw),
         [aggregate.describe_duel(duel) for duel in found.duels],
+        primary=(chosen, cfg.scorer),
     )
+    gates = read_gates(out)
+    verdict = reach_verdict(question, models, differences, gates[-1] if gates else None)
     retained = check_retention(cfg.retention, question, published, differences)
     return {
         "evaluation": asdict(question),
-        "verdict": apply_retention(reach_verdict(question, models, differences), retained, chosen),
+        "verdict": apply_retention(verdict, retained, chosen),
         "models": models,
         "differences": differences,
         "duels": contests,
@@ -179,7 +184,7 @@ def assemble_report(
         "ceiling": sanity_checks.check_ceiling(question, differences),
         "benchmarks": published,
         "retention": retained,
-        "gates": read_gates(out),
+        "gates": gates,
         "people": [
             *found.annotators.agreement,
             *(row for _, said in found.chats.values() for row in said.agreement),

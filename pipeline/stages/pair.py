@@ -221,14 +221,15 @@ class PairBuilder:
         def find_fault(row: dict[str, Any]) -> str | None:
             return edits.find_fault(row) or find_unwritable(edits.keep_typed(row))
 
-        lines = read_jsonl(Path(self.cfg.edits), find_fault, "skip", "pair.edits")
-        edits.check_lines(self.cfg.edits, lines.bad)
+        knob = self.cfg.edits_knob
+        lines = read_jsonl(Path(self.cfg.edits), find_fault, "skip", knob)
+        edits.check_lines(knob, self.cfg.edits, lines.bad)
         asked = dict(self.prompts.select("prompt_id", "prompt").iter_rows())
 
         def tokenise(prompt_id: str, text: str) -> list[int]:
             return self.chat.encode_answer(asked[prompt_id], text, self.cfg.template_kwargs)
 
-        self.kept, dropped, tokens = edits.apply_edits(self.kept, lines.rows, tokenise)
+        self.kept, dropped, tokens = edits.apply_edits(knob, self.kept, lines.rows, tokenise)
         self.dropped.append(dropped)
         new = {"sample_id": list(tokens), "token_ids": list(tokens.values())}
         self._add_answers(pl.DataFrame(new, schema=ANSWERS))

@@ -224,7 +224,7 @@ def check_parts(
             f"prompts: after what was dropped ({log.describe()}) too few are left for"
             f" {' and '.join(short)}: {', '.join(sizes)}.\n"
             f"  Each one's reason is in {listed}. Give more prompts,"
-            " or lower prompts.split.test and prompts.split.dev."
+            " or hold out fewer (prompts.split.test, prompts.split.dev; at least 1 each)."
         )
 
 

@@ -46,7 +46,8 @@ def run(
 ) -> Model:
     if reference is None and cfg.reference_logps != "none":
         raise UserError(
-            f"train.logps={cfg.reference_logps} needs a reference model, and the plan gives none."
+            f"train.reference_logps={cfg.reference_logps} needs a reference model,"
+            " and the plan gives none."
         )
     count = launch.count_processes(cfg)
     world = count * cfg.runtime.machines

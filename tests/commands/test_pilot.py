@@ -117,7 +117,7 @@ def test_disk_money_ties_and_what_can_be_detected(told):
     assert found["ties"] == {"of": 50, "prompts": 6, "all_easy": 4, "all_hard": 2}
     least, most = found["detectable"]["least"], found["detectable"]["most"]
     assert least == pytest.approx(0.1 * (50 / 300) ** 0.5)
-    assert most == pytest.approx(2.8 * 2**0.5 * 0.1 / 1.96 * (50 / 300) ** 0.5, rel=1e-4)
+    assert most == pytest.approx(2.8016 * 2**0.5 * 0.1 / 1.96 * (50 / 300) ** 0.5, rel=1e-4)
     shown = "\n".join(format_lines(found))
     assert "12% of prompts" in shown and "in rules with 300 " in shown
     json.dumps(found, allow_nan=False)

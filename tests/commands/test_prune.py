@@ -111,7 +111,10 @@ def test_a_step_in_which_a_person_keeps_a_file_stays_and_is_named(place, capsys,
     write_text(step / "notes" / "mine.txt", "years")
     before = everything(place)
     assert usage.main(["--prune", "--yes"]) == 0
-    assert everything(place) == before and "nothing to prune" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert everything(place) == before and "nothing to prune" in shown
+    assert f"{STALE} " in shown and "has notes/mine.txt" in shown and "kept: only you" in shown
+    assert "needs every" not in shown
     assert usage.main([]) == 0 and "notes/mine.txt" in capsys.readouterr().out
     work = store.partial_folder(step)
     write_text(work / "rows.txt", "again")

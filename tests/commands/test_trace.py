@@ -133,7 +133,7 @@ def test_a_file_that_was_corrected_by_hand_is_never_written_over(run, capsys):
     for words in ([str(run), "1"], [str(run), "2"], [str(run)]):
         assert edit.main(words) == 2
         said = capsys.readouterr().err
-        assert f"pair.edits={file}" in said and f"mv -n {file}" in said
+        assert f"pair.edits.{[*words, '2'][1]}={file}" in said and f"mv -n {file}" in said
         assert file.read_text() == corrected
 
 
@@ -143,7 +143,7 @@ def test_the_command_that_moves_a_corrected_file_away_replaces_none_of_before(ru
         assert edit.main([str(run), "1"]) == 0
         shown = capsys.readouterr()
         file = Path(shown.out.strip())
-        assert shlex.quote(f"pair.edits={file}") in shown.err
+        assert shlex.quote(f"pair.edits.1={file}") in shown.err
         file.write_text(note)
         assert edit.main([str(run), "1"]) == 2
         command = capsys.readouterr().err.rpartition("first: ")[2]
@@ -158,5 +158,5 @@ def test_where_it_is_written_is_the_run_s_own_folder_and_not_the_latest(run, cap
     shown = capsys.readouterr()
     assert (
         shown.out.strip() == f"{run.name}/pairs.jsonl"
-        and f"pair.edits={run.name}/pairs.jsonl" in shown.err
+        and f"pair.edits.1={run.name}/pairs.jsonl" in shown.err
     )

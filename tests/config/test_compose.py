@@ -191,6 +191,29 @@ def test_a_gold_scorer_makes_no_pairs():
     assert "gold" in said("recipes=smoke", "score.scorers.rules.gold=true")
 
 
+@pytest.mark.parametrize("maker", ["rules", "both"])
+def test_a_scorer_that_makes_the_pairs_is_not_gold(maker):
+    words = [
+        "+scorer@score.scorers.len=length",
+        "+scorer@score.scorers.both=ensemble",
+        "score.scorers.both.weights={rules: 1, len: 1}",
+    ]
+    gold = "evaluate.score.scorers.rules.gold=true"
+    text = said("recipes=smoke", *words, f"pair.scorer={maker}", "evaluate.scorer=rules", gold)
+    assert f"{gold}: rules makes the pairs (pair.scorer={maker})" in text
+
+
+def test_a_guard_that_stops_needs_dev_pairs_to_be_evaluated_on():
+    none = ["recipes=smoke", "pair.dev.share=0", "pair.dev.min=0"]
+    assert "never evaluated" in said(*none, "train.guards.stop_on=loss")
+    composed(*none)
+
+
+@pytest.mark.parametrize(("ties", "most"), [("both", 2), ("drop", 1)])
+def test_a_prompt_whose_samples_tie_makes_two_pairs_where_ties_are_kept(ties, most):
+    assert composed("recipes=smoke", f"pair.ties={ties}").pair.max_pairs_per_prompt == most
+
+
 def test_flags_that_the_trainer_would_ignore_are_refused():
     text = said(
         "recipes=smoke", "train.args={padding_free: true, label_smoothing: 0.1, gradiant_clip: 1}"

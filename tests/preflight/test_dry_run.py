@@ -141,6 +141,14 @@ REFUSED_BOTH_TIMES = [
         ["prompts.path=bare.jsonl", "evaluate.slices=[x]"],
         "no prompt has the column x. Give evaluate.slices=[]",
     ),
+    (
+        ["pair=demonstration"],
+        "pair=demonstration reads the prompts' column answer, and no prompt has it (they have",
+    ),
+    (
+        ["rounds=4", "sample.per_round=8"],
+        "  Give sample.per_round=7 or less, or fewer rounds, or more prompts.",
+    ),
     (["rounds=4", "sample.per_round=8"], "rounds=4 need 32 prompts, and there are at most 30."),
     (
         ["evaluate.sample.per_round=6"],
@@ -188,7 +196,7 @@ REFUSED_BOTH_TIMES = [
         [*REWARD, "reward.data.source.path=pairs.jsonl"],
         "reward.data.source.path=pairs.jsonl: 1 of 1 row cannot be",
     ),
-    (["pair.edits=edits.jsonl"], "pair.edits=edits.jsonl: 1 line cannot be used:"),
+    (["pair.edits.1=edits.jsonl"], "pair.edits.1=edits.jsonl: 1 line cannot be used:"),
     (["runs=taken"], "runs=taken: cannot be written (File exists)"),
     (["store=taken/store"], "store=taken/store: cannot be written (Not a directory)"),
     (
@@ -245,7 +253,7 @@ def test_everything_is_said_at_once_and_counted(capsys):
         "prompts.split.test=50",
         "sft.model=./nowhere",
         *OWN,
-        "pair.edits=edits.jsonl",
+        "pair.edits.1=edits.jsonl",
         "runs=taken",
     ]
     said, last = said_by_dry_run(capsys, *words)

@@ -99,16 +99,17 @@ def test_pairing_sees_what_the_spread_between_prompts_hides():
     assert 0.17 < found.estimate.low < 0.2 < found.estimate.high < 0.23
 
 
-def test_the_detectable_difference_is_detected_in_four_cases_of_five():
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_the_detectable_difference_is_detected_in_four_cases_of_five(level):
     rng = np.random.default_rng(2)
     pilot = rng.normal(0, 1, 60)
     pilot /= pilot.std(ddof=1)
     zero = dict.fromkeys(map(str, range(60)), 0.0)
     smallest = estimate_difference(
-        dict(zip(zero, pilot.tolist(), strict=True)), zero, 60, FEW
+        dict(zip(zero, pilot.tolist(), strict=True)), zero, 60, replace(FEW, level=level)
     ).detectable
     found = [
-        estimate_mean(rng.normal(smallest, 1, 60).tolist(), BootstrapConfig(0.95, 499, i)).low > 0
+        estimate_mean(rng.normal(smallest, 1, 60).tolist(), BootstrapConfig(level, 499, i)).low > 0
         for i in range(400)
     ]
     assert 0.74 <= sum(found) / 400 <= 0.88
@@ -669,9 +670,50 @@ def test_every_answer_and_both_orders_of_each_verdict_are_packed_into_the_page()
     ]
 
 
+def test_the_figures_have_the_p_and_the_kl_of_the_tables():
+    report = a_report()
+    for duel in report["duels"]:
+        duel |= {"p_value": 0.111, "p_holm": 0.222}
+    report["models"][0]["kl"] = {"mean": -4e-8, "low": -4e-8, "high": 4e-8, "n": 40, "why": None}
+    text = Page(render_page(report, TWO)).text
+    assert "0.222" in text and "0.111" not in text
+    assert "e-08" not in text
+
+
+def test_a_training_that_a_guard_ended_says_so():
+    report = a_report()
+    row = report["training"][0]
+    row |= {"planned": 18, "kept": 1, "stopped": "KL to the reference is 5 nats"}
+    written = render_markdown(report).replace("\\", "")
+    assert "8 (of 18 planned; published: step 1; KL to the reference is 5 nats)" in written
+    assert "published: step" not in render_markdown(a_report())
+
+
+def test_a_training_s_figures_are_of_the_weights_that_are_published():
+    log = [{"step": step, "loss": 0.7 - step / 10} for step in (1, 2)]
+    model = SimpleNamespace(name="round-1", fingerprint="f", training=log, summary={"kept": 1})
+    [row] = aggregate.describe_training([model])
+    assert row["loss"] == pytest.approx(0.6) and row["steps"] == 2 and len(row["curve"]) == 2
+
+
+def test_a_curve_claims_no_start_that_a_later_round_does_not_have():
+    assert "same model" not in Page(render_page(a_report(), TWO)).text
+
+
+def test_a_share_of_flips_names_its_prompts():
+    text = Page(render_page(a_report(), TWO)).text
+    assert "12.5 % of the prompts with two different answers" in text
+    assert "Of the prompts with two different answers, those whose verdict" in text
+
+
+def test_the_card_says_what_changed_means():
+    note = changes.write_note(a_report())
+    assert note in render_markdown(a_report()).replace("\\", "")
+
+
 def test_what_changed_and_what_did_not_stand_apart():
     report = a_report()
-    report["differences"][0]["p_holm"] = 0.2
+    report["differences"][0] |= {"p_holm": 0.2, "low": -0.05}
     for text in (Page(render_page(report, TWO)).text, render_markdown(report).replace("\\", "")):
         changed, _, rest = text.partition("What changed")[2].partition(changes.UNCHANGED_TITLE)
         assert "Tokens per answer" in changed and "−2.0 (−2.0 to −2.0)" in changed

@@ -19,9 +19,11 @@ from pipeline.report.analysis import changes, sanity_checks
 from pipeline.report.analysis.benchmarks import apply_retention, check_retention
 from pipeline.report.analysis.changes import write_note
 from pipeline.report.analysis.comparison import conclude as compared_verdict
+from pipeline.report.analysis.multiple_testing import correct_families
 from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict, write_headline
 from pipeline.report.formatting import format_number, format_signed
 from pipeline.report.render.comparison_page import _explain_power as power
+from pipeline.report.render.header import render_changes
 from pipeline.report.render.reliability import explain_reliability
 from pipeline.report.render.tables import models
 from pipeline.training.monitoring.diagnostics import SYMPTOMS, find_symptoms
@@ -338,6 +340,35 @@ def test_a_round_that_is_as_good_as_sft_took_no_large_step():
     )
 
 
+def test_a_round_that_the_gate_called_too_far_is_sent_to_the_budget():
+    rejected = {"model": "round-1", "kl": 0.4, "outcome": "too far"}
+    gate = {"candidates": [rejected], "kl_budget": 0.0001, "min_gain": 0.0}
+    both = [make_model("sft", 0.0), make_model("round-1", 0.05)]
+    of = make_basis(chosen="sft")
+    why = reach_verdict(of, both, [make_gap("gold", 0.1, 0.3)], gate)["why"]
+    assert "0.40 nats from sft, over gate.kl_budget=0.0001. Raise gate.kl_budget" in why
+    assert "raise train.learning_rate" not in why and "min_gain" not in why
+
+
+@pytest.mark.parametrize(("min_gain", "is_offered"), [(0.0, False), (0.03, True)])
+def test_a_gain_that_cannot_be_lowered_is_not_offered(min_gain, is_offered):
+    gate = {"candidates": [], "kl_budget": None, "min_gain": min_gain}
+    both = [make_model("sft", 0.0), make_model("round-1")]
+    of = make_basis(chosen="sft")
+    why = reach_verdict(of, both, [make_gap("gold", -0.1, 0.1)], gate)["why"]
+    assert ("lower gate.min_gain" in why) is is_offered
+
+
+def test_an_unclear_model_that_is_far_from_sft_is_not_to_be_trained_further():
+    why = explain(make_basis(), make_gap("gold", -0.1, 0.1), kl=147.4)
+    assert "train further" not in why and "147.4 nats away from sft: lower" in why
+
+
+def test_float32_is_offered_where_it_is_not_chosen():
+    why = explain(make_basis(unchanged=True), make_gap("gold", -0.1, 0.1))
+    assert "Where train.dtype is bfloat16, train.dtype=float32" in why
+
+
 def test_a_round_that_no_step_changed_took_no_large_step_where_sft_was_chosen():
     why = explain(make_basis(chosen="sft", unchanged=True), make_gap("gold", -0.2, -0.1), kl=None)
     assert (
@@ -397,8 +428,42 @@ def test_where_scores_failed_the_reader_is_not_sent_to_an_empty_list_alone():
 
 
 def test_the_level_of_what_changed_is_never_rounded_to_zero():
-    assert "a p below 0.001," in write_note({"evaluation": {"level": 0.999}})
-    assert "a p below 0.05," in write_note({"evaluation": {"level": 0.95}})
+    for level, alpha in ((0.999, "0.001"), (0.95, "0.05")):
+        note = write_note({"evaluation": {"level": level, "scorer": "rules"}})
+        assert f"is below {alpha}," in note
+
+
+def test_the_verdict_and_the_list_of_changes_have_one_criterion():
+    """The primary test was planned: its interval decides, however many models are compared."""
+    of = make_basis()
+    shown = make_report(of, make_gap("gold", 0.007, 0.098), make_gap("reward", 0.01, 0.1))
+    assert write_headline(shown) == "round-1 is better than sft."
+    states = {each.name: each.changed for each in changes.list_changes(shown)}
+    assert states == {"Score by gold": True, "Score by reward": False}
+    few = make_report(of, make_gap("gold", 0.1, 0.2, n=20))
+    assert few["verdict"]["better"] == "unclear" and not changes.list_changes(few)[0].changed
+
+
+def test_the_planned_test_is_corrected_for_no_other():
+    rows = [make_gap("gold", 0.1, 0.2, name, p_value=0.03) for name in ("round-1", "a", "b")]
+    corrected, _ = correct_families(rows, [], primary=("round-1", "gold"))
+    assert [row["p_holm"] for row in corrected] == [0.03, 0.06, 0.06]
+    assert "planned beforehand: it changed" in write_note(make_report(make_basis()))
+
+
+def test_where_no_difference_shows_nothing_is_said_to_be_equal():
+    shown = make_report(make_basis(), make_gap("gold", -0.1, 0.1))
+    assert "Nothing that these prompts show." in render_changes(shown)
+    assert "Nothing.<" not in render_changes(shown)
+
+
+def test_one_prompt_has_no_interval_in_any_sentence():
+    one = make_gap("gold", None, None, n=1) | {"mean": 0.0, "detectable": None}
+    of = VerdictBasis("test", 1, "gold", 0.95, "round-1", "reward", ("gold",))
+    shown = make_report(of, one, {**one, "scorer": "reward"})
+    assert models.build_models(shown).note.startswith("1 test prompt. ")
+    assert "–" not in shown["proxy"]["why"]
+    assert "differs from sft by 0.000; by gold" in shown["proxy"]["why"]
 
 
 def test_a_rate_that_counts_ties_is_not_called_won():
@@ -532,6 +597,23 @@ def test_what_calibrates_a_scorer_names_it():
             "Calibration"
         ]
     )
+
+
+def test_what_an_ensemble_combines_is_not_offered_as_gold():
+    """Both made the pairs: one of another name has to be added."""
+    of = make_basis("len", training="both", gold=(), members=("len", "rules"))
+    gaps = [make_gap(name, 0.1, 0.2) for name in ("len", "rules", "gold")]
+    shown = make_report(of, *gaps)
+    assert "rules.gold" not in dict(explain_reliability(shown))["Gold"]
+    for model in shown["models"]:
+        del model["metrics"]["gold"]
+    assert "+scorer@evaluate.score.scorers.NAME=FILE" in dict(explain_reliability(shown))["Gold"]
+
+
+def test_calibration_is_offered_for_what_reads_texts_alone():
+    why = dict(explain_reliability(make_report(make_basis(), make_gap("gold", 0.1, 0.2))))
+    assert why["Calibration"].startswith("If gold is one of score.scorers and reads texts alone")
+    assert "this run's recipe and overrides" in why["Calibration"]
 
 
 # ── symptoms ──────────────────────────────────────────────────────────────────

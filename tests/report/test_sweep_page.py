@@ -105,3 +105,26 @@ def test_a_sweep_s_lead_says_what_is_so():
             write_lead(grid([point(0, "0.05", "1e-5")], budget))
             == "No point has finished with a score: see the logs."
         )
+
+
+def test_a_best_point_that_is_not_clearly_better_than_sft_is_not_to_be_taken():
+    worse = [{**each, "better": "unclear", "sft_score": 0.7} for each in POINTS]
+    page = render_sweep(grid(worse))
+    assert "is not clearly better than sft" in page and "take train" not in page
+    assert "It scores 0.620 (sft 0.700) on dev" in page
+    assert "take train" in render_sweep(grid([{**each, "better": "yes"} for each in POINTS]))
+
+
+def test_points_that_score_the_same_are_counted_in_the_headline():
+    equal = [point(n, "1", str(n), 0.6, 0.5) for n in range(3)]
+    assert "take train.learning_rate=0; 2 other points scored the same" in render_sweep(grid(equal))
+
+
+def test_nothing_is_framed_where_no_point_is_best():
+    page = render_sweep(grid(budget=0.001))
+    assert "framed" not in page and "the best one" not in page
+
+
+def test_a_sweep_on_test_is_not_sent_to_test_again():
+    assert "again, on test" not in render_sweep(grid(split="test"))
+    assert "again, on test" in render_sweep(grid())

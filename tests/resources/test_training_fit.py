@@ -220,6 +220,19 @@ def test_auto_on_a_cpu_and_where_rows_belong_together(card):
     assert training_fit.choose_micro_batch(None, coupled, 100, 1) == 6
 
 
+def test_an_evaluation_at_the_end_is_counted():
+    counts = {steps: training_fit.count_evaluations(8, steps) for steps in (6, 8, 9, 16)}
+    assert counts == {6: 2, 8: 2, 9: 3, 16: 3}
+
+
+def test_no_size_is_written_with_a_power_of_ten():
+    mib = 1 << 20
+    assert (
+        model_shape.format_bytes(1010 * mib) == "0.986 GiB"
+        and model_shape.format_bytes(999 * mib) == "999 MiB"
+    )
+
+
 def test_a_plan_tells_what_a_look_at_own_answers_may_come_to(card):
     """The weights' 12.7 GiB, and four answers of 1 GiB each with the pass over their prompts."""
     card(80)
@@ -332,7 +345,8 @@ def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     # 2 × (2 + 1 for checkpointing) operations a parameter and token, at 35 % of 989e12 a second.
     hours = 6 * 6.738e9 * 409_600 / (0.35 * 989e12) / 3600
     assert any(
-        f"time     {hours * 60:.1f} min on 1, by the GPU's name · money {hours * 2.5:.2f}" in at
+        f"time     {hours * 60:.1f} min on 1 process, by the GPU's name · money {hours * 2.5:.2f}"
+        in at
         for at in shown
     )
 

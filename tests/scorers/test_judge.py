@@ -395,7 +395,9 @@ def test_a_failed_comparison_costs_those_who_met_in_it(judge, tmp_path):
         store.execute(
             "UPDATE verdicts SET reply = 'perhaps' WHERE texts = ? AND asked = 'back'", (texts,)
         )
-    assert list(overall_scores(run_scorer(cfg, given)).values()).count(None) == 2
+    silent = config(judge, tmp_path, base_url="http://127.0.0.1:9/v1", retries=0)
+    assert list(overall_scores(run_scorer(silent, given)).values()).count(None) == 2
+    assert None not in overall_scores(run_scorer(cfg, given)).values(), "asked for again"
 
 
 def test_401_stops_at_once_and_tells_no_key(judge, tmp_path):

@@ -657,6 +657,43 @@ def test_a_scorer_that_does_not_beat_length_is_warned_of(tmp_path, capsys):
     assert "! short does not beat" in capsys.readouterr().out
 
 
+def write_votes(tmp_path, *pairs: tuple[str, str, int], votes: int = 1):
+    """A file of pairs, each with annotators of one mind: 0 a tie, 1 the first, 2 the second."""
+    rows = [
+        {"idx": at, "instruction": f"Ask {at}", "input": "", "response1": a, "response2": b}
+        | {f"annotator{who}": vote for who in range(1, votes + 1)}
+        for at, (a, b, vote) in enumerate(pairs)
+    ]
+    file = tmp_path / "votes.json"
+    file.write_text(json.dumps(rows))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("pairs", "warning"),
+    [
+        ([("aa bb", "cc dd ee", 0)], "annotators decided no pair, so short cannot be compared"),
+        ([("a", "bbbbb", 1)], "One prompt is too few to tell whether short beats"),
+        (
+            [("a", "bbbbb", 1), ("a", "bbbbb", 1), ("aaaaa", "b", 1), ("a", "bbbbb", 1)],
+            "short does not clearly beat 'longer wins': +0.250",
+        ),
+    ],
+)
+def test_a_warning_says_why_a_scorer_is_not_to_be_trusted(tmp_path, pairs, warning):
+    file = write_votes(tmp_path, *pairs, votes=3)
+    [only] = run_calibrate(tmp_path, file, "scorer=short", *SHORTER)["warnings"]
+    assert warning in only and "could not score" not in only
+
+
+def test_what_annotators_prefer_names_what_it_is_a_share_of(tmp_path, capsys):
+    pairs = [("same", "long", 1)] * 3 + [("longer", "short", 1)]
+    run_calibrate(tmp_path, write_votes(tmp_path, *pairs, votes=3))
+    shown = capsys.readouterr().out
+    assert "the longer one in 100.0 % of those between answers of different length" in shown
+    assert "each two count in both directions" in shown
+
+
 def test_what_a_scorer_cannot_mark_is_counted_and_a_coin_knows_nothing(tmp_path):
     told = run_calibrate(
         tmp_path, people_s(tmp_path, 200, pairs=400), "scorer=rules"

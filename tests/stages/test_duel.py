@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -129,6 +130,18 @@ def test_calling_the_other_one_a_turns_every_verdict_and_pays_nothing(config, ju
     )
     wanted = there.filter(pl.col("winner").is_not_null()).select(turned.columns)
     assert turned.sort(key).equals(wanted.sort(key))
+
+
+def test_replies_without_a_verdict_are_asked_for_again_by_the_same_command(config, judge, tmp_path):
+    inputs = edges(tmp_path, A, B)
+    first = duel.run(config(), tmp_path / "out", **inputs).read()
+    with sqlite3.connect(tmp_path / "store" / "verdicts.sqlite") as file:
+        file.execute("UPDATE verdicts SET reply = '3', first = NULL")
+    seen = len(judge.seen())
+    assert duel.run(config(), tmp_path / "again", **inputs).read().equals(first)
+    assert len(judge.seen()) == seen + 6
+    duel.run(config(), tmp_path / "third", **inputs)
+    assert len(judge.seen()) == seen + 6
 
 
 def test_failed_verdicts_are_null_and_stop_the_stage_past_the_limit(config, tmp_path):

@@ -490,7 +490,7 @@ def edited(tmp_path, paired):
     def edit(*lines: dict, answers: dict = HAND) -> Pairs:
         file = tmp_path / "pairs.jsonl"
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return paired(answers, f"pair.edits={file}")
+        return paired(answers, f"pair.edits.1={file}")
 
     return edit
 
@@ -547,6 +547,19 @@ def test_what_the_model_wrote_comes_back_as_it_is(edited):
 def test_an_edit_that_cannot_be_made_is_refused(edited, lines, said):
     with pytest.raises(UserError, match=said):
         edited(*lines)
+
+
+def test_edits_hold_for_their_own_round_and_leave_the_others_as_they_are(tmp_path):
+    """Else round 1 would be made again, and with it the samples that round 2's edits name."""
+    file = tmp_path / "pairs.jsonl"
+    two = "recipes=smoke", "rounds=2", "sample.per_round=24"
+    pair = composed(*two, f"pair.edits.2={file}").pair
+    assert pair.for_round(1) == composed(*two).pair.for_round(1)
+    assert pair.for_round(2).edits == str(file)
+    with pytest.raises(UserError, match=r"write pair.edits.1=f.jsonl"):
+        composed(*two, "pair.edits=f.jsonl")
+    with pytest.raises(UserError, match=r"pair.edits.3: there is no round 3, since rounds=2"):
+        composed(*two, "pair.edits.3=f.jsonl")
 
 
 def test_one_sample_a_prompt_and_no_scores_at_all_leave_no_pair(paired):

@@ -12,7 +12,9 @@ from pipeline.artifacts import Model, Pairs, Prompts, write_table
 from pipeline.config import TrainConfig
 from pipeline.errors import StageError, UserError
 from pipeline.stages import train
+from pipeline.training.monitoring import early_stopping
 from pipeline.training.monitoring.diagnostics import SYMPTOMS, find_symptoms
+from pipeline.training.monitoring.guards import Guards
 from tests.support.preferences import LORA, dpo, pair_rows, write_logps, write_pairs
 from tests.support.tiny import tiny_model
 
@@ -254,10 +256,40 @@ def test_past_the_kl_budget_training_stops_and_the_last_weights_within_it_are_pu
 @pytest.mark.model
 def test_a_budget_that_the_first_look_exceeds_publishes_nothing(round_):
     with pytest.raises(
-        StageError, match=r"over train.guards.kl_budget=1e-09, at the first evaluation"
+        StageError,
+        match=r"kl_budget=1e-09, at the first evaluation after the start \(step 1\)",
     ):
         round_.train("tight", dpo(**FAST, guards={"kl_budget": 1e-9}))
     assert not (round_.store / "train" / "tight" / "model.json").exists()
+
+
+def test_a_start_over_the_budget_does_not_count_against_what_was_trained():
+    guards = dpo(guards={"kl_budget": 9.0}).guards
+    nats = [(0, 9.1), (1, 8.9), (2, 8.8)]
+    evaluations = [{"step": step, "eval_kl": kl} for step, kl in nats]
+    assert early_stopping.choose_step(guards, evaluations) == 2
+    assert early_stopping.starts_over_budget(guards, evaluations)
+    assert not early_stopping.starts_over_budget(guards, evaluations[1:])
+
+
+def test_a_start_over_the_budget_is_named_where_nothing_can_be_published(tmp_path):
+    watch = Guards(dpo(guards={"kl_budget": 1.0}), None, {"prompts": [], "answers": []}, tmp_path)
+    watch.stop_reason = "KL to the reference is 9.1 nats"
+    history = [{"step": step, "eval_kl": 9.1} for step in (0, 1)]
+    with pytest.raises(StageError, match=r"The start itself is over it.*reference.model=init"):
+        watch.restore_weights(1, history, {})
+
+
+@pytest.mark.parametrize(("step", "budget"), [(0, None), (2, None), (2, 6.0)])
+def test_a_warning_offers_nothing_that_is_given_and_no_rate_before_a_step(
+    step, budget, tmp_path, capsys
+):
+    cfg = dpo(guards={"warn_kl": 5.0, "kl_budget": budget})
+    watch = Guards(cfg, None, {"prompts": [], "answers": []}, tmp_path)
+    watch._warn_of_drift([{"step": step, "eval_kl": 5.2}])
+    warning = capsys.readouterr().err
+    assert ("train.learning_rate" in warning) == (step > 0)
+    assert ("kl_budget" in warning) == (step > 0 and budget is None)
 
 
 @pytest.mark.model

@@ -1,4 +1,4 @@
-"""`strop pilot`: 10, then 50 prompts through every stage, then an estimate of the whole run.
+"""`strop pilot`: a round of at most 10, then of at most 50 prompts; an estimate of the whole run.
 
 A pilot is the run itself with lower `sample.per_round` and `evaluate.sample.per_round`, in the same
 store: what does not depend on them (prompts, base, SFT) is built once and reused by the whole run.

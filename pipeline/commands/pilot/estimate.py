@@ -19,12 +19,10 @@ from pipeline.commands.pilot.seen import (
 from pipeline.config import Config
 from pipeline.driver.executor import prepare_plan
 from pipeline.plan import plan
+from pipeline.report.analysis.statistics import count_errors_to_detect
 from pipeline.step import Step
 
 MONEY = "money"  # of a step's cost, where it paid a judge or a server to sample from
-# Standard errors between zero and a true difference that is found four times in five:
-# z(0.975) + z(0.8) = 1.96 + 0.84.
-POWER_80 = 2.8
 
 
 @dataclass(frozen=True)
@@ -190,8 +188,9 @@ def estimate_detectable(
     if not gaps or gaps[0]["detectable"] is None or not sft or sft["low"] is None:
         return None
     paired = gaps[0]["detectable"] * (gaps[0]["n"] / prompts) ** 0.5
-    error = (sft["high"] - sft["low"]) / 2 / NormalDist().inv_cdf(0.5 + large.evaluate.level / 2)
-    apart = POWER_80 * 2**0.5 * error * (sft["n"] / prompts) ** 0.5
+    level = large.evaluate.level
+    error = (sft["high"] - sft["low"]) / 2 / NormalDist().inv_cdf(0.5 + level / 2)
+    apart = count_errors_to_detect(level) * 2**0.5 * error * (sft["n"] / prompts) ** 0.5
     return {
         "scorer": scorer,
         "prompts": prompts,

@@ -17,7 +17,7 @@ def format_lines(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"{row['stage']:<10}{counts}{seconds}"
     yield f"between steps {results['between_steps']:.1f} s"
     hours = f"{results['hours']:.2f} h, at most {results['hours_at_most']:.2f}"
-    yield f"time          {hours}, with the machine as busy as now"
+    yield f"time          {hours}, with the machine as busy as when each step ran"
     disk = f"{results['disk_bytes'] / 1e6:,.1f} MB in the store"
     yield f"disk          {disk}, and checkpoints on top during training"
     prices = {
@@ -29,7 +29,7 @@ def format_lines(results: Mapping[str, Any]) -> Iterator[str]:
     if ties := results["ties"]:
         share = f"{ties['prompts'] / ties['of']:.0%} of prompts"
         among = f"{ties['all_easy']} all easy, {ties['all_hard']} all hard, of {ties['of']}"
-        yield f"ties          {share} ({among}): they make no pair"
+        yield f"ties          {share} ({among}): they make no pair, unless pair.ties=both"
     if gap := results["detectable"]:
         yield (
             f"detectable    a difference of {gap['least']:.3f} to {gap['most']:.3f} in"

@@ -249,8 +249,11 @@ def _describe_curves(model: EvalResult) -> dict[str, Any]:
     train = [_describe_point(line, "") for line in model.training if "loss" in line]
     dev = [_describe_point(line, "eval_") for line in model.training if "eval_loss" in line]
     steps = max((point["step"] for point in train if point["step"] is not None), default=None)
-    final = {key: _final_mean(train, key) for key in ("loss", "margin", "accuracy")}
-    head = {"round": model.name, "fingerprint": model.fingerprint, "steps": steps}
+    ending = {name: model.summary.get(name) for name in ("planned", "kept", "stopped")}
+    kept = ending["kept"]
+    published = [point for point in train if kept is None or (point["step"] or 0) <= kept]
+    final = {key: _final_mean(published, key) for key in ("loss", "margin", "accuracy")}
+    head = {"round": model.name, "fingerprint": model.fingerprint, "steps": steps, **ending}
     return {**head, **final, "curve": train, "dev": dev}
 
 

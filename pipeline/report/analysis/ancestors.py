@@ -1,6 +1,7 @@
 """The steps that the report descends from, by its `step.json` and their manifests."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ def read_ancestors(out: Path) -> list[Ancestor]:
     file = out / STEP_FILE
     listed = json.loads(file.read_text()).get("ancestors", []) if file.exists() else []
     return [_read_ancestor(each["stage"], each["label"], out / each["path"]) for each in listed]
+
+
+def list_members(ancestors: Sequence[Ancestor], scorer: str | None) -> tuple[str, ...]:
+    """The scorers that an ensemble of this name combined; none for a single scorer."""
+    for step in ancestors:
+        config = step.config.get("scorers", {}).get(scorer) if step.stage == "score" else None
+        if config and config.get("kind") == "ensemble":
+            return tuple(sorted({*config["weights"], *config["gates"]}))
+    return ()
 
 
 def _read_ancestor(stage: str, label: int | str, path: Path) -> Ancestor:

@@ -1,7 +1,8 @@
 """What differs between the chosen model and SFT, and what does not as far as the prompts show.
 
-Style is compared prompt by prompt, as scores are. A figure has changed when its corrected p is
-below the level.
+Style is compared prompt by prompt, as scores are. The score by the primary scorer has changed
+where its interval excludes 0, which is the verdict's own criterion; any other figure where its
+corrected p is below the level.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.analysis.eval_results import SFT, EvalResult, mean_by_prompt
+from pipeline.report.analysis.multiple_testing import is_primary_test
 from pipeline.report.analysis.statistics import (
     BootstrapConfig,
     ByPrompt,
@@ -16,6 +18,7 @@ from pipeline.report.analysis.statistics import (
     estimate_difference,
 )
 from pipeline.report.analysis.text_metrics import measure_other_language
+from pipeline.report.analysis.verdict import MIN_PROMPTS
 from pipeline.report.formatting import (
     UNKNOWN,
     ReportRow,
@@ -32,7 +35,13 @@ HABITS = {
     "markdown": "Answers with Markdown",
     "other_language": "Answers in another language",
 }
+CHANGED_TITLE = "What changed"
 UNCHANGED_TITLE = "What did not change, as far as the prompts show"
+# Below a title whose list is empty.
+EMPTY_LISTS = {
+    CHANGED_TITLE: "Nothing that these prompts show.",
+    UNCHANGED_TITLE: "Each figure changed.",
+}
 
 
 @dataclass(frozen=True)
@@ -92,16 +101,20 @@ def _describe_change(
 
 
 def write_note(report: ReportRow) -> str:
-    alpha = f"{1 - report['evaluation']['level']:.3g}"
+    evaluation = report["evaluation"]
+    alpha = f"{1 - evaluation['level']:.3g}"
     return (
-        f"Against sft, prompt by prompt. Changed means a p below {alpha},"
-        " corrected for its family of tests."
+        f"Against sft, prompt by prompt. The score by {evaluation['scorer']} is the one test"
+        " planned beforehand: it changed if its interval excludes 0, on"
+        f" {MIN_PROMPTS} prompts or more. Anything else changed if its p, corrected for its family"
+        f" of tests, is below {alpha}, so an interval without 0 is not enough."
     )
 
 
 def list_changes(report: ReportRow) -> list[Change]:
     """Scores first, then judges, then style."""
-    chosen, alpha = report["evaluation"]["chosen"], 1 - report["evaluation"]["level"]
+    evaluation = report["evaluation"]
+    chosen, alpha = evaluation["chosen"], 1 - evaluation["level"]
     gaps = [row for row in report["differences"] if row["model"] == chosen and row["n"]]
     scorers = {gap["scorer"] for gap in gaps}
     contests = [
@@ -113,14 +126,15 @@ def list_changes(report: ReportRow) -> list[Change]:
     ]
     habits = [row for row in report["changes"] if row["n"]]
     return [
-        *(_format_score_change(row, alpha) for row in gaps),
+        *(_format_score_change(row, alpha, evaluation) for row in gaps),
         *(_format_contest(row, alpha) for row in contests),
         *(_format_habit_change(row, alpha) for row in habits),
     ]
 
 
-def _format_score_change(row: ReportRow, alpha: float) -> Change:
-    changed = _has_changed(row, alpha)
+def _format_score_change(row: ReportRow, alpha: float, evaluation: ReportRow) -> Change:
+    is_primary = is_primary_test(row, evaluation["chosen"], evaluation["scorer"])
+    changed = _decides(row) if is_primary else _has_changed(row, alpha)
     tone = ("up" if row["mean"] > 0 else "down") if changed else ""
     return Change(f"Score by {row['scorer']}", _format_gain(row, format_signed), changed, tone)
 
@@ -141,6 +155,11 @@ def _format_habit_change(row: ReportRow, alpha: float) -> Change:
 
 def _has_changed(row: ReportRow, alpha: float) -> bool:
     return row["p_holm"] is not None and row["p_holm"] < alpha
+
+
+def _decides(row: ReportRow) -> bool:
+    """As the verdict does: the interval excludes 0, on enough prompts."""
+    return row["n"] >= MIN_PROMPTS and (row["low"] > 0 or row["high"] < 0)
 
 
 def _format_gain(row: ReportRow, write: Callable[[float | None], str], unit: str = "") -> str:

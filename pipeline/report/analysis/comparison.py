@@ -209,8 +209,8 @@ def _conclude_pair(report: ReportRow, first: str, name: str) -> tuple[Better, st
         return "unclear", f"No scorer scored both {name} and {first} on a common prompt."
     if gap["n"] < MIN_PROMPTS:
         return "unclear", (
-            f"{gap['n']} common prompts with scores are too few to distinguish {name} from {first}:"
-            f" at least {MIN_PROMPTS} are needed."
+            f"{pluralize(gap['n'], 'common prompt')} with scores {'is' if gap['n'] == 1 else 'are'}"
+            f" too few to distinguish {name} from {first}: at least {MIN_PROMPTS} are needed."
         )
     metrics = [
         model["metrics"][primary]

@@ -1,6 +1,7 @@
 """One evaluated model as numbers by prompt: scores, answers, KL from SFT; and what is missing."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,13 @@ class EvalResult:
     kl: dict[str, float]  # by prompt
     missing: list[str] = field(default_factory=list)
     no_kl_reason: str | None = None  # why `kl` is empty
-    unchanged: bool = False  # its training left its weights as they were
+    # What its training recorded about itself: whether it changed a weight, where it ended.
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether its training left its weights as they were."""
+        return bool(self.summary.get("unchanged"))
 
     @property
     def fingerprint(self) -> str:
@@ -67,14 +74,14 @@ def read_eval(
     reason = None if kl else _explain_missing_kl(name, samples)
     if reason and not (name == SFT or is_sft_variant(name) or is_baseline(name)):
         missing.append(f"KL to sft is not known: {reason}")
-    unchanged = bool(read_training_summary(model).get("unchanged"))
-    if unchanged:
+    summary = read_training_summary(model)
+    if summary.get("unchanged"):
         missing.append(
             "its weights are byte for byte those that its training started from: "
             "no step changed them"
         )
     metrics = model.read_metrics()
-    return EvalResult(name, model.path, metrics, answers, scores, kl, missing, reason, unchanged)
+    return EvalResult(name, model.path, metrics, answers, scores, kl, missing, reason, summary)
 
 
 def read_training_summary(model: Model) -> dict[str, Any]:

@@ -8,8 +8,13 @@ from pipeline.report.analysis.ancestors import read_ancestors
 
 
 def read_gates(out: Path) -> list[dict[str, Any]]:
-    """The gates of all rounds in order; none without that stage."""
+    """The gates of all rounds in order, with their limits; none without that stage."""
     steps = [step for step in read_ancestors(out) if step.stage == "gate"]
     return [
-        {"round": step.label, **json.loads((step.path / "gate.json").read_text())} for step in steps
+        {
+            "round": step.label,
+            **json.loads((step.path / "gate.json").read_text()),
+            **{name: step.config.get(name) for name in ("min_gain", "kl_budget")},
+        }
+        for step in steps
     ]

@@ -113,17 +113,20 @@ def _select_gain(row: ReportRow) -> dict[str, Any]:
 
 
 def _explain_proxy(basis: VerdictBasis, row: ReportRow) -> str:
-    proxy, gold = (
-        f"{format_signed(row[key]['mean'])}, {format_interval(row[key], format_signed)}"
-        for key in ("proxy", "gold")
-    )
+    proxy, gold = (_format_gain(row[key]) for key in ("proxy", "gold"))
     figures = (
-        f"By {basis.training}, which made the pairs, {row['model']} gained {proxy};"
+        f"By {basis.training}, which made the pairs, {row['model']} differs from sft by {proxy};"
         f" by {row['scorer']}, which made none, {gold}."
     )
     if not row["over_optimised"]:
         return figures
     return f"{figures} It {phrase_over_optimisation(basis.training or '', row['gold'])}."
+
+
+def _format_gain(gain: ReportRow) -> str:
+    """One prompt has no interval."""
+    ends = "" if gain["low"] is None else f", {format_interval(gain, format_signed)}"
+    return f"{format_signed(gain['mean'])}{ends}"
 
 
 def check_ceiling(basis: VerdictBasis, differences: Sequence[ReportRow]) -> dict[str, Any] | None:

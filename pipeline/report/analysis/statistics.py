@@ -6,6 +6,7 @@ Two models are joined by prompt id, never by position.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from scipy.special import expit, stdtrit
@@ -13,8 +14,6 @@ from scipy.stats import binomtest
 
 # Two means of the same scores summed in another order differ in the last digits: that is a tie.
 TIE = 1e-9
-# At a true difference of (1.96 + 0.84) standard errors, zero is rejected in 80 % of samples.
-POWER_80 = 2.8
 MAX_CELLS = 1_000_000  # of a matrix of resamples
 # Of the variance: a resample that missed the rare large values would divide by next to nothing.
 VARIANCE_FLOOR = 0.1
@@ -23,6 +22,15 @@ RIDGE = 0.01  # keeps the length curve finite where one side won every prompt
 MAX_NEWTON_STEPS = 100  # ten are usual
 
 ByPrompt = Mapping[str, float]
+
+
+def count_errors_to_detect(level: float) -> float:
+    """Standard errors at which a true difference is distinguished from 0 in 80 % of samples.
+
+    z((1 + level) / 2) + z(0.8): 1.96 + 0.84 at a level of 0.95.
+    """
+    normal = NormalDist()
+    return normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(0.8)
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,8 @@ def estimate_difference(
     common = _common_prompts(a, b)
     gaps = [a[key] - b[key] for key in common]
     spreads = len(gaps) > 1 and np.ptp(gaps) > TIE
-    smallest = POWER_80 * float(np.std(gaps, ddof=1)) / len(gaps) ** 0.5 if spreads else None
+    errors = count_errors_to_detect(bootstrap.level)
+    smallest = errors * float(np.std(gaps, ddof=1)) / len(gaps) ** 0.5 if spreads else None
     sides = [_pick_winner(gap) for gap in gaps]
     shares = [sides.count(side) / len(sides) if sides else None for side in ("a", "tie", "b")]
     return Difference(

@@ -20,7 +20,8 @@ FAR_NATS, NEAR_NATS = 5.0, 0.1
 UNCHANGED = (
     "{} weights are byte for byte those that its training started from: no step changed them. "
     "Give it more steps (more pairs, a smaller train.batch, more train.epochs) or a higher "
-    "train.learning_rate; train.dtype=float32 does not round small steps away."
+    "train.learning_rate. Where train.dtype is bfloat16, train.dtype=float32 rounds far fewer "
+    "steps away."
 )
 STAY_CLOSER = "lower train.learning_rate or, where a reference holds it, raise train.beta"
 
@@ -32,6 +33,7 @@ class VerdictBasis:
     """What the verdict is based on; `chosen` is None when the chosen model was not evaluated.
 
     `training` is the scorer that made the pairs (None: no scorer did); `gold` scorers made none.
+    `members`: the scorers that `training` combines, where it is an ensemble.
     `unchanged`: training changed no weight of the chosen model, or of the last round if sft won.
     """
 
@@ -43,23 +45,31 @@ class VerdictBasis:
     training: str | None = None
     gold: tuple[str, ...] = ()
     unchanged: bool = False
+    members: tuple[str, ...] = ()
 
 
 def reach_verdict(
-    basis: VerdictBasis, models: Sequence[ReportRow], differences: Sequence[ReportRow]
+    basis: VerdictBasis,
+    models: Sequence[ReportRow],
+    differences: Sequence[ReportRow],
+    gate: ReportRow | None = None,
 ) -> dict[str, str]:
-    better, why = _decide(basis, models, differences)
+    """`gate`: the last one, where the run has gates."""
+    better, why = _decide(basis, models, differences, gate or {})
     return {"better": better, "why": why}
 
 
 def _decide(
-    basis: VerdictBasis, models: Sequence[ReportRow], differences: Sequence[ReportRow]
+    basis: VerdictBasis,
+    models: Sequence[ReportRow],
+    differences: Sequence[ReportRow],
+    gate: ReportRow,
 ) -> tuple[Better, str]:
     if basis.chosen is None:
         return "unclear", "The chosen model was not evaluated, so it has no verdict."
     if basis.chosen == "sft":
         why = "The chosen model is sft itself: no trained model was preferred to it."
-        return "no", why + _explain_sft_chosen(basis, models, differences)
+        return "no", why + _explain_sft_chosen(basis, models, differences, gate)
     key = basis.chosen, basis.scorer
     gap = next((row for row in differences if (row["model"], row["scorer"]) == key), None)
     if gap is None or not gap["n"]:
@@ -201,7 +211,10 @@ def _explain_too_few(basis: VerdictBasis, gap: ReportRow) -> str:
 
 
 def _explain_sft_chosen(
-    basis: VerdictBasis, models: Sequence[ReportRow], differences: Sequence[ReportRow]
+    basis: VerdictBasis,
+    models: Sequence[ReportRow],
+    differences: Sequence[ReportRow],
+    gate: ReportRow,
 ) -> str:
     """By the last round. A round that is surely better here was rejected for another reason."""
     rounds = [model for model in models if model["name"].startswith("round-")]
@@ -218,6 +231,8 @@ def _explain_sft_chosen(
     last = gaps.get(name)
     if basis.unchanged:
         return f" {UNCHANGED.format(f'The {name} model’s')}"
+    if too_far := _explain_too_far(name, gate):
+        return f" {too_far}"
     if _is_near(nats):
         return f" {_describe_small_move(name, nats)}"
     if _is_far(nats) or (last and last["high"] < 0 and not better):
@@ -228,10 +243,22 @@ def _explain_sft_chosen(
             f" {format_signed(better[-1]['mean'])}, {format_interval(better[-1], format_signed)}."
             " See why the gate rejected it: gate.scorer, gate.min_gain, gate.kl_budget."
         )
-    clearer = "give clearer pairs (pair.filters.min_margin), " if basis.training else ""
+    remedies = ["train further (rounds, train.learning_rate)"]
+    remedies += ["give clearer pairs (pair.filters.min_margin)"] if basis.training else []
+    remedies += ["lower gate.min_gain"] if gate.get("min_gain") else []
+    return f" {_describe_indistinguishable(basis, name, last)} Next: {', or '.join(remedies)}."
+
+
+def _explain_too_far(name: str, gate: ReportRow) -> str | None:
+    """The gate's budget where it rejected the model for its distance."""
+    row = next((row for row in gate.get("candidates", ()) if row["model"] == name), None)
+    if row is None or row["outcome"] != "too far":
+        return None
+    budget = gate.get("kl_budget")
+    knob = "gate.kl_budget" if budget is None else f"gate.kl_budget={budget:g}"
     return (
-        f" {_describe_indistinguishable(basis, name, last)}"
-        f" Train further (rounds, train.learning_rate), {clearer}or lower gate.min_gain."
+        f"The gate rejected {name}: on dev it is {format_number(row['kl'], 2)} nats from sft, over"
+        f" {knob}. Raise gate.kl_budget, {STAY_CLOSER}."
     )
 
 
@@ -259,14 +286,14 @@ def _is_far(nats: float | None) -> bool:
 def _advise_clearer_pairs(basis: VerdictBasis) -> str:
     """Pairs that no scorer made have no margin to raise."""
     if basis.training is None:
-        return "Correct them: strop edit writes them to a file for pair.edits=FILE"
+        return "Correct them: strop edit writes them to a file for pair.edits"
     return "Raise pair.filters.min_margin, or score pairs by another pair.scorer"
 
 
 def _advise_after_no(basis: VerdictBasis, model: ReportRow, who: str = "It") -> str:
     nats = model["kl"]["mean"]
     if _is_far(nats):
-        return f"{who} moved {format_number(nats, 1)} nats away from sft: {STAY_CLOSER}."
+        return _describe_large_move(who, nats)
     if _is_near(nats):
         return (
             f"{who} moved only {format_number(nats, 2)} nats away from sft: misleading pairs are"
@@ -286,6 +313,8 @@ def _advise_after_unclear(basis: VerdictBasis, gap: ReportRow, chosen: ReportRow
     nats = chosen["kl"]["mean"]
     if _is_near(nats):
         return _describe_small_move("It", nats)
+    if _is_far(nats):
+        return _describe_large_move("It", nats)
     if is_flat(gap):
         return (
             f"{basis.scorer} gives both models the same score on every prompt: choose a scorer that"
@@ -311,6 +340,10 @@ def _describe_small_move(who: str, nats: float) -> str:
         f"{who} hardly moved from sft ({format_number(nats, 2)} nats): "
         "raise train.learning_rate or train.epochs."
     )
+
+
+def _describe_large_move(who: str, nats: float) -> str:
+    return f"{who} moved {format_number(nats, 1)} nats away from sft: {STAY_CLOSER}."
 
 
 def _has_gained(report: ReportRow) -> bool:

@@ -2,10 +2,10 @@
 
 from html import escape
 
+from pipeline.errors import pluralize
 from pipeline.report.analysis import changes
 from pipeline.report.formatting import (
     ReportRow,
-    format_count,
     format_interval,
     format_number,
     format_share,
@@ -65,15 +65,15 @@ def render_tiles(report: ReportRow) -> str:
 def _format_counts(duel: ReportRow | None) -> str:
     if not duel:
         return ""
-    wins, ties, losses = (format_count(duel[key]) for key in ("wins", "ties", "losses"))
-    return f"{wins} wins, {ties} ties, {losses} losses"
+    nouns = {"wins": "win", "ties": "tie", "losses": "loss"}
+    return ", ".join(pluralize(duel[key], noun, grouped=True) for key, noun in nouns.items())
 
 
 def render_changes(report: ReportRow) -> str:
     listed = changes.list_changes(report)
     if not listed:
         return ""
-    body = _render_list("What changed", [each for each in listed if each.changed])
+    body = _render_list(changes.CHANGED_TITLE, [each for each in listed if each.changed])
     body += _render_list(changes.UNCHANGED_TITLE, [each for each in listed if not each.changed])
     note = escape(changes.write_note(report))
     return f'<div class="changes">{body}</div><p class="note">{note}</p>'
@@ -81,7 +81,9 @@ def render_changes(report: ReportRow) -> str:
 
 def _render_list(title: str, listed: list[changes.Change]) -> str:
     if not listed:
-        return f'<section><h2>{title}</h2><p class="soft">Nothing.</p></section>'
+        return (
+            f'<section><h2>{title}</h2><p class="soft">{changes.EMPTY_LISTS[title]}</p></section>'
+        )
     first, rest = (
         f'<dl class="facts">{"".join(map(_render_change, part))}</dl>'
         for part in (listed[:MAX_LINES], listed[MAX_LINES:])

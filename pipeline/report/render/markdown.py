@@ -23,9 +23,12 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         ]
         parts.append("\n".join(["Missing:\n", *lines]))
     listed = changes.list_changes(report)
-    parts.append(_render_changes("What changed", [each for each in listed if each.changed]))
-    unchanged = [each for each in listed if not each.changed]
-    parts.append(_render_changes(changes.UNCHANGED_TITLE, unchanged))
+    if listed:
+        changed = [each for each in listed if each.changed]
+        unchanged = [each for each in listed if not each.changed]
+        parts.append(_render_changes(changes.CHANGED_TITLE, changed))
+        parts.append(_render_changes(changes.UNCHANGED_TITLE, unchanged))
+        parts.append(_escape_markdown(changes.write_note(report)))
     tables = [*build_tables(report), origins.build_cost(report)]
     parts += [render_markdown_table(table) for table in tables if table.rows]
     parts.append(MADE_BY_STROP)
@@ -36,7 +39,7 @@ def _render_changes(title: str, listed: Sequence[changes.Change]) -> str:
     lines = [
         f"- {_escape_markdown(each.name)}: {_escape_markdown(each.figures)}" for each in listed
     ]
-    return "\n".join([f"## {title}\n", *lines]) if lines else ""
+    return "\n".join([f"## {title}\n", *(lines or [changes.EMPTY_LISTS[title]])])
 
 
 def render_markdown_table(table: ReportTable) -> str:

@@ -185,7 +185,9 @@ def _list_terms(evaluation: ReportRow) -> list[tuple[str, str]]:
             "p",
             "Of a difference by a sign-flip test, of a contest by the sign test; corrected by"
             " Holm's method within a scorer's models, a judge's contests, a column's slices, and"
-            " the control's tests. report.json has p with and without correction.",
+            " the control's tests. The chosen model's difference by"
+            f" {evaluation['scorer']} is the one test planned beforehand and is not corrected."
+            " report.json has p with and without correction.",
         ),
         (
             "KL to sft",

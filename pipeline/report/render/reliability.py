@@ -20,9 +20,10 @@ def explain_reliability(report: ReportRow) -> list[tuple[str, str]]:
     scorer = report["evaluation"]["scorer"]
     control, proxy = report["control"] or {}, report["proxy"] or {}
     calibrate = (
-        f"strop calibrate verdicts.jsonl scorer={scorer} shows whether {scorer} agrees with human"
-        " verdicts more often than “the longer answer wins” does;"
-        " strop label makes the page for giving those verdicts."
+        f"If {scorer} is one of score.scorers and reads texts alone, no columns of the prompts:"
+        f" strop calibrate verdicts.jsonl scorer={scorer}, with this run's recipe and overrides,"
+        " shows whether it agrees with human verdicts more often than “the longer answer wins”"
+        " does; strop label makes the page for giving those verdicts."
     )
     return [
         ("A/A control", control.get("why") or _explain_no_control(report)),
@@ -47,7 +48,8 @@ def _explain_no_gold(report: ReportRow) -> str:
     if training is None:
         return "No scorer made pairs here, so no model can have learned to please one."
     if not gold:
-        return NO_GOLD + _advise_gold([name for name in sorted(scorers) if name != training])
+        makers = {training, *evaluation.get("members", ())}
+        return NO_GOLD + _advise_gold(sorted(scorers - makers))
     if report["proxy"]:
         return (
             f"The chosen model was not trained on pairs of {training}: the table shows the others."
@@ -91,7 +93,7 @@ def _describe_flips(report: ReportRow) -> Iterator[str]:
     for judge, rate in rates.items():
         yield (
             f"{judge} changed its verdict with the order of the answers"
-            f" on up to {format_share(rate)} of prompts."
+            f" on up to {format_share(rate)} of the prompts with two different answers."
         )
 
 

@@ -81,13 +81,17 @@ def render_sweep(grid: SweepGrid) -> str:
         render_table(build_points(grid)),
     ]
     badge = f"{len(grid.finished_points)} of {len(grid.points)} points"
-    better = "yes" if grid.best else "no"
+    better = (grid.best.get("better") or "yes") if grid.best else "no"
     return render_document((better, badge, write_headline(grid), write_lead(grid)), sections)
 
 
 def write_headline(grid: SweepGrid) -> str:
     if grid.best is not None:
-        return f"{grid.name}: take {_name_point(grid, grid.best)}"
+        name, equal = _name_point(grid, grid.best), len(_find_equal(grid, grid.best)) - 1
+        ties = f"; {pluralize(equal, 'other point')} scored the same" if equal else ""
+        if grid.best.get("better") not in (None, "yes"):
+            return f"{grid.name}: the highest point, {name}, is not clearly better than sft{ties}"
+        return f"{grid.name}: take {name}{ties}"
     has_budget = grid.finished_points and grid.budget is not None
     within = f" within {format_number(grid.budget, 2)} nats" if has_budget else ""
     return f"{grid.name}: no point to take{within}"
@@ -101,14 +105,15 @@ def write_lead(grid: SweepGrid) -> str:
             "No point has finished with a score and a KL within the budget."
             " Raise sweep.kl_budget, or see the logs."
         )
-    best = grid.best
+    best, budget = grid.best, grid.budget
     nats = "an unknown distance" if best["kl"] is None else f"{format_number(best['kl'], 2)} nats"
-    budget = grid.budget
-    within = [point for point in grid.finished_points if budget is None or _kl(point) <= budget]
-    is_alone = sum(point["score"] == best["score"] for point in within) == 1
+    within = _list_within(grid)
+    is_alone = len(_find_equal(grid, best)) == 1
     rank = (
         f"{'the highest' if is_alone else 'no lower than any'} of {pluralize(len(within), 'point')}"
     )
+    known = best.get("sft_score") is not None
+    against = f" (sft {format_number(best['sft_score'])})" if known else ""
     limit = "" if budget is None else f" within sweep.kl_budget={budget:g}"
     warning = (
         ""
@@ -116,9 +121,19 @@ def write_lead(grid: SweepGrid) -> str:
         else " It was chosen on test, so its score there is biased upwards: use evaluate.split=dev."
     )
     return (
-        f"It scores {format_number(best['score'])} on {grid.split} at {nats} from sft,"
+        f"It scores {format_number(best['score'])}{against} on {grid.split} at {nats} from sft,"
         f" {rank}{limit}.{warning}"
     )
+
+
+def _list_within(grid: SweepGrid) -> list[SweepPoint]:
+    budget = grid.budget
+    return [point for point in grid.finished_points if budget is None or _kl(point) <= budget]
+
+
+def _find_equal(grid: SweepGrid, best: SweepPoint) -> list[SweepPoint]:
+    """The points within the budget that score as the best one does, that one included."""
+    return [point for point in _list_within(grid) if point["score"] == best["score"]]
 
 
 def _name_point(grid: SweepGrid, point: SweepPoint) -> str:
@@ -133,8 +148,9 @@ def _render_best(grid: SweepGrid) -> str:
     if grid.best is None:
         return ""
     link = f'<p><a href="{escape(grid.report)}">Its report on test</a></p>' if grid.report else ""
+    again = "again, on test" if grid.split != "test" else "by itself"
     return (
-        "<section><h2>The best point again, on test</h2>"
+        f"<section><h2>The best point {again}</h2>"
         f"<p><code>{escape(grid.command)}</code></p>{link}</section>"
     )
 
@@ -176,7 +192,8 @@ def draw_heat_map(grid: SweepGrid, what: str, title: str) -> Figure | None:
     table = [
         [_name_point(grid, point), format_number(point[what])] for point in best_of_cell.values()
     ]
-    return Figure(title, f"{caption}. The best point is framed.", drawing, ("point", what), table)
+    framed = " The best point is framed." if grid.best else ""
+    return Figure(title, f"{caption}.{framed}", drawing, ("point", what), table)
 
 
 def _find_cell(point: SweepPoint, rows: str | None, columns: str) -> tuple[str, str]:
@@ -249,16 +266,16 @@ def draw_frontier(grid: SweepGrid) -> Figure | None:
         [
             str(point["point"]),
             _name_point(grid, point),
-            format_number(point["kl"]),
+            format_number(point["kl"], 2),
             format_number(point["score"]),
             "yes" if is_dominated(point, points) else "",
         ]
         for point in points
     ]
     title = "Score against KL"
+    larger = ", the best one larger" if grid.best else ""
     caption = (
-        "Each point by its number, the best one larger. "
-        "Grey: another one scores no lower with no more KL."
+        f"Each point by its number{larger}. Grey: another one scores no lower with no more KL."
     )
     columns = ("point", "knobs", "KL, nats", "score", "dominated")
     return Figure(title, caption, svg.render(title, 240, parts), columns, rows)

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.config import EngineConfig, Judge, VllmEngine
@@ -36,6 +36,7 @@ class CachedJudge:
             name, cfg.engine.revision or "", hash_json(self.template.text)[:16]
         )
         self.engine: JudgeEngine | None = None
+        self._requested = set[str]()  # the keys of what this process has sent
 
     def prepare_answer(self, completion: str) -> str:
         """An answer as the judge reads it."""
@@ -45,11 +46,26 @@ class CachedJudge:
         """One for each request, in their order. Equal requests are sent once."""
         keys = [self._hash_request(request) for request in requests]
         request_of = dict(zip(keys, requests, strict=True))
-        known = self.store.load_responses(request_of)
+        known = self._load_usable(request_of)
         verdicts = {key: self._parse(request_of[key], response) for key, response in known.items()}
         if unknown := {key: request for key, request in request_of.items() if key not in known}:
             verdicts |= self._request_verdicts(unknown, len(known))
         return [verdicts[key] for key in keys]
+
+    def _load_usable(self, request_of: Mapping[str, JudgeRequest]) -> dict[str, Response]:
+        """The known responses. An earlier run's one without a verdict is forgotten.
+
+        So the same command asks again once the judge is fixed.
+        """
+        known = self.store.load_responses(request_of)
+        unusable = {
+            key: response
+            for key, response in known.items()
+            if key not in self._requested and self._parse(request_of[key], response).fault
+        }
+        if unusable:
+            self.store.forget(unusable)
+        return {key: response for key, response in known.items() if key not in unusable}
 
     def _request_verdicts(self, unknown: dict[str, JudgeRequest], known: int) -> dict[str, Verdict]:
         self.engine = self.engine or open_engine(self.cfg.engine, self.cfg.form, self.knob)
@@ -63,6 +79,7 @@ class CachedJudge:
         def on_response(request: JudgeRequest, response: Response) -> None:
             """Save it before anything else: it is paid for."""
             key = key_of[request]
+            self._requested.add(key)
             saved = self.store.save(key, self.source, request, response)
             verdicts[key] = self._parse(request, saved)
             self.budget.record(request, response)

@@ -3,7 +3,8 @@
 Several processes share the file. A request is claimed before it is sent, so that two processes pay
 for it once: a process that finds it claimed waits for the response. A claim is valid while its
 owner holds a lock on a file next to the verdicts. The system frees the lock when the owner dies,
-and another process then takes the claim over. The first response to a request is final.
+and another process then takes the claim over. The first response to a request that gives a verdict
+is final. One that gives none is requested again by the next run.
 """
 
 import fcntl
@@ -115,6 +116,15 @@ class VerdictStore:
                 for key, text, first, *rest in rows
             }
         return found
+
+    @explain_damage
+    def forget(self, responses: Mapping[str, Response]) -> None:
+        """Remove these, unless another process has replaced them by now."""
+        with Transaction(self.file):
+            self.file.executemany(
+                "DELETE FROM verdicts WHERE key = ? AND reply = ?",
+                [(key, response.text) for key, response in responses.items()],
+            )
 
     @explain_damage
     def save(

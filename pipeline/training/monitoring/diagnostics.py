@@ -34,15 +34,15 @@ MORE_STEPS = "more pairs, a smaller train.batch, more train.epochs"
 FEW_STEPS = Symptom(
     "the steps are too few for the warm-up",
     lambda rows: False,
-    "the warm-up takes at least twice its share of the steps, so most of them are small",
+    "the warm-up takes at least twice its share of the steps, so many are below the full rate",
     f"give more steps: {MORE_STEPS}",
 )
 UNCHANGED = Symptom(
     "the published weights are those that training started from, byte for byte",
     lambda rows: False,
     "every step is rounded away in the published precision, or the pairs gave no gradient",
-    f"give more steps ({MORE_STEPS}) or a higher train.learning_rate; train.dtype=float32 rounds "
-    f"no small step away",
+    f"give more steps ({MORE_STEPS}) or a higher train.learning_rate. Where train.dtype is "
+    f"bfloat16, train.dtype=float32 rounds far fewer steps away",
 )
 
 

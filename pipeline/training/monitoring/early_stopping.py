@@ -33,13 +33,19 @@ def merge_evaluations(history: list[dict[str, Any]]) -> list[Evaluation]:
 def choose_step(cfg: GuardsConfig, evaluations: list[Evaluation]) -> int | None:
     """The step whose weights are published if training ends now.
 
-    None: no evaluation was within the budgets.
+    None: no evaluation was within the budgets. That of the start counts for nothing: its weights
+    are never published.
     """
-    within = takewhile(lambda entry: _describe_excess(cfg, entry) is None, evaluations)
-    candidates = [entry for entry in within if entry["step"] > 0]
+    trained = [entry for entry in evaluations if entry["step"] > 0]
+    candidates = [*takewhile(lambda entry: _describe_excess(cfg, entry) is None, trained)]
     if not candidates:
         return None
     return candidates[_find_best(cfg, candidates) if cfg.stop_on else -1]["step"]
+
+
+def starts_over_budget(cfg: GuardsConfig, evaluations: list[Evaluation]) -> bool:
+    """Whether a budget was exceeded before the first step."""
+    return evaluations[0]["step"] == 0 and _describe_excess(cfg, evaluations[0]) is not None
 
 
 def find_stop_reason(cfg: GuardsConfig, evaluations: list[Evaluation]) -> str | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from pipeline.artifacts import Model, Prompts
-from pipeline.config import TrainConfig
+from pipeline.config import GuardsConfig, TrainConfig
 from pipeline.errors import StageError, UserError
 from pipeline.models.loading import State
 from pipeline.training.distributed import sharded
@@ -111,9 +111,7 @@ class Guards(TrainerCallback):
         if before.get(KL, 0.0) <= guards.warn_kl < last.get(KL, 0.0):
             warn(
                 f"step {last['step']}: KL to the reference is {last[KL]:.3g} nats, over "
-                f"train.guards.warn_kl={guards.warn_kl:g}: the policy moves away from its "
-                f"reference. Lower train.learning_rate, raise train.beta where the loss has a "
-                f"reference, or give train.guards.kl_budget, which stops there"
+                f"train.guards.warn_kl={guards.warn_kl:g}: {_explain_drift(guards, last['step'])}"
             )
         if (
             before.get(CHOSEN_LOGP_DROP, 0.0)
@@ -124,8 +122,9 @@ class Guards(TrainerCallback):
                 f"step {last['step']}: chosen answers lost {last[CHOSEN_LOGP_DROP]:.3g} nats per "
                 f"token, over train.guards.warn_chosen_logp_drop={guards.warn_chosen_logp_drop:g}: "
                 f"likelihood is displaced to answers in no pair. Take train=rpo (the chosen "
-                f"answer's own loss), raise train.beta where the loss has a reference, drop "
-                f"near-equal pairs (pair.filters), or give train.guards.max_chosen_logp_drop"
+                f"answer's own loss), raise train.beta where the loss has a reference, or drop "
+                f"near-equal pairs (pair.filters)"
+                f"{_offer_budget(guards, 'max_chosen_logp_drop')}"
             )
 
     def _check_stop_metric(self, evaluation: early_stopping.Evaluation) -> None:
@@ -145,10 +144,16 @@ class Guards(TrainerCallback):
             return step
         kept = early_stopping.choose_step(guards, evaluations)
         if kept is None:
+            remedy = (
+                "The start itself is over it: raise the budget, or measure from the start by "
+                "reference.model=init."
+                if early_stopping.starts_over_budget(guards, evaluations)
+                else "Lower train.learning_rate or train.eval_every, or raise the budget."
+            )
             raise StageError(
-                f"{self.stop_reason}, at the first evaluation (step {evaluations[-1]['step']}): no "
-                f"weights within the budget are known, and nothing is published.\n"
-                f"  Lower train.learning_rate or train.eval_every, or raise the budget."
+                f"{self.stop_reason}, at the first evaluation after the start (step "
+                f"{evaluations[-1]['step']}): no weights within the budget are known, and nothing "
+                f"is published.\n  {remedy}"
             )
         if self.stop_reason:
             published = f"The weights of step {kept} are published"
@@ -191,6 +196,23 @@ def build_guards(
             "none to answer."
         )
     return Guards(cfg, generations, _select_chosen(pairs), out)
+
+
+def _explain_drift(guards: GuardsConfig, step: int) -> str:
+    if step == 0:
+        return (
+            "training starts this far from its reference. reference.model=init measures from the "
+            "start"
+        )
+    return (
+        "the policy moves away from its reference. Lower train.learning_rate, or raise train.beta "
+        f"where the loss has a reference{_offer_budget(guards, 'kl_budget')}"
+    )
+
+
+def _offer_budget(guards: GuardsConfig, name: str) -> str:
+    """What is given already is not offered."""
+    return "" if getattr(guards, name) else f"; train.guards.{name} stops there"
 
 
 def _build_distributed_guards(

@@ -17,7 +17,7 @@ from pipeline.config import FullAdapter, TrainConfig
 from pipeline.training.monitoring import curves
 
 METRIC_LABELS = {
-    "loss": "loss of the last step",
+    "loss": "loss of its batch",
     "eval_loss": "loss on dev pairs",
     "eval_rewards/accuracies": "dev pairs ranked correctly",
     "eval_rewards/margins": "margin on dev pairs",

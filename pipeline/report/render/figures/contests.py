@@ -94,7 +94,8 @@ def draw_flips(report: ReportRow) -> Figure | None:
             svg.label((WIDTH - 4, y + 31), format_share(duel["flip_rate"]), "value", "end"),
         ]
     caption = (
-        "Prompts whose verdict changed when the two answers changed places; each counts as a tie."
+        "Of the prompts with two different answers, those whose verdict changed when the answers"
+        " changed places; each counts as a tie."
     )
     rows = [
         (name, format_share(duel["flip_rate"])) for duel, name in zip(judged, names, strict=True)
@@ -144,5 +145,5 @@ def _contest_row(duel: ReportRow) -> tuple[str, ...]:
         *counts,
         rate,
         ends,
-        format_p_value(duel["p_value"]),
+        format_p_value(duel["p_holm"]),
     )

@@ -172,8 +172,8 @@ def draw_score_and_kl(report: ReportRow) -> Figure | None:
     rows = [
         (
             model["name"],
-            format_number(model["kl"]["mean"]),
-            format_interval(model["kl"]),
+            format_number(model["kl"]["mean"], 2),
+            format_interval(model["kl"], lambda value: format_number(value, 2)),
             format_number(metric["mean"]),
             format_interval(metric),
         )

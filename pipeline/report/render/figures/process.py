@@ -20,7 +20,7 @@ CURVES = (
     (
         "loss",
         "Training loss",
-        "On each batch. It starts where policy and reference are the same model.",
+        "On each batch of each round.",
     ),
     (
         "margin",

@@ -28,8 +28,9 @@ def build_duels(report: ReportRow) -> ReportTable:
     note = (
         "By the mean score on each prompt, or by a judge's verdicts that hold in both orders. A tie"
         " is half a win. p is from the sign test on decisive prompts, corrected for a judge's"
-        " contests. Length-adjusted: the rate if both answers had the same length. Flips: prompts"
-        " on which a judge's verdict depends on the order of the answers."
+        " contests. Length-adjusted: the rate if both answers had the same length. Flips: of"
+        " the prompts with two different answers, those on which a judge's verdict depends on the"
+        " order of the answers."
     )
     rows = [_duel_row(duel) for duel in report["duels"]]
     return ReportTable("Win, tie, loss", note, columns, rows)

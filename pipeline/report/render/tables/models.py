@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.config import CONTROL
+from pipeline.errors import pluralize
 from pipeline.report.analysis.eval_results import SFT
 from pipeline.report.analysis.verdict import format_detectable, is_flat
 from pipeline.report.formatting import (
@@ -45,10 +46,9 @@ def build_models(report: ReportRow) -> ReportTable:
 
 def _write_note(report: ReportRow) -> str:
     evaluation, control = report["evaluation"], report["control"]
-    basis = (
-        f"{format_count(evaluation['prompts'])} {evaluation['split']} prompts;"
-        f" each mean has its {format_level(evaluation['level'])}."
-    )
+    count = evaluation["prompts"]
+    intervals = f"; each mean has its {format_level(evaluation['level'])}" if count > 1 else ""
+    basis = f"{pluralize(count, evaluation['split'] + ' prompt', grouped=True)}{intervals}."
     # An unstable control is at the top of the page instead.
     stable = control["why"] if control and control["stable"] is not False else ""
     texts = basis, _explain_power(report), stable, _describe_ceiling(report)

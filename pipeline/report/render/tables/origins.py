@@ -81,9 +81,9 @@ def _list_notes(funnel: ReportRow) -> Iterator[str]:
 def build_ties(report: ReportRow) -> ReportTable:
     columns = ("round", "prompts", "tied", "all easy", "all hard")
     note = (
-        "Prompts whose samples all have the same score make no pair. All easy: at the best score of"
-        " any sample of the round; all hard: at the worst. With pair.filters.pass_rate: on one side"
-        " of it."
+        "Prompts whose samples all have the same score make no pair, unless pair.ties=both. All"
+        " easy: at the best score of any sample of the round; all hard: at the worst. With"
+        " pair.filters.pass_rate: on one side of it."
     )
     rows = [_ties_row(pairs) for pairs in report["funnel"]["pairs"] if pairs["prompts_in"]]
     return ReportTable("Easy and hard prompts", note, columns, rows)
@@ -96,17 +96,27 @@ def _ties_row(pairs: ReportRow) -> list[Cell]:
     return [Cell(f"round {pairs['round']}"), Cell(format_count(prompts)), tied, easy, hard]
 
 
+def _describe_ending(row: ReportRow) -> str:
+    """What a guard changed; a report of an earlier version does not have it."""
+    if not row.get("stopped"):
+        return ""
+    return f"of {row['planned']} planned; published: step {row['kept']}; {row['stopped']}"
+
+
 def build_training(report: ReportRow) -> ReportTable:
     figures = ("loss", "margin", "accuracy")
     rows = [
         [
             Cell(row["round"]),
-            Cell(format_count(row["steps"])),
+            Cell(format_count(row["steps"]), _describe_ending(row)),
             *(Cell(format_number(row[figure])) for figure in figures),
         ]
         for row in report["training"]
     ]
-    note = "The mean over the last tenth of each round's batches, as the trainer logged them."
+    note = (
+        "The mean over the last tenth of each round's batches up to the published weights, as the"
+        " trainer logged them."
+    )
     return ReportTable("Training", note, ("round", "steps", *figures), rows)
 
 
