@@ -78,6 +78,7 @@ BASES = [
         "tracker=wandb",
     ],
     [*GIVEN, "prompts.caps={column: c, max: 1}"],
+    [*GIVEN, "pair=demonstration"],
     [
         *GIVEN,
         "adapter@train.adapter=qlora",

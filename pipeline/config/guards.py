@@ -54,8 +54,8 @@ class GuardsConfig(Block):
             raise ValueError(
                 f"prompts={self.prompts}: every evaluation answers each of them, and more than"
                 f" {MAX_PROMPTS} make it slow and its figures hardly more precise;"
-                f" give prompts={MAX_PROMPTS}. The evaluation after training has prompts of its own"
-                " (prompts.split.test)"
+                f" give prompts={MAX_PROMPTS}; more prompts for the evaluation after training are"
+                " prompts.split.test"
             )
         if self.stop_on == "score" and self.scorer is None:
             raise ValueError(

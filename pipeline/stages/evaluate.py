@@ -154,7 +154,7 @@ def assemble_report(
         if chosen == SFT
         else [chosen]
     )
-    unchanged = any(model.unchanged for model in examined if model.name in names)
+    unchanged = any(model.is_unchanged for model in examined if model.name in names)
     scorers = (cfg.training, tuple(cfg.gold))
     members = list_members(read_ancestors(out), cfg.training)
     question = VerdictBasis(

@@ -43,7 +43,7 @@ class EvalResult:
     summary: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def unchanged(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether its training left its weights as they were."""
         return bool(self.summary.get("unchanged"))
 
