@@ -105,3 +105,9 @@ def test_the_command_strop_is_the_wheel_s(wheel):
     conf = {path.relative_to(HOUSE).as_posix() for path in (HOUSE / "conf").rglob("*.yaml")}
     recipes = {f"conf/recipes/{path.name}" for path in (HOUSE / "recipes").glob("*.yaml")}
     assert {f"pipeline/{name}" for name in conf | recipes} <= names
+    pages = [
+        path
+        for path in (HOUSE / "pipeline").rglob("*")
+        if path.suffix in (".html", ".css", ".js") and "conf" not in path.parts
+    ]
+    assert len(pages) > 5 and {path.relative_to(HOUSE).as_posix() for path in pages} <= names

@@ -21,6 +21,7 @@ PAGES = sorted(
     for path in ((HOUSE / place).rglob("*") if (HOUSE / place).is_dir() else [HOUSE / place])
     if (path.suffix == ".md" and "conf" not in path.parts) or path.suffix == ".yaml"
 )
+PAGES += sorted((HOUSE / "pipeline").rglob("*.html"))
 PARTICIPLES = """
 told said drawn found made kept left lost held given taken written shown known seen spent paid sent
 built begun fought heard grown spoken spelled gone come done met bound bought brought chosen driven

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
 from pipeline.report import formatting
 from pipeline.report.analysis import aggregate, changes
@@ -34,9 +35,10 @@ from pipeline.report.formatting import (
     format_signed,
 )
 from pipeline.report.render import svg
+from pipeline.report.render.environment import ENVIRONMENT, HERE, render_document
 from pipeline.report.render.examples import choose_examples
 from pipeline.report.render.markdown import render_markdown
-from pipeline.report.render.page import render_page, render_table
+from pipeline.report.render.page import render_page
 from pipeline.report.render.table import Cell, ReportTable, find_text_columns
 from pipeline.report.render.tables import build_tables, contests
 from pipeline.report.render.tables import models as model_sheets
@@ -587,7 +589,16 @@ def test_a_row_s_name_keeps_what_is_said_of_it():
     sheet = ReportTable(
         "Set", "", ("contest", "n"), [[Cell("round-1 against sft", "on mt_bench"), Cell("1")]]
     )
-    assert "on mt_bench" in Page(render_table(sheet)).text
+    table = ENVIRONMENT.get_template("macros.html").module.table
+    assert "on mt_bench" in Page(table(sheet)).text
+
+
+def test_a_template_escapes_all_but_drawings_and_misses_no_value():
+    texts = [file.read_text() for file in (HERE / "templates").glob("*.html")]
+    marked = [word for text in texts for word in re.findall(r"(\S+) \| safe", text)]
+    assert marked == ["figure.drawing"] and not re.search("autoescape", "".join(texts))
+    with pytest.raises(UndefinedError, match="'title' is undefined"):
+        render_document("sweep.html")
 
 
 def test_names_in_the_funnel_stay_inside_the_drawing():
@@ -709,6 +720,16 @@ def test_a_share_of_flips_names_its_prompts():
 def test_the_card_says_what_changed_means():
     note = changes.write_note(a_report())
     assert note in render_markdown(a_report()).replace("\\", "")
+
+
+def test_where_no_difference_shows_nothing_is_said_to_be_equal():
+    report = a_report()
+    report["duels"] = []
+    for row in (*report["differences"], *report["changes"]):
+        row |= {"p_holm": 0.2, "low": -0.05, "high": 0.05}
+    for text in (Page(render_page(report, TWO)).text, render_markdown(report)):
+        changed = text.partition(changes.CHANGED_TITLE)[2].partition(changes.UNCHANGED_TITLE)[0]
+        assert changed.strip("\n# ") == "Nothing that these prompts show."
 
 
 def test_what_changed_and_what_did_not_stand_apart():

@@ -23,7 +23,6 @@ from pipeline.report.analysis.multiple_testing import correct_families
 from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict, write_headline
 from pipeline.report.formatting import format_number, format_signed
 from pipeline.report.render.comparison_page import _explain_power as power
-from pipeline.report.render.header import render_changes
 from pipeline.report.render.reliability import explain_reliability
 from pipeline.report.render.tables import models
 from pipeline.training.monitoring.diagnostics import SYMPTOMS, find_symptoms
@@ -449,12 +448,6 @@ def test_the_planned_test_is_corrected_for_no_other():
     corrected, _ = correct_families(rows, [], primary=("round-1", "gold"))
     assert [row["p_holm"] for row in corrected] == [0.03, 0.06, 0.06]
     assert "planned beforehand: it changed" in write_note(make_report(make_basis()))
-
-
-def test_where_no_difference_shows_nothing_is_said_to_be_equal():
-    shown = make_report(make_basis(), make_gap("gold", -0.1, 0.1))
-    assert "Nothing that these prompts show." in render_changes(shown)
-    assert "Nothing.<" not in render_changes(shown)
 
 
 def test_one_prompt_has_no_interval_in_any_sentence():

@@ -132,6 +132,17 @@ def list_changes(report: ReportRow) -> list[Change]:
     ]
 
 
+def group_changes(report: ReportRow) -> dict[str, list[Change]]:
+    """What changed and what did not, by title; nothing where nothing was compared."""
+    listed = list_changes(report)
+    if not listed:
+        return {}
+    return {
+        CHANGED_TITLE: [each for each in listed if each.changed],
+        UNCHANGED_TITLE: [each for each in listed if not each.changed],
+    }
+
+
 def _format_score_change(row: ReportRow, alpha: float, evaluation: ReportRow) -> Change:
     is_primary = is_primary_test(row, evaluation["chosen"], evaluation["scorer"])
     changed = _decides(row) if is_primary else _has_changed(row, alpha)

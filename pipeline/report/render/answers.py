@@ -14,7 +14,7 @@ import polars as pl
 
 from pipeline.report.analysis.eval_results import EvalResult
 from pipeline.report.formatting import ReportRow
-from pipeline.report.render.examples import format_prompt, render_examples
+from pipeline.report.render.examples import choose_examples, format_prompt
 from pipeline.report.render.figures.contests import select_contests
 from pipeline.report.render.svg import colour_class
 
@@ -29,21 +29,6 @@ COLUMNS = (
     "prompt",
 )
 DIGITS = 6
-
-BROWSER_FORM = """
-<form id="asked" hidden>
-<label>Text<input type="search" name="text" placeholder="in prompts and answers"
-autocomplete="off"></label>
-<label>Contest<select name="contest"></select></label>
-<label>Winner<select name="winner"></select></label>
-<label>Sort by<select name="sort"><option value="won">margin, largest first</option>
-<option value="lost">margin, smallest first</option>\
-<option value="asked">order of the prompts</option></select></label>
-<output name="count" aria-live="polite"></output>
-</form>
-<div id="found" class="sheet" hidden></div>
-<button id="more" type="button" hidden>Show more</button>
-"""
 
 
 def tabulate_answers(results: Sequence[EvalResult], prompts: pl.DataFrame) -> pl.DataFrame:
@@ -62,19 +47,16 @@ def tabulate_answers(results: Sequence[EvalResult], prompts: pl.DataFrame) -> pl
     return table.sort("place", "order", "index").select(COLUMNS)
 
 
-def render_answers(report: ReportRow, answers: pl.DataFrame, verdicts: pl.DataFrame | None) -> str:
+def describe_answers(
+    report: ReportRow, answers: pl.DataFrame, verdicts: pl.DataFrame | None
+) -> dict[str, Any] | None:
     if answers.is_empty():
-        return ""
+        return None
     text = json.dumps(pack_answers(report, answers, verdicts))
-    data = b64encode(zlib.compress(text.encode(), 9)).decode()
-    return (
-        '<section id="answers"><h2>Answers side by side</h2>'
-        "<p class=\"note\">The margin is the score of a contest's first model minus the second's"
-        " on the prompt. answers.parquet and verdicts.parquet have all of it as tables.</p>"
-        f'<div id="some">{render_examples(answers, report["evaluation"]["chosen"])}</div>'
-        f"{BROWSER_FORM}"
-        f'<script type="text/plain" id="packed">{data}</script></section>'
-    )
+    return {
+        "examples": choose_examples(answers, report["evaluation"]["chosen"]),
+        "packed": b64encode(zlib.compress(text.encode(), 9)).decode(),
+    }
 
 
 def pack_answers(

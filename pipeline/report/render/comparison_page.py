@@ -1,7 +1,5 @@
 """The comparison as a page and as Markdown, from its report and the answers alone."""
 
-from html import escape
-
 import polars as pl
 
 from pipeline.report.analysis.verdict import format_detectable, is_flat
@@ -15,9 +13,10 @@ from pipeline.report.formatting import (
     format_number,
     format_p_value,
 )
-from pipeline.report.render.answers import render_answers
+from pipeline.report.render.answers import describe_answers
+from pipeline.report.render.environment import render_document
 from pipeline.report.render.markdown import MADE_BY_STROP, render_markdown_table
-from pipeline.report.render.page import BADGES, HERE, render_document, render_table
+from pipeline.report.render.page import BADGES
 from pipeline.report.render.table import (
     NO_METRIC,
     Cell,
@@ -34,17 +33,17 @@ NO_CHOSEN = {"chosen": None}
 def render_page(report: ReportRow, answers: pl.DataFrame, verdicts: pl.DataFrame) -> str:
     verdict = report["verdict"]
     evaluation = {"chosen": None, "scorer": report["ground"]["chief"]}
-    sections = [
-        _render_notes(report),
-        *map(render_table, build_tables(report)),
-        render_answers({**report, "evaluation": evaluation}, answers, verdicts),
-    ]
-    better, why = verdict["better"], verdict["why"].replace(" %", "\u00a0%")
     return render_document(
-        (better, BADGES[better], verdict["headline"], why),
-        sections,
-        footer=_render_footer(report),
-        script=(HERE / "answers.js").read_text(),
+        "comparison.html",
+        script="answers.js",
+        title=verdict["headline"],
+        badge=BADGES[verdict["better"]],
+        better=verdict["better"],
+        lead=verdict["why"],
+        notes=_list_notes(report),
+        tables=build_tables(report),
+        answers=describe_answers({**report, "evaluation": evaluation}, answers, verdicts),
+        footer=[(row["name"], f"{row['row']} · {row['model']}") for row in report["compared"]],
     )
 
 
@@ -148,18 +147,3 @@ def _list_notes(report: ReportRow) -> list[str]:
         *report["ground"]["apart"],
         *(f"{row['model']}: {row['what']}" for row in report["missing"]),
     ]
-
-
-def _render_notes(report: ReportRow) -> str:
-    items = "".join(f"<li>{escape(text)}</li>" for text in _list_notes(report))
-    if not items:
-        return ""
-    return f'<section class="missing"><h2>What is not compared</h2><ul>{items}</ul></section>'
-
-
-def _render_footer(report: ReportRow) -> str:
-    rows = "".join(
-        f"<dt>{escape(row['name'])}</dt><dd>{escape(row['row'])} · {escape(row['model'])}</dd>"
-        for row in report["compared"]
-    )
-    return f"<dl>{rows}</dl>"

@@ -1,21 +1,15 @@
-"""Prompts with every model's answer side by side, the largest gains and losses first.
-
-Their text is always escaped.
-"""
+"""Prompts with every model's answer side by side, the largest gains and losses first."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import polars as pl
 
 from pipeline.report.analysis.statistics import TIE
-from pipeline.report.formatting import format_number, format_signed
-from pipeline.report.render.svg import colour_class
+from pipeline.report.formatting import format_number
 
 MAX_GAINS, MAX_LOSSES, MAX_SAME = 12, 12, 6
-OPEN_COUNT = 1
 
 
 @dataclass(frozen=True)
@@ -23,6 +17,19 @@ class Example:
     prompt: str
     gap: float
     answers: dict[str, list[Mapping[str, Any]]]
+
+    @property
+    def tone(self) -> str:
+        return "up" if self.gap > TIE else "down" if self.gap < -TIE else "soft"
+
+    @property
+    def scores(self) -> dict[str, str]:
+        return {model: _format_score(rows) for model, rows in self.answers.items()}
+
+
+def _format_score(rows: Sequence[Mapping[str, Any]]) -> str:
+    scores = [row["score"] for row in rows if row["score"] is not None]
+    return format_number(sum(scores) / len(scores)) if scores else "no score"
 
 
 def format_prompt(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -64,40 +71,3 @@ def _collect_examples(answers: pl.DataFrame, gaps: pl.DataFrame) -> list[Example
             by_model.setdefault(row["model"], []).append(row)
         examples.append(Example(rows[0]["prompt"], gap, by_model))
     return examples
-
-
-def render_examples(answers: pl.DataFrame, chosen: str | None) -> str:
-    groups = choose_examples(answers, chosen)
-    return "".join(_render_group(title, examples) for title, examples in groups.items())
-
-
-def _render_group(title: str, examples: Sequence[Example]) -> str:
-    body = "\n".join(
-        _render_example(example, index < OPEN_COUNT) for index, example in enumerate(examples)
-    )
-    return f'<h3>{title}</h3><div class="sheet">{body}</div>'
-
-
-def _render_example(example: Example, is_open: bool) -> str:
-    tone = "up" if example.gap > TIE else "down" if example.gap < -TIE else "soft"
-    answers = "".join(_render_answers(model, rows) for model, rows in example.answers.items())
-    gap = f'<span class="gap {tone}">{format_signed(example.gap)}</span>'
-    return (
-        f'<details class="example"{" open" if is_open else ""}><summary>'
-        f'{gap}<span class="ask">{escape(example.prompt)}</span></summary>'
-        f'<div class="answers">{answers}</div></details>'
-    )
-
-
-def _render_answers(model: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    scores = [row["score"] for row in rows if row["score"] is not None]
-    score = format_number(sum(scores) / len(scores)) if scores else "no score"
-    texts = "".join(f"<p>{escape(row['completion'])}{_render_truncation(row)}</p>" for row in rows)
-    return (
-        f'<div class="answer {colour_class(model)}"><h4>{escape(model)} <span>{score}</span></h4>'
-        f'<div class="scroll" tabindex="0">{texts}</div></div>'
-    )
-
-
-def _render_truncation(row: Mapping[str, Any]) -> str:
-    return ' <span class="chip">truncated</span>' if row["finish_reason"] == "length" else ""

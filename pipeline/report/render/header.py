@@ -1,9 +1,6 @@
 """Below the verdict: its four figures, what changed, and links for a verdict that is not yes."""
 
-from html import escape
-
 from pipeline.errors import pluralize
-from pipeline.report.analysis import changes
 from pipeline.report.formatting import (
     ReportRow,
     format_interval,
@@ -15,16 +12,14 @@ from pipeline.report.render import reliability
 from pipeline.report.render.figures.contests import select_contests
 from pipeline.report.render.table import NO_METRIC, anchor_id, find_difference
 
-MAX_LINES = 8  # of a list that are visible at once
 
-
-def render_tiles(report: ReportRow) -> str:
+def list_tiles(report: ReportRow) -> list[tuple[str, str, str]]:
     """How much better, how often, how long, how far from SFT."""
     models, evaluation = {model["name"]: model for model in report["models"]}, report["evaluation"]
     scorer = evaluation["scorer"]
     chosen, sft = models.get(evaluation["chosen"]), models.get("sft")
     if not chosen or not sft or chosen is sft:
-        return ""
+        return []
     gap = find_difference(report, evaluation["chosen"], scorer)
     against_sft = evaluation["chosen"], "sft"
     duel = next((row for row in report["duels"] if (row["a"], row["b"]) == against_sft), None)
@@ -32,7 +27,7 @@ def render_tiles(report: ReportRow) -> str:
         format_number(model["metrics"].get(scorer, NO_METRIC)["mean"]) for model in (sft, chosen)
     )
     kl = chosen["kl"]
-    tiles = [
+    return [
         (
             f"Score by {scorer}",
             format_signed(gap["mean"] if gap else None),
@@ -54,12 +49,6 @@ def render_tiles(report: ReportRow) -> str:
             kl["why"] or format_interval(kl, lambda value: format_number(value, 2)),
         ),
     ]
-    body = "".join(
-        f"<div><dt>{escape(term)}</dt>"
-        f"<dd><b>{escape(figure)}</b><small>{escape(detail)}</small></dd></div>"
-        for term, figure, detail in tiles
-    )
-    return f'<dl class="tiles">{body}</dl>'
 
 
 def _format_counts(duel: ReportRow | None) -> str:
@@ -69,39 +58,10 @@ def _format_counts(duel: ReportRow | None) -> str:
     return ", ".join(pluralize(duel[key], noun, grouped=True) for key, noun in nouns.items())
 
 
-def render_changes(report: ReportRow) -> str:
-    listed = changes.list_changes(report)
-    if not listed:
-        return ""
-    body = _render_list(changes.CHANGED_TITLE, [each for each in listed if each.changed])
-    body += _render_list(changes.UNCHANGED_TITLE, [each for each in listed if not each.changed])
-    note = escape(changes.write_note(report))
-    return f'<div class="changes">{body}</div><p class="note">{note}</p>'
-
-
-def _render_list(title: str, listed: list[changes.Change]) -> str:
-    if not listed:
-        return (
-            f'<section><h2>{title}</h2><p class="soft">{changes.EMPTY_LISTS[title]}</p></section>'
-        )
-    first, rest = (
-        f'<dl class="facts">{"".join(map(_render_change, part))}</dl>'
-        for part in (listed[:MAX_LINES], listed[MAX_LINES:])
-    )
-    hidden = len(listed) - MAX_LINES
-    more = f"<details><summary>{hidden} more</summary>{rest}</details>" if hidden > 0 else ""
-    return f"<section><h2>{title}</h2>{first}{more}</section>"
-
-
-def _render_change(change: changes.Change) -> str:
-    tone = f' class="{change.tone}"' if change.tone else ""
-    return f"<dt>{escape(change.name)}</dt><dd{tone}>{escape(change.figures)}</dd>"
-
-
-def render_links(report: ReportRow) -> str:
+def list_links(report: ReportRow) -> list[tuple[str, str]]:
     """If the verdict is not yes: links to how pairs were made and how far to trust the scorer."""
     if report["verdict"]["better"] == "yes":
-        return ""
+        return []
     rounds = report["funnel"]["pairs"]
     funnel = anchor_id(f"Pairs of round {rounds[-1]['round']}", "figure") if rounds else ""
     has_flips = any(duel["flip_rate"] is not None for duel in select_contests(report))
@@ -111,5 +71,4 @@ def render_links(report: ReportRow) -> str:
         ("calibration", reliability.ANCHOR),
         ("judge flips", flips),
     ]
-    body = " · ".join(f'<a href="#{escape(place)}">{name}</a>' for name, place in places if place)
-    return f'<nav aria-label="Where to look"><b>Where to look:</b> {body}</nav>'
+    return [(name, place) for name, place in places if place]

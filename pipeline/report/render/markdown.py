@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.report.analysis import changes
 from pipeline.report.analysis.verdict import write_headline
-from pipeline.report.render.table import Cell, ReportTable, find_text_columns
+from pipeline.report.render.table import Cell, ReportTable
 from pipeline.report.render.tables import build_tables, origins
 
 MADE_BY_STROP = "Made by Strop."
@@ -22,12 +22,8 @@ def render_markdown(report: Mapping[str, Any]) -> str:
             for row in report["missing"]
         ]
         parts.append("\n".join(["Missing:\n", *lines]))
-    listed = changes.list_changes(report)
-    if listed:
-        changed = [each for each in listed if each.changed]
-        unchanged = [each for each in listed if not each.changed]
-        parts.append(_render_changes(changes.CHANGED_TITLE, changed))
-        parts.append(_render_changes(changes.UNCHANGED_TITLE, unchanged))
+    if groups := changes.group_changes(report):
+        parts += [_render_changes(title, listed) for title, listed in groups.items()]
         parts.append(_escape_markdown(changes.write_note(report)))
     tables = [*build_tables(report), origins.build_cost(report)]
     parts += [render_markdown_table(table) for table in tables if table.rows]
@@ -43,10 +39,9 @@ def _render_changes(title: str, listed: Sequence[changes.Change]) -> str:
 
 
 def render_markdown_table(table: ReportTable) -> str:
-    text_columns = find_text_columns([[cell.text for cell in row] for row in table.rows])
     lines = [
         [_escape_markdown(column) for column in table.columns],
-        ["---", *("---" if is_text else "---:" for is_text in text_columns[1:])],
+        ["---", *("---" if is_text else "---:" for is_text in table.text_columns[1:])],
         *([_format_cell(cell) for cell in row] for row in table.rows),
     ]
     rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -4,7 +4,6 @@ Where a check was not made, its sentence says how to make it.
 """
 
 from collections.abc import Iterator
-from html import escape
 
 from pipeline.report.formatting import ReportRow, format_share
 from pipeline.report.render.figures.contests import select_contests
@@ -95,14 +94,3 @@ def _describe_flips(report: ReportRow) -> Iterator[str]:
             f"{judge} changed its verdict with the order of the answers"
             f" on up to {format_share(rate)} of the prompts with two different answers."
         )
-
-
-def render_reliability(report: ReportRow) -> str:
-    rows = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
-        for name, text in explain_reliability(report)
-    )
-    return (
-        f'<section id="{ANCHOR}"><h2>How reliable is this result?</h2>'
-        f'<dl class="facts">{rows}</dl></section>'
-    )

@@ -6,13 +6,12 @@ dominated when another one has at least its score at no more KL, and is better i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from pipeline.errors import pluralize
 from pipeline.report.formatting import UNKNOWN, fit_scale, format_number
 from pipeline.report.render import svg
-from pipeline.report.render.page import render_document, render_figures, render_table
+from pipeline.report.render.environment import render_document
 from pipeline.report.render.svg import WIDTH, Figure, SvgPoint
 from pipeline.report.render.table import Cell, ReportTable
 
@@ -75,14 +74,16 @@ def render_sweep(grid: SweepGrid) -> str:
         draw_heat_map(grid, "kl", "KL to sft, nats"),
         draw_frontier(grid),
     ]
-    sections = [
-        _render_best(grid),
-        render_figures([figure for figure in figures if figure]),
-        render_table(build_points(grid)),
-    ]
-    badge = f"{len(grid.finished_points)} of {len(grid.points)} points"
-    better = (grid.best.get("better") or "yes") if grid.best else "no"
-    return render_document((better, badge, write_headline(grid), write_lead(grid)), sections)
+    return render_document(
+        "sweep.html",
+        title=write_headline(grid),
+        badge=f"{len(grid.finished_points)} of {len(grid.points)} points",
+        better=(grid.best.get("better") or "yes") if grid.best else "no",
+        lead=write_lead(grid),
+        grid=grid,
+        drawings=[figure for figure in figures if figure],
+        points=build_points(grid),
+    )
 
 
 def write_headline(grid: SweepGrid) -> str:
@@ -141,17 +142,6 @@ def _name_point(grid: SweepGrid, point: SweepPoint) -> str:
     return (
         ", ".join(f"{key}={values.get(key, UNKNOWN)}" for key in grid.axes)
         or f"point {point['point']}"
-    )
-
-
-def _render_best(grid: SweepGrid) -> str:
-    if grid.best is None:
-        return ""
-    link = f'<p><a href="{escape(grid.report)}">Its report on test</a></p>' if grid.report else ""
-    again = "again, on test" if grid.split != "test" else "by itself"
-    return (
-        f"<section><h2>The best point {again}</h2>"
-        f"<p><code>{escape(grid.command)}</code></p>{link}</section>"
     )
 
 

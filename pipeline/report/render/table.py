@@ -25,6 +25,10 @@ class ReportTable:
     rows: Sequence[Sequence[Cell]]
     chosen: str | None = None
 
+    @property
+    def text_columns(self) -> list[bool]:
+        return find_text_columns([[cell.text for cell in row] for row in self.rows])
+
 
 def find_text_columns(rows: Sequence[Sequence[str]]) -> list[bool]:
     """Which columns hold text, which is aligned left; figures are aligned right."""
