@@ -60,7 +60,7 @@ _MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
     "files": list,
     "cost": dict,
     "seconds": (int, float),
-    "pruned": bool,  # pruned
+    "pruned": bool,
 }
 _FILE_TYPES = {"path": str, "size": int, "sha256": str}
 
