@@ -669,7 +669,7 @@ KNOB = re.compile(rf"(?<![\w./@+])(?:{GROUPS})(?:\.[a-z_A-Z]+)+(?:=[\w.\[\]]+)?"
 CHOICE = re.compile(r"(?<![\w./@+])(?:train|pair|score|reward|gate|offline)=[a-z_0-9]+")
 # What each needs in addition, as the reader of the sentence has it.
 BESIDE = {"train.guards.stop_on": ["+scorer@train.guards.scorer=length"], "gate": ["gate=best"]}
-FILES = {"gate.json", "train.parquet"}
+FILES = {"gate.json", "sweep.html", "train.parquet"}
 
 
 def list_texts(path: Path) -> list[str]:

@@ -135,12 +135,9 @@ def list_changes(report: ReportRow) -> list[Change]:
 def group_changes(report: ReportRow) -> dict[str, list[Change]]:
     """What changed and what did not, by title; nothing where nothing was compared."""
     listed = list_changes(report)
-    if not listed:
-        return {}
-    return {
-        CHANGED_TITLE: [each for each in listed if each.changed],
-        UNCHANGED_TITLE: [each for each in listed if not each.changed],
-    }
+    changed = [each for each in listed if each.changed]
+    unchanged = [each for each in listed if not each.changed]
+    return {CHANGED_TITLE: changed, UNCHANGED_TITLE: unchanged} if listed else {}
 
 
 def _format_score_change(row: ReportRow, alpha: float, evaluation: ReportRow) -> Change:

@@ -1,4 +1,4 @@
-"""Pages from the templates. Every text is escaped, and a value that is missing is an error."""
+"""Fills the templates of the pages. Texts are escaped; a value that is missing is an error."""
 
 from base64 import b64encode
 from hashlib import sha256
@@ -29,12 +29,8 @@ ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.filters |= {
-    "anchor_id": anchor_id,
-    "colour_class": colour_class,
-    "find_text_columns": find_text_columns,
-    "format_signed": format_signed,
-}
+for _filter in (anchor_id, colour_class, find_text_columns, format_signed):
+    ENVIRONMENT.filters[_filter.__name__] = _filter
 
 
 def render_document(template: str, script: str = "", **values: Any) -> str:

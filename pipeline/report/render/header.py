@@ -1,4 +1,4 @@
-"""Below the verdict: its four figures, what changed, and links for a verdict that is not yes."""
+"""Below the verdict: its four figures, and links for a verdict that is not yes."""
 
 from pipeline.errors import pluralize
 from pipeline.report.formatting import (
