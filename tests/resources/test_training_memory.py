@@ -118,7 +118,9 @@ def measured(cfg: TrainConfig, init: Model, out: Path, least: int = LONGEST - 5)
     rows["dev"] = rows["train"].clear()
     # Ready values are made up here: of another model than this, nobody compares them before the
     # first step.
-    reference = {"ready": Model(init.path.parent), "live": init, "none": None}[cfg.reference_logps]
+    reference = {"precomputed": Model(init.path.parent), "online": init, "none": None}[
+        cfg.reference_logps
+    ]
     with BytesHeld() as held:
         policy = build.load_policy(cfg, init)
         watch = guards.build_guards(cfg, init, reference, None, rows["dev"], out)
