@@ -426,7 +426,7 @@ callbacks.MetricsLog.on_log, Trainer._save_optimizer_and_scheduler = on_log, sav
 sft = Model(Path(store, "sft/aaaaaaaaaaaa"))
 train.run(TrainConfig(**json.loads(config)), Path(out), init=sft, reference=sft,
           pairs=[Pairs(Path(store, "pair/aaaaaaaaaaaa"))],
-          logps=[Logps(Path(store, "refer/aaaaaaaaaaaa"))])
+          logps=[Logps(Path(store, "reference/aaaaaaaaaaaa"))])
 """
 
 
