@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from measure import Ratio, report
 
 from pipeline.artifacts import Model, Prompts, Samples
 from pipeline.backends import open_backend
+from pipeline.backends.vllm_engine import open_platform
 from pipeline.config import SampleRequest
 from pipeline.config.compose import Arguments, compose
+from pipeline.resources.inference_memory import missing_vllm
 from pipeline.stages import sample
 
 HOUSE = Path(__file__).parent.parent
@@ -119,10 +122,10 @@ class Sides:
         """One engine for the stage and for `LLM.generate`."""
         from vllm import LLM
 
-        backend = self.backend
+        backend, place = self.backend, open_platform(partial(missing_vllm, "sample"))
         backend.limits, backend.refill_threshold = self.cfg.limits, 0
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        self.llm = LLM(**backend._build_engine_arguments(self.sft, on_cpu=True))
+        self.llm = LLM(**backend._build_engine_arguments(self.sft, place))
         backend.engine = self.llm.llm_engine
 
         class RunningBackend:
