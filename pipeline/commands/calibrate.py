@@ -39,7 +39,7 @@ from pipeline.scorers import Answer, Score, open_scorer
 from pipeline.scorers.ensemble import combine_scores
 from pipeline.scorers.human_pairs import HumanComparison, read_human_comparisons
 
-LONGER, COIN, ANNOTATORS = "longer wins", "random", "people"
+LONGER, COIN, ANNOTATORS = "longer wins", "random", "annotators"
 
 Verdicts = dict[str, float | None]
 
@@ -84,7 +84,7 @@ def check_out(out: Path, file: Path) -> None:
             table = read_json(out)
         except UserError:
             table = None
-        if not isinstance(table, dict) or not {"people_prefer", "scorers"} <= table.keys():
+        if not isinstance(table, dict) or not {"annotators_prefer", "scorers"} <= table.keys():
             raise UserError(
                 f"out={out}: this file is not from calibrate. Nothing was written.\n"
                 "  Give a new file: out=calibration.json"
@@ -174,7 +174,7 @@ def summarize_calibration(
         "prompts": len({pair.prompt for pair in pairs.values()}),
         "decided": truth.decided,
         "split": sum(pair.verdict is None for pair in pairs.values()),
-        "people_prefer": {
+        "annotators_prefer": {
             "first": truth.prefers_first,
             "longer": truth.prefers_longer,
             "ties": truth.ties,
@@ -227,7 +227,7 @@ HEAD = [
 
 
 def format_lines(results: dict[str, Any]) -> Iterator[str]:
-    rows, prefer = results["scorers"], results["people_prefer"]
+    rows, prefer = results["scorers"], results["annotators_prefer"]
     pairs, prompts = pluralize(results["pairs"], "pair"), pluralize(results["prompts"], "prompt")
     yield (
         f"{pairs} of {prompts} judged by annotators:"

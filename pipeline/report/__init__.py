@@ -1,6 +1,6 @@
 """From evaluations to a page. Each part is made from those before it.
 
-read        eval_results, find_runs, people, judges · ancestors, cost, funnel, gates
+read        eval_results, find_runs, annotators, judges · ancestors, cost, funnel, gates
 measured    statistics, multiple_testing, agreement, text_metrics · aggregate, changes, slices,
             distributions, benchmarks, chats, sanity_checks
 concluded   verdict: with the above this is report.json; comparison has its own, of any runs' models

@@ -26,6 +26,7 @@ from pipeline.config import CONTROL, ReportConfig
 from pipeline.errors import UserError, suggest
 from pipeline.report.analysis import aggregate, sanity_checks
 from pipeline.report.analysis.ancestors import list_members, read_ancestors
+from pipeline.report.analysis.annotators import HumanResults, Vote, collect_human_results
 from pipeline.report.analysis.benchmarks import (
     apply_retention,
     check_retention,
@@ -41,7 +42,6 @@ from pipeline.report.analysis.funnel import read_funnel
 from pipeline.report.analysis.gates import read_gates
 from pipeline.report.analysis.judges import judge_duels
 from pipeline.report.analysis.multiple_testing import correct_families
-from pipeline.report.analysis.people import HumanResults, Vote, collect_human_results
 from pipeline.report.analysis.slices import describe_slices
 from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict
 from pipeline.report.render.answer_files import write_answers
@@ -185,7 +185,7 @@ def assemble_report(
         "benchmarks": published,
         "retention": retained,
         "gates": gates,
-        "people": [
+        "annotators": [
             *found.annotators.agreement,
             *(row for _, said in found.chats.values() for row in said.agreement),
         ],

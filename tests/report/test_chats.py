@@ -493,7 +493,7 @@ def test_people_s_verdicts_on_a_set_are_a_judge_of_that_set(tmp_path):
     [duel] = report["chats"]["mt"]["duels"]
     assert (duel["judge"], duel["a"], duel["b"], duel["wins"]) == ("people", "round-1", "sft", 35)
     assert "people" not in {row["judge"] for row in report["duels"]}
-    [told] = report["people"]
+    [told] = report["annotators"]
     assert (told["on"], told["prompts"]) == ("mt", 35)
     [lost] = [row["what"] for row in report["missing"] if row["model"] == "people"]
     assert lost.startswith("1 of 36 verdicts are on answers that no evaluated model gave")

@@ -427,7 +427,7 @@ def a_report(name="round-1"):
             {"what": "score", "edges": [0.0, 0.5, 1.0], "prompts": {"sft": [30, 10], name: [0, 40]}}
         ],
         "benchmarks": [],
-        "people": [],
+        "annotators": [],
         "chats": {},
         "retention": [],
         "gates": [],

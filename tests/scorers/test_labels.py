@@ -635,7 +635,11 @@ def test_a_scorer_is_compared_with_people_and_with_length_alone(tmp_path, capsys
     assert short["agreement"]["low"] < 0.75 < short["agreement"]["high"] and short[
         "kappa"
     ] == pytest.approx(0.5, abs=0.01)
-    assert (short["prefers_longer"], longer["prefers_longer"], told["people_prefer"]["longer"]) == (
+    assert (
+        short["prefers_longer"],
+        longer["prefers_longer"],
+        told["annotators_prefer"]["longer"],
+    ) == (
         0.0,
         1.0,
         0.25,
@@ -750,8 +754,8 @@ def test_people_are_measured_against_each_other(tmp_path):
     rows = [{"idx": i, "instruction": f"q{i}", **texts, **votes} for i in range(10)]
     (tmp_path / "panda.json").write_text(json.dumps(rows))
     told = run_calibrate(tmp_path, tmp_path / "panda.json")
-    assert told["scorers"]["people"]["agreement"]["mean"] == pytest.approx(1 / 3)
-    assert told["scorers"]["people"]["exact"] == pytest.approx(1 / 3) and told["split"] == 0
+    assert told["scorers"]["annotators"]["agreement"]["mean"] == pytest.approx(1 / 3)
+    assert told["scorers"]["annotators"]["exact"] == pytest.approx(1 / 3) and told["split"] == 0
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def add_step(run, stage, label, cost, config, seconds=1.0):
 def test_report_json_has_the_contracts_keys(run):
     report = whole(run).evaluate(chosen="round-2")
     contract = {"models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
-    doubts = {"slices", "control", "proxy", "ceiling", "people", "chats", "retention", "gates"}
+    doubts = {"slices", "control", "proxy", "ceiling", "annotators", "chats", "retention", "gates"}
     assert (
         set(report)
         == contract | {"evaluation", "differences", "missing", "changes", "distributions"} | doubts

@@ -14,10 +14,10 @@ import polars as pl
 from pipeline.artifacts import KL, ChatSet, EvalArtifacts
 from pipeline.config import ANSWER
 from pipeline.report.analysis import aggregate
+from pipeline.report.analysis.annotators import HumanResults, Vote, collect_human_results
 from pipeline.report.analysis.eval_results import SFT, EvalResult, ModelScores, mean_by_prompt
 from pipeline.report.analysis.judges import judge_duels
 from pipeline.report.analysis.multiple_testing import correct_families
-from pipeline.report.analysis.people import HumanResults, Vote, collect_human_results
 from pipeline.report.analysis.statistics import BootstrapConfig, estimate_mean
 from pipeline.report.analysis.text_metrics import add_text_metrics
 

@@ -3,13 +3,13 @@
 from pipeline.report.formatting import ReportRow
 from pipeline.report.render.table import ReportTable
 from pipeline.report.render.tables import (
+    annotators,
     benchmarks,
     chats,
     contests,
     gates,
     models,
     origins,
-    people,
 )
 
 
@@ -21,7 +21,7 @@ def build_tables(report: ReportRow) -> list[ReportTable]:
         models.build_slices(report),
         models.build_proxy(report),
         contests.build_duels(report),
-        people.build_agreement(report),
+        annotators.build_agreement(report),
         *chats.build_chats(report),
         benchmarks.build_benchmarks(report),
         benchmarks.build_retention(report),

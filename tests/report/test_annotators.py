@@ -61,7 +61,7 @@ def test_people_are_a_judge_with_rate_interval_and_p_value(run, tmp_path):
     assert (duel["wins"], duel["ties"], duel["losses"], duel["win_rate"]) == (30, 10, 10, 0.7)
     assert duel["low"] > 0.5 and duel["p_holm"] < 0.01
     assert not [row for row in report["missing"] if row["model"] == "people"]
-    [row] = report["people"]
+    [row] = report["annotators"]
     assert (row["prompts"], row["annotators"], row["among_themselves"]) == (50, 1, None)
     text = (run.out / "report.html").read_text()
     assert "Judges and annotators" in text and "round-1 against sft" in text
@@ -71,7 +71,7 @@ def test_a_judge_that_agrees_with_people_half_the_time_is_told_so(run, tmp_path)
     report = evaluate(
         run, write_votes(tmp_path / "v.jsonl", *((i, "round-1", "sft", "a", "") for i in range(40)))
     )
-    [row] = report["people"]
+    [row] = report["annotators"]
     assert row["judges"]["rules"]["agreement"]["mean"] == 0.5
     assert row["judges"]["rules"]["exact"] == 0.5 and row["judges"]["rules"]["failed"] == 0
 
@@ -83,7 +83,7 @@ def test_several_annotators_count_once_a_prompt_and_are_measured_against_each_ot
     report = evaluate(run, write_votes(tmp_path / "v.jsonl", *rows))
     duel = named(report["duels"], judge="people")
     assert (duel["wins"], duel["losses"]) == (10, 0), "by the mean of three, a prompt is one"
-    [row] = report["people"]
+    [row] = report["annotators"]
     assert (row["prompts"], row["annotators"]) == (10, 3)
     assert row["among_themselves"]["agreement"]["mean"] == pytest.approx(1 / 3)
 

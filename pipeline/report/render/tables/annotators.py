@@ -34,7 +34,7 @@ def build_agreement(report: ReportRow) -> ReportTable:
     )
     rows = [
         _agreement_row(contest, name, row)
-        for contest in report["people"]
+        for contest in report["annotators"]
         for name, row in _list_judges(contest)
     ]
     return ReportTable("Judges and annotators", note, columns, rows)
@@ -50,7 +50,7 @@ def _agreement_row(contest: ReportRow, name: str, row: Mapping[str, Any]) -> lis
     question_set = f"on {contest['on']}" if contest["on"] else ""
     return [
         Cell(f"{contest['a']} against {contest['b']}", question_set),
-        Cell(contest["people"], annotators),
+        Cell(contest["name"], annotators),
         Cell(format_count(contest["prompts"])),
         Cell(name),
         Cell(format_number(row["agreement"]["mean"]), format_interval(row["agreement"])),

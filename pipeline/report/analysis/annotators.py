@@ -146,7 +146,7 @@ def describe_agreement(judge: str, votes: HumanVotes, duels: Sequence[ModelDuel]
     rivals = [duel for duel in duels if (duel.a.name, duel.b.name) == models]
     own = calibrate_annotators(pairs)
     return {
-        "people": judge,
+        "name": judge,
         "a": votes.a.name,
         "b": votes.b.name,
         "prompts": len(pairs),
