@@ -276,7 +276,10 @@ def check_failures(cfg: ScoreConfig, out: Path, knob: str) -> None:
         failed=failed.height,
         **_count_cut(table),
     )
-    if failed.height <= cfg.max_failed * table.height:
+    by_scorer = table.group_by("scorer").agg(pl.len(), failed=(pl.col("status") == "failed").sum())
+    share = pl.col("failed") / pl.col("len")
+    over = by_scorer.filter(share > cfg.max_failed).sort(share, "scorer", descending=[True, False])
+    if over.is_empty():
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return
     write_table(out / "failed.parquet", failed)
@@ -284,11 +287,11 @@ def check_failures(cfg: ScoreConfig, out: Path, knob: str) -> None:
         if (read_table(shard)["status"] == "failed").any():
             shard.unlink()
             (out / LOCAL_SCORES / shard.name).unlink(missing_ok=True)
-    counts = failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail")
-    scorer, reason, _ = counts.row(-1)
+    scorer, rows, count = over.row(0)
+    reasons = failed.filter(scorer=scorer).group_by("detail").len().sort("len", "detail")
     raise StageError(
-        f"{failed.height} of {pluralize(table.height, 'score')} failed (most often {scorer}:"
-        f" {reason})."
+        f"{count} of {pluralize(rows, 'score')} by {scorer} failed (most often:"
+        f" {reasons['detail'][-1]})."
         f" The limit is {knob}.max_failed={cfg.max_failed}.\n"
         f"  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or fix the scorer and run the same command again."

@@ -598,7 +598,7 @@ def write_inputs(folder):
 
 def test_failed_marks_stop_the_stage_and_the_same_command_asks_for_them_again(judge, tmp_path):
     inputs, out = write_inputs(tmp_path), tmp_path / "out"
-    with pytest.raises(StageError, match=r"3 of 9 scores failed.*HTTP 500"):
+    with pytest.raises(StageError, match=r"3 of 3 scores by j failed.*HTTP 500"):
         score.run(config(judge, tmp_path, model="broken"), out, **inputs)
     table = score.run(config(judge, tmp_path), out, **inputs).read()  # the server works again
     assert table["score"].null_count() == 0 and not (out / "failed.parquet").exists()

@@ -78,9 +78,16 @@ def test_a_rule_that_raises_costs_one_null_score(tmp_path, drawn, monkeypatch):
     assert table.filter(pl.col("score") == 1.0).height == 9
 
 
+def test_the_limit_is_each_scorer_s_own(tmp_path, drawn, monkeypatch):
+    """Scores of another scorer, which never fails, do not make room for failed ones."""
+    beside = "+scorer@score.scorers.size=length", "+scorer@evaluate.score.scorers.size=length"
+    with pytest.raises(StageError, match=r"1 of 10 scores by rules failed"):
+        scored(tmp_path, drawn, failing, monkeypatch, *beside, "score.max_failed=0.05")
+
+
 def test_past_the_limit_the_stage_fails_and_names_the_file(tmp_path, drawn, monkeypatch):
     said = (
-        r"1 of 10 scores failed \(most often rules: KeyError"
+        r"1 of 10 scores by rules failed \(most often: KeyError"
         r".*limit is evaluate.dev_score.max_failed=0.05"
     )
     with pytest.raises(StageError, match=said):
@@ -96,7 +103,7 @@ def test_past_the_limit_the_stage_fails_and_names_the_file(tmp_path, drawn, monk
 
 
 def test_a_rule_s_nan_is_a_failed_score(tmp_path, drawn, monkeypatch):
-    with pytest.raises(StageError, match="10 of 10 scores failed"):
+    with pytest.raises(StageError, match="10 of 10 scores by rules failed"):
         scored(tmp_path, drawn, lambda text, columns: {"": float("nan")}, monkeypatch)
 
 
