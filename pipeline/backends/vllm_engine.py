@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.resources.model_shape import GIB
 
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -19,7 +20,6 @@ ENVIRONMENT = {
 ENVIRONMENT_ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 # Even then one small function is compiled at the first log-probability, which fails without g++.
 ENVIRONMENT_EAGER = {"TORCHDYNAMO_DISABLE": "1"}
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ def open_platform(explain: Callable[[ImportError], UserError]) -> EnginePlatform
     """Import vLLM with our environment. `explain`: the error where it is not installed."""
     set_environment_defaults(ENVIRONMENT)
     try:
-        import vllm  # noqa: F401
         from vllm.platforms import current_platform
     except ImportError as error:
         raise explain(error) from error

@@ -138,8 +138,8 @@ class Words:
     overrides: list[str]
     typed: set[str]  # the knobs that were typed
 
-    def place(self, index: int, default: str = LATEST) -> Path:
-        return Path(self.places[index] if len(self.places) > index else default)
+    def place(self, index: int) -> Path:
+        return Path(self.places[index] if len(self.places) > index else LATEST)
 
     def knob(self, name: str) -> str:
         return self.knobs[name] or ""

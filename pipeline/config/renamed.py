@@ -62,12 +62,9 @@ def rename_value(path: KeyPath, value: object) -> object:
     return VALUES.get((path[-1], str(value)), value)
 
 
-def describe_renamed(path: KeyPath, leaves: Iterable[tuple[KeyPath, object]]) -> str | None:
-    """What to write in place of an unknown key; None: it never was the name of a knob."""
-    new = rename(path)
-    if new == path:
-        return None
-    words = []
+def describe_renamed(path: KeyPath, leaves: Iterable[tuple[KeyPath, object]]) -> str:
+    """What to write in place of a key by its old name."""
+    new, words = rename(path), []
     for old, value in leaves:
         leaf = rename(old)
         words.append(f"{'.'.join(leaf)}={_write(rename_value(leaf, value))}")

@@ -64,10 +64,10 @@ def validate(
         unknown = _find_paths(errors, "extra_forbidden", raw)
         unlisted = _find_paths(errors, "not_a_list", raw)
         errors += _find_hidden_errors(unknown, unlisted, errors, raw, shape)
+        names = _KnobNames(unknown, _find_paths(errors, "missing", raw))
         replaced = {renamed.rename(path) for path in unknown} - unknown
         errors = [e for e in errors if locate_error(e["loc"], raw).path not in replaced]
         own = [e for e in errors if not _is_echo(locate_error(e["loc"], raw).path, echoes)]
-        names = _KnobNames(unknown, _find_paths(errors, "missing", raw))
         faults = dict.fromkeys(
             _describe_error(e, composition, names, echoes) for e in own or errors
         )
@@ -183,11 +183,10 @@ def _describe_error(
     match error["type"]:
         case "extra_forbidden":
             owner = f"stage '{path[0]}'" if len(path) > 1 else "the config"
-            known = suggest(path[-1], names.list_known(parent, path[:-1]))
-            fault = (
-                renamed.describe_renamed(path, iter_leaves(parent[path[-1]], path))
-                or f"{key} is not a knob of {owner}. {known}"
-            )
+            known = names.list_known(parent, path[:-1])
+            fault = f"{key} is not a knob of {owner}. {suggest(path[-1], known)}"
+            if renamed.rename(path)[-1] in known:
+                fault = renamed.describe_renamed(path, iter_leaves(parent[path[-1]], path))
         case "missing" | "union_tag_not_found" if file.endswith("/none.yaml"):
             group, source = path[0], composition.find_source(path[:1])
             fault = f"{group} is none, which takes no knobs. Choose another file of conf/{group}/."

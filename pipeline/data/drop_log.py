@@ -50,7 +50,7 @@ class DropLog:
         """Write the rows and the counts. `rows_out`: a number, or one for each part."""
         table = self.table()
         write_table(out / DROPPED_FILE, table.sort(order, maintain_order=True) if order else table)
-        funnel = {"in": self.rows_in, "out": rows_out, "dropped": self.count_reasons(), **more}
+        funnel = {"in": self.rows_in, "out": rows_out, "dropped": count_reasons(table), **more}
         write_json(out / FUNNEL_FILE, funnel)
         return funnel
 

@@ -65,9 +65,9 @@ def select_targets(last: Step, until: str | None) -> list[Step]:
             return labelled[-1:]
     if of_stage and not label:
         return of_stage
-    if new := renamed.BLOCKS.get(stage):
+    if (new := renamed.BLOCKS.get(stage)) in STAGE_VERSIONS:
         raise UserError(
-            f"until={until}: {stage} is {new} now. Give until={new}{until[len(stage) :]}"
+            f"until={until}: {stage} is {new} now. Give until={new}{until.removeprefix(stage)}"
         )
     if stage in STAGE_VERSIONS and not of_stage:
         raise UserError(

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import select
+import shlex
 import signal
 import sys
 import time
@@ -156,7 +157,8 @@ def _check_foreign_files(work: Path) -> None:
     if foreign := store.find_foreign_files(work):
         raise UserError(
             f"{foreign[0]}: the stage did not write this file, and unfinished work is here.\n"
-            f"  Move it away and run the same command again: mv {foreign[0]} ELSEWHERE"
+            f"  Move it away and run the same command again: mv"
+            f" {shlex.quote(str(foreign[0]))} ELSEWHERE"
         )
 
 

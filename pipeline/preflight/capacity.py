@@ -66,9 +66,12 @@ def _explain_misfit(
 
 
 def _find_unknown_layer(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> str | None:
-    """The error for a target that no local layer has."""
+    """The error for a target that no local layer has.
+
+    A pattern is of whole names, which may differ between a model and its files: training checks it.
+    """
     folder, adapter = find_weights(run_plan, step.inputs["init"]), cfg.adapter
-    if folder is None or not isinstance(adapter, LoraAdapter):
+    if folder is None or not isinstance(adapter, LoraAdapter) or isinstance(adapter.targets, str):
         return None
     layers = model_shape.read_layer_names(folder)
     linear = [name for name in layers if not re.search("norm|embed", name.rpartition(".")[2])]

@@ -500,10 +500,7 @@ def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, 
         UserError, match=rf"targets: q_prjo: no module of this model .*\n.*{expected}"
     ):
         capacity.check_capacity(wrong, wrong.steps)
-    with pytest.raises(
-        UserError, match=rf"targets: q_proj: no module's whole name.*\n.*{expected}"
-    ):
-        capacity.check_capacity(pattern, pattern.steps)
+    capacity.check_capacity(pattern, pattern.steps)  # its whole names are checked in training
     capacity.check_capacity(right, right.steps)
 
 
