@@ -234,7 +234,8 @@ class Config(Block):
     def scoring_on(self, split: str) -> tuple[str, ScoreConfig]:
         """The scorers of a split and their knob. Gold scorers and paid judges see test only."""
         if split == "test":
-            return "evaluate.score", self.evaluate.score
+            is_inherited = self.evaluate.score == self.score
+            return "score" if is_inherited else "evaluate.score", self.evaluate.score
         if self.evaluate.dev_score:
             return "evaluate.dev_score", self.evaluate.dev_score
         return "score", self.score

@@ -27,6 +27,7 @@ from tests.faults.planted import SCRIPTED, Fault, World, hold
 GOOD = [{"prompt": f"Tell me {number} things about the sea."} for number in range(30)]
 ROWS = [
     "until=prompts",
+    "score=rules",
     "sft.model=hub/model",
     f"sft.revision={'0' * 40}",
     "prompts.near_duplicate_threshold=null",

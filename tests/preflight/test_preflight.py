@@ -218,7 +218,8 @@ def test_every_file_that_is_not_there_is_said_at_once(tmp_path):
         "sft.model": "./nowhere",
     }
     cfg = composed(
-        *(f"{knob}={path}" for knob, path in given.items()), f"store={tmp_path}", "dry_run=true"
+        *(f"{knob}={path}" for knob, path in given.items()),
+        *("score=length", f"store={tmp_path}", "dry_run=true"),
     )
     with pytest.raises(UserError) as refusal:
         prepare_plan(cfg, [plan(cfg)])
@@ -499,7 +500,7 @@ def test_columns_that_no_prompt_has_are_missed_before_anything_is_drawn(tmp_path
         *(f"+scorer@{at}.scorers.m=math" for at in ("score", "evaluate.score")),
     ]
     with pytest.raises(
-        UserError, match=r"(?s)scorer rules .* column constraints, .* have category.*score=own"
+        UserError, match=r"(?s)scorer rules .* column constraints, .* have category.*score=NAME"
     ):
         at_the_door(tmp_path)
     with pytest.raises(UserError, match=r"scorer m \(math\) reads the prompts' column answer"):
@@ -571,7 +572,7 @@ def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(
     where = "score.scorers.j.engine.runtime.base_url"
     [said] = preflight.warn_of_silent_servers(planned)
     silence = f"! {where}={url}: no server answers there now"
-    assert said.startswith(f"{silence} (Connection refused).\n  score round 1 asks it first: ")
+    assert said.startswith(f"{silence} (Connection refused).\n  score test base asks it first: ")
     assert said.endswith(f"or give {where}=ADDRESS of one that runs.")
     later = [step for step in planned if step.stage != "score"]  # scored already
     assert "! evaluate.baselines.big.runtime.base_url=" in next(

@@ -616,14 +616,14 @@ def test_a_reader_that_leaves_early_is_no_fault(monkeypatch):
 
 def run_calibrate(tmp_path: Path, file: Path, *words: str) -> dict:
     out = tmp_path / "calibration.json"
-    assert calibrate.main([str(file), f"out={out}", *words]) == 0
+    assert calibrate.main([str(file), f"out={out}", "score=rules", *words]) == 0
     return json.loads(out.read_text())
 
 
 def test_the_table_of_another_file_is_not_written_over(tmp_path, capsys):
     file = people_s(tmp_path, 3)
     before, other = run_calibrate(tmp_path, file), file.rename(file.with_name(f"b-{file.name}"))
-    assert calibrate.main([str(other), f"out={tmp_path / 'calibration.json'}"]) == 2
+    assert calibrate.main([str(other), f"out={tmp_path / 'calibration.json'}", "score=rules"]) == 2
     assert f"out=calibration-{other.stem}.json" in capsys.readouterr().err
     assert json.loads((tmp_path / "calibration.json").read_text()) == before
 
