@@ -225,6 +225,7 @@ SCORER, JUDGES = "score.scorers.rules", ("rubric", "constitution", "pairwise")
 # What a file of a group needs beside it to make sense.
 BESIDE = {
     "conf/prompts/playground.yaml": [GIVEN[1]],
+    "conf/prompts/instructions.yaml": [GIVEN[1]],
     "conf/prompts/hub.yaml": [GIVEN[1], "prompts.dataset=owner/name"],
     "conf/sft/train.yaml": [GIVEN[0], "base=tiny"],
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
@@ -333,7 +334,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (106, 4)
+    assert (len(CONF), len(RECIPES)) == (107, 4)
 
 
 def test_every_knob_has_a_word_on_it():
