@@ -56,7 +56,7 @@ keywords:frequency at least
 keywords:frequency less than
   . (Use|Mention|Say) {word} no more than {most_times}.
   . (Don't|Do not|Please don't) (use|repeat) the word {word} more than {most_times}.
-  . The word {word} (should|may|must) (appear|come up) fewer than {times}.
+  . The word {word} (should|must) (appear|come up) fewer than {times}.
   . I (don't want|do not want) to (read|see) {word} more than {most_times}.
   > , (using|mentioning) {word} no more than {most_times}
 keywords:forbidden_words
@@ -75,7 +75,7 @@ keywords:letter_frequency at least
   > , with the letter {letter} (at least {n} times|{n} or more times)
 keywords:letter_frequency less than
   . (Use|Write) the letter {letter} (fewer than|less than) {n} times(| in total).
-  . The letter {letter} (should|may|must) (appear|occur) (fewer|less) than {n} times.
+  . The letter {letter} (should|must) (appear|occur) (fewer|less) than {n} times.
   . (Keep|Limit) the letter {letter} to (fewer|less) than {n} uses.
   > , with (fewer|less) than {n} uses of the letter {letter}
 language:response_language
@@ -144,7 +144,7 @@ length_constraints:nth_paragraph_first_word
 detectable_content:number_placeholders
   . (Leave|Include|Use|Put in) at least {n} placeholders in square brackets, (like|such as|for
       example) {example}.
-  . (Mark|Leave) (what I have to fill in|the blanks for me|missing details) with at least {n}
+  . Mark (what I have to fill in|the blanks for me|missing details) with at least {n}
       (square-bracket |bracketed |)placeholders, (like|such as) {example}.
   . (I want|I need) {n} or more (blanks|placeholders|gaps) to fill in, (written|shown) like this:
       {example}.

@@ -82,13 +82,13 @@ FRAMES: Mapping[str, tuple[str, ...]] = {
     ),
     "how-to": (
         "Give me (some tips|advice|practical advice|your best advice) for {s}",
-        "Write a (beginner's guide|step-by-step guide|short guide|cheat sheet) to {s}",
+        "Write a (beginner's guide|step-by-step guide|short guide|newcomer's guide) to {s}",
         "What mistakes do people make when {s}?",
         "What do I need before {s}?",
         "How do I get better at {s}?",
         "My (brother|neighbour|best friend|colleague|aunt) is thinking about {s}. What should I"
         " tell (him or her|them)?",
-        "Write a (cheerful|funny|motivating|honest) (post|paragraph|short speech) about {s}",
+        "Write a (cheerful|funny|motivating|frank) (post|paragraph|short speech) about {s}",
         "Plan a (first lesson|practice session|free afternoon) for someone interested in {s}",
         "Describe what {s} feels like (the first time|to a beginner|on a bad day)",
         "I have (one hour a week|a small budget|no experience at all), but I'm interested in {s}."

@@ -159,7 +159,7 @@ the Amazon rainforest: river parrot tree canoe rain
 Havana: car music cigar plaza ocean
 Prague: bridge clock castle beer river
 a small fishing village in Norway: boat harbour cod cliff snow
-the night train from Paris to Rome: window berth ticket border sleep
+a crowded railway station in Mumbai: platform tea whistle crowd ticket
 Tokyo: neon train noodle crowd rain
 an old lighthouse on a rocky coast: lamp storm wave stairs keeper
 a farm in Tuscany: olive grape dog hill bread
@@ -244,7 +244,7 @@ selling a used piano to an interested buyer: price keys sound transport tuning
 asking a doctor's office for test results: blood nurse phone result date
 thanking volunteers after a charity run: runner water money medal morning
 asking a restaurant to cater a wedding: menu guest dessert price vegetarian
-writing to my future self: dream health home courage smile
+to my future self: dream health home courage smile
 persuading the school board to keep the library open: book student budget reading quiet
 """)
 

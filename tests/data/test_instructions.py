@@ -25,7 +25,7 @@ from pipeline.scorers import Answer, ifeval
 from pipeline.stages.prompts import run
 from tests.support.house import composed
 
-FROZEN = "0" * 16
+FROZEN = "7ac0a27c8030a550"
 IFEVAL = IfevalScorer(
     kind="ifeval", reading="strict", gold=False, runtime=CheckRuntime(workers="auto")
 )
