@@ -111,7 +111,9 @@ def _read_constraints(names: Any, arguments: Any) -> Constraints:
     if not isinstance(names, list) or not isinstance(arguments, list):
         return []
     pairs = zip(names, arguments, strict=False)
-    return [(name, given) for name, given in pairs if isinstance(given, dict)]
+    return [
+        (name, given) for name, given in pairs if isinstance(name, str) and isinstance(given, dict)
+    ]
 
 
 def _find_impossible(name: str, given: Arguments) -> str | None:
@@ -138,8 +140,9 @@ def _contradict(one: str, given: Arguments, other: str, also: Arguments) -> str 
     if (one, other) == (QUOTED, REPEAT) and required and not required[0].strip().startswith('"'):
         return "its answer begins with a quotation mark and with the request, which has none"
     if one == LETTERS and (limit := _upper_limit(one, given)) is not None:
-        letter, times = str(given.get("letter")), also.get("frequency", 1)
-        needed = sum(text.lower().count(letter.lower()) for text in required) * times
+        letter, times = str(given.get("letter")), also.get("frequency")
+        once = sum(text.lower().count(letter.lower()) for text in required)
+        needed = once * (times if _is_count(times) else 1)
         if needed > limit:
             return f"it asks for at most {limit} letters {letter!r}, and for words with {needed}"
     return _contradict_counts(one, given, other, also)
@@ -159,8 +162,8 @@ def _contradict_case(one: str, other: str, also: Arguments) -> str | None:
 
 
 def _contradict_forbidden(given: Arguments, other: str, also: Arguments) -> str | None:
-    forbidden = {str(word).casefold() for word in given.get("forbidden_words") or ()}
-    # A forbidden word within a longer required text is not looked for: whole words alone count.
+    forbidden = {word.casefold() for word in _list_texts(given.get("forbidden_words"))}
+    # The checker forbids whole words alone, so that a longer required text may contain one.
     required = {text.casefold(): text for text in _required_texts(other, also)}
     if both := sorted(forbidden & required.keys()):
         return f"it requires and forbids the word {required[both[0]]!r}"
@@ -170,10 +173,14 @@ def _contradict_forbidden(given: Arguments, other: str, also: Arguments) -> str 
 def _required_texts(name: str, given: Arguments) -> Iterator[str]:
     """Texts that an answer must contain."""
     if name == EXISTENCE:
-        yield from map(str, given.get("keywords") or ())
+        yield from _list_texts(given.get("keywords"))
     key = REQUIRED_TEXT.get(name, "")
     if given.get(key) and (name != FREQUENCY or _is_lower(given)):
         yield str(given[key])
+
+
+def _list_texts(value: Any) -> list[str]:
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def _contradict_counts(one: str, given: Arguments, other: str, also: Arguments) -> str | None:
@@ -181,7 +188,7 @@ def _contradict_counts(one: str, given: Arguments, other: str, also: Arguments) 
     limit, needed = _upper_limit(one, given), _lower_limit(other, also)
     if limit is None or needed is None:
         return None
-    same_text = [each.get("keyword", each.get("letter")) for each in (given, also)]
+    same_text = [each.get("keyword") or each.get("letter") for each in (given, also)]
     if one == other and same_text[0] == same_text[1] and needed > limit:
         return f"it asks for at least {needed} and for at most {limit} of {one}"
     if (one, other) == (SENTENCES, WORDS) and needed > MAX_WORDS * limit:

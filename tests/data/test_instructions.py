@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis
 import polars as pl
 import pytest
+from hypothesis import strategies as st
 
 from pipeline.artifacts import Prompts
 from pipeline.config import CONSTRAINT_FAMILIES, CheckRuntime, IfevalScorer, InstructionPrompts
@@ -465,6 +467,36 @@ def test_what_can_be_followed_is_not_refused(asked):
     assert find_contradiction(columns["instruction_id_list"], columns["kwargs"]) is None
     for names, given in ((None, None), ("a", "b"), ([W], []), ([W], ["text"])):
         assert find_contradiction(names, given) is None, "columns of another shape"
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 9)
+    | st.floats()
+    | st.sampled_from(["a", "at least"]),
+    lambda inner: st.lists(inner, max_size=2),
+    max_leaves=4,
+)
+KEYS = ["keywords", "keyword", "frequency", "relation", "forbidden_words", "letter", "first_word"]
+KEYS += [
+    "let_frequency",
+    "let_relation",
+    "num_words",
+    "num_sentences",
+    "num_paragraphs",
+    "language",
+]
+KEYS += ["nth_paragraph", "section_spliter", "capital_frequency", "prompt_to_repeat", "end_phrase"]
+
+
+@hypothesis.given(
+    st.lists(st.sampled_from(CONSTRAINT_FAMILIES) | VALUES, max_size=4),
+    st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5) | VALUES, max_size=4),
+)
+def test_columns_of_any_other_kind_are_left_to_their_scorer(names, given_arguments):
+    fault = find_contradiction(names, given_arguments)
+    assert fault is None or isinstance(fault, str)
 
 
 def test_langdetect_is_sure_of_every_language_asked_for(check):
