@@ -228,6 +228,7 @@ BESIDE = {
     "conf/prompts/playground.yaml": [GIVEN[1]],
     "conf/prompts/hub.yaml": [*GIVEN[1:], "prompts.dataset=owner/name"],
     "conf/sft/train.yaml": [GIVEN[0], "score=rules", "base=tiny"],
+    "conf/prompts/instructions.yaml": [GIVEN[1]],
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
     "conf/backend/endpoint.yaml": [
         *GIVEN,

@@ -95,10 +95,13 @@ from pipeline.config.pair import (
     UserPairConfig,
 )
 from pipeline.config.prompts import (
+    CONSTRAINT_FAMILIES,
+    ConstraintFamily,
     DecontaminationConfig,
     EvaluationQuestions,
     FilePrompts,
     HubPrompts,
+    InstructionPrompts,
     PlaygroundPrompts,
     PromptCaps,
     PromptRows,

@@ -15,6 +15,8 @@ from pipeline.config import (
     FileRows,
     HubPrompts,
     HubRows,
+    IfevalScorer,
+    InstructionPrompts,
     JsonlDemonstrations,
     OfflineConfig,
     PairRound,
@@ -23,6 +25,7 @@ from pipeline.config import (
     PromptsConfig,
     RehearsalConfig,
     RewardTraining,
+    ScoreConfig,
     SftTraining,
     TrainConfig,
     UserPreferences,
@@ -31,16 +34,17 @@ from pipeline.data.prompt_checks import PromptSummary, check_caps, check_split
 from pipeline.data.readers import is_dataset_folder, list_files
 from pipeline.errors import UserError, collect_faults
 from pipeline.preflight.prompts import list_prompt_checks
+from pipeline.scorers.ifeval import NEED_PUNKT, NO_PUNKT, has_punkt
 from pipeline.step import Step
 
 LARGEST_FILE = 16 << 20  # bytes of one set: tens of thousands of rows, read in about a second
-LARGEST_PLAYGROUND = 20_000  # prompts of the playground, made in about a second
+LARGEST_GENERATED = 20_000  # prompts, made in one or two seconds
 PARQUET_RATIO = 4  # texts of a parquet file are about this many times larger than the file
 
 
 def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[], object]]:
     match step.config:
-        case PlaygroundPrompts() | FilePrompts() | HubPrompts() as cfg:
+        case PlaygroundPrompts() | InstructionPrompts() | FilePrompts() | HubPrompts() as cfg:
             yield partial(check_given_prompts, step, cfg, coming)
         case EvaluationQuestions(rows=rows) if _is_read_here(rows.source):
             yield partial(_summarize_rows, rows, "prompts.evaluation", "fail")
@@ -77,7 +81,7 @@ def _describe_size(place: Path) -> str:
 
 def _list_places(step: Step) -> Iterator[tuple[str, str]]:
     match step.config:
-        case FilePrompts() | HubPrompts() as cfg:
+        case InstructionPrompts() | FilePrompts() | HubPrompts() as cfg:
             for knob, rows in _list_sets(cfg).items():
                 if isinstance(rows.source, FileRows):
                     yield f"{knob}.path" if knob == "prompts" else knob, rows.source.path
@@ -101,25 +105,44 @@ def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) 
     def summarize(knob: str, rows: PromptRows, on_bad_row: str) -> None:
         known[knob] = _summarize_rows(rows, knob, on_bad_row)
 
-    if isinstance(cfg, PlaygroundPrompts):
-        faults = collect_faults([lambda: known.update(prompts=_summarize_playground(cfg))])
+    faults = []
+    on_bad_row = {}
+    if isinstance(cfg, PlaygroundPrompts | InstructionPrompts):
+        faults += collect_faults([lambda: known.update(prompts=_summarize_generated(cfg))])
     else:
-        sets = {knob: rows for knob, rows in _list_sets(cfg).items() if _is_read_here(rows.source)}
-        on_bad_row = {"prompts": cfg.on_bad_row}
-        faults = collect_faults(
-            partial(summarize, knob, rows, on_bad_row.get(knob, "fail"))
-            for knob, rows in sets.items()
-        )
+        on_bad_row["prompts"] = cfg.on_bad_row
+    sets = {knob: rows for knob, rows in _list_sets(cfg).items() if _is_read_here(rows.source)}
+    faults += collect_faults(
+        partial(summarize, knob, rows, on_bad_row.get(knob, "fail")) for knob, rows in sets.items()
+    )
+    if isinstance(cfg, InstructionPrompts):
+        faults += collect_faults([partial(check_sentence_data, cfg, coming)])
     faults += collect_faults(_list_count_checks(step, cfg, known, coming))
     if faults:
         raise UserError(*faults)
 
 
-def _list_sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:
+def check_sentence_data(cfg: InstructionPrompts, coming: Sequence[Step]) -> None:
+    """Refuse families whose checker needs nltk's data where that is missing."""
+    scorers = [step.config.scorers for step in coming if isinstance(step.config, ScoreConfig)]
+    is_checked = any(isinstance(s, IfevalScorer) for named in scorers for s in named.values())
+    if not is_checked or not NEED_PUNKT.intersection([*cfg.trained, *cfg.held_out]):
+        return
+    if not has_punkt():
+        needing = sorted(NEED_PUNKT.intersection([*cfg.trained, *cfg.held_out]))
+        everything = ",".join(sorted({*cfg.excluded, *needing}))
+        raise UserError(
+            NO_PUNKT.format(asked=" and ".join(needing))
+            + f"\n  Or leave these instructions out: prompts.excluded=[{everything}]"
+        )
+
+
+def _list_sets(cfg: PromptsConfig) -> dict[str, PromptRows]:
     """The training prompts, evaluation sets and splits that are files, by their knobs."""
+    own = {"prompts": cfg.prompt_rows} if isinstance(cfg, FilePrompts | HubPrompts) else {}
     evaluation = {f"prompts.evaluation.{name}": rows for name, rows in cfg.evaluation.items()}
     held = {f"prompts.split.{name}": rows for name, rows in cfg.split if not isinstance(rows, int)}
-    return {"prompts": cfg.prompt_rows, **evaluation, **held}
+    return {**own, **evaluation, **held}
 
 
 def _list_count_checks(
@@ -142,13 +165,15 @@ def _list_count_checks(
     yield from list_prompt_checks(step, rows, columns.__getitem__, coming, at_most=True)
 
 
-def _summarize_playground(cfg: PlaygroundPrompts) -> PromptSummary:
-    from pipeline.data import synthetic
+def _summarize_generated(cfg: PlaygroundPrompts | InstructionPrompts) -> PromptSummary:
+    from pipeline.data import instructions, synthetic
 
-    first = list(
-        synthetic.generate_prompts(min(cfg.rows, LARGEST_PLAYGROUND), cfg.constraints, cfg.seed)
-    )
-    return PromptSummary(cfg.rows, frozenset(first[0]["columns"]))
+    count = min(cfg.rows, LARGEST_GENERATED)
+    if isinstance(cfg, InstructionPrompts):
+        rows = list(instructions.generate_prompts(cfg, count))
+    else:
+        rows = list(synthetic.generate_prompts(count, cfg.constraints, cfg.seed))
+    return PromptSummary(cfg.rows, frozenset(rows[0]["columns"]))
 
 
 def _summarize_rows(rows: PromptRows, knob: str, on_bad_row: str) -> PromptSummary:
