@@ -71,6 +71,8 @@ def describe_error(state: RunState, log: str) -> Iterator[str]:
         yield f"Error: {error}"
     elif state.end and state.status == "failed":
         yield from _shorten_lines(state.end.message)
+    elif state.end and state.end.message:
+        yield make_printable(state.end.message, MAX_LINE)
     elif progress := read_lines(log.splitlines(), SIGN):
         yield f"Its last line of progress: {make_printable(progress[-1], MAX_LINE)}"
 

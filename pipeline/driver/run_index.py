@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from pipeline import store
 from pipeline.artifacts import read_json, read_object, write_text
+from pipeline.driver.failures import describe_error, read_command, read_log
 from pipeline.driver.run_record import TIME, RunState, read_state, sum_seconds
 from pipeline.driver.store_users import RUNS_MARKER, find_plans
 from pipeline.errors import UserError, make_printable, pluralize
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 INDEX, LOCK = "index.html", ".index.lock"
 BEST = "best"  # in a sweep: the best point, evaluated again on test
 MAX_REASON = 200  # characters of why a run failed
+MAX_WORD, MAX_CHOICES = 32, 160  # characters of what was typed: of a word, of all
 
 
 def refresh_index(runs: Path) -> None:
@@ -44,7 +46,7 @@ def write_index(runs: Path) -> Path:
     with (runs / LOCK).open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         rows, faults = list_runs(runs)
-        page = render_index(str(runs), rows, faults, time.strftime("%Y-%m-%d %H:%M"))
+        page = render_index(str(runs.resolve()), rows, faults, time.strftime("%Y-%m-%d %H:%M"))
         write_text(runs / INDEX, page)
     return runs / INDEX
 
@@ -91,7 +93,8 @@ def make_run_row(runs: Path, run_dir: Path) -> "RunRow":
     pages = {"report": run_dir / "report.html", "config": run_dir / "config.yaml", "log": log}
     return RunRow(
         name=_name_run(runs, run_dir),
-        started=state.started[:16],
+        choices=describe_choices(run_dir),
+        started=state.started,
         status=state.status,
         detail=describe_state(state),
         seconds=sum_seconds(state.ledger),
@@ -112,7 +115,8 @@ def make_sweep_row(runs: Path, sweep: Path, points: list[Path]) -> "RunRow":
         pages["best point"] = best / "report.html"
     return RunRow(
         name=_name_run(runs, sweep),
-        started=state.started[:16],
+        choices="",
+        started=state.started,
         status=state.status,
         detail=describe_points(states, state.steps),
         seconds=sum_seconds(line for each in states for line in each.ledger),
@@ -153,10 +157,10 @@ def describe_state(state: RunState) -> str:
     if state.status == "finished":
         return ""
     where = _describe_place(state)
-    if state.status != "failed" or not state.end or not state.end.message:
-        return where
-    reason = make_printable(state.end.message.splitlines()[0], MAX_REASON)
-    return f"{where}: {reason}" if where else reason
+    log = read_log(state.broken.log) if state.broken else ""
+    error = next(describe_error(state, log), "") if state.status == "failed" else ""
+    reason = make_printable(error.removeprefix("Error: "), MAX_REASON)
+    return ": ".join(text for text in (where, reason) if text)
 
 
 def _describe_place(state: RunState) -> str:
@@ -164,6 +168,14 @@ def _describe_place(state: RunState) -> str:
         return ""
     of_all = f" of {state.steps}" if state.steps else ""
     return f"step {state.broken.number}{of_all}, {state.broken.name}"
+
+
+def describe_choices(run_dir: Path) -> str:
+    """What was typed, without folders and without the recipe, by which the run is named."""
+    words = read_command(run_dir).partition(" && ")[2].split()
+    hidden = ("recipes=", "store=", "runs=")
+    chosen = [word for word in words if "=" in word and not word.startswith(hidden)]
+    return make_printable(" ".join(make_printable(word, MAX_WORD) for word in chosen), MAX_CHOICES)
 
 
 def describe_points(states: list[RunState], planned: int | None) -> str:

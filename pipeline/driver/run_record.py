@@ -20,7 +20,7 @@ from pipeline.errors import DONE, INTERRUPTED, UserError
 
 RECORD, LOCK = "run.json", ".lock"
 PAGES = ("report.html", "sweep.html")  # what a run or a sweep ends with
-TIME = re.compile(r"(\d{4}-\d\d-\d\d)_(\d\d)-(\d\d)-\d\d")
+TIME = re.compile(r"(\d{4}-\d\d-\d\d)_(\d\d)-(\d\d)-(\d\d)")
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 
@@ -167,10 +167,10 @@ def find_start(run_dir: Path) -> str:
     """By the name of its folder, or of its sweep's, or else by the age of its plan."""
     for name in (run_dir.name, run_dir.parent.name):
         if match := TIME.match(name):
-            return f"{match[1]} {match[2]}:{match[3]}"
+            return f"{match[1]} {match[2]}:{match[3]}:{match[4]}"
     plan = run_dir / store.PLAN
     age = time.localtime(plan.stat().st_mtime) if plan.is_file() else time.localtime(0)
-    return time.strftime("%Y-%m-%d %H:%M", age)
+    return time.strftime("%Y-%m-%d %H:%M:%S", age)
 
 
 def sum_seconds(ledger: Iterable[dict[str, Any]]) -> float:

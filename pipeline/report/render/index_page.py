@@ -39,9 +39,13 @@ class RunFigures:
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run, or a sweep by its best point. `links` are names and addresses of its files."""
+    """A run, or a sweep by its best point.
+
+    `choices` is what was typed, `links` are names and addresses of its files.
+    """
 
     name: str
+    choices: str
     started: str
     status: str
     detail: str
@@ -56,6 +60,13 @@ class RunRow:
         if self.status == "finished" and self.figures:
             return self.figures.better, BADGES[self.figures.better]
         return STATES[self.status], self.status.capitalize()
+
+    @property
+    def note(self) -> str:
+        """What is written under the badge: the chosen model, or how far the run is and why."""
+        is_known = self.status == "finished" and self.figures and self.figures.chosen
+        model = f"{self.figures.chosen} chosen" if is_known and self.figures else ""
+        return ", ".join(text for text in (self.detail, model) if text)
 
     @property
     def cells(self) -> list[tuple[str, Cell]]:
@@ -104,7 +115,7 @@ def _make_score_cell(figures: RunFigures | None) -> Cell:
         return Cell(format_number(None))
     on = f"{figures.scorer} on {figures.split}"
     if figures.chosen == "sft":
-        return Cell(format_number(figures.after), f"sft was chosen, {on}")
+        return Cell(format_number(figures.after), on)
     gap = figures.gap
     tone = "up" if (gap["low"] or 0) > 0 else "down" if (gap["high"] or 0) < 0 else ""
     change = join_details(format_signed(gap["mean"]), format_interval(gap, format_signed))
@@ -130,16 +141,16 @@ def _make_tokens_cell(figures: RunFigures | None) -> Cell:
 def render_index(folder: str, rows: Sequence[RunRow], left_out: Sequence[str], written: str) -> str:
     return render_document(
         "index.html",
-        title=f"Runs of {folder}",
+        title="Runs",
         badge="",
         better="",
-        lead=write_lead(rows, written),
+        lead=write_lead(folder, rows, written),
         rows=rows,
         left_out=left_out,
     )
 
 
-def write_lead(rows: Sequence[RunRow], written: str) -> str:
+def write_lead(folder: str, rows: Sequence[RunRow], written: str) -> str:
     counts = Counter(row.status for row in rows)
     listed = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    return f"{listed or 'No run yet'}. Written {written}, when a run last began or ended."
+    return f"{listed or 'None'} in {folder}. Written {written}, when one last began or ended."
