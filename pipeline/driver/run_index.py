@@ -96,7 +96,8 @@ def make_run_row(runs: Path, run_dir: Path) -> "RunRow":
         choices=describe_choices(run_dir),
         started=state.started,
         status=state.status,
-        detail=describe_state(state),
+        detail=describe_place(state),
+        reason=find_reason(state),
         seconds=sum_seconds(state.ledger),
         figures=_read_figures(run_dir),
         links=_list_links(runs, pages),
@@ -119,6 +120,7 @@ def make_sweep_row(runs: Path, sweep: Path, points: list[Path]) -> "RunRow":
         started=state.started,
         status=state.status,
         detail=describe_points(states, state.steps),
+        reason="",
         seconds=sum_seconds(line for each in states for line in each.ledger),
         figures=_read_figures(best) if best else None,
         links=_list_links(runs, pages),
@@ -152,22 +154,21 @@ def _list_links(runs: Path, pages: dict[str, Path]) -> list[tuple[str, str]]:
     ]
 
 
-def describe_state(state: RunState) -> str:
-    """How far a run is, and why it went no further."""
-    if state.status == "finished":
-        return ""
-    where = _describe_place(state)
-    log = read_log(state.broken.log) if state.broken else ""
-    error = next(describe_error(state, log), "") if state.status == "failed" else ""
-    reason = make_printable(error.removeprefix("Error: "), MAX_REASON)
-    return ": ".join(text for text in (where, reason) if text)
-
-
-def _describe_place(state: RunState) -> str:
+def describe_place(state: RunState) -> str:
+    """How far a run is, or where it ended: `step 3 of 16, sample round 1`."""
     if state.broken is None:
         return ""
     of_all = f" of {state.steps}" if state.steps else ""
     return f"step {state.broken.number}{of_all}, {state.broken.name}"
+
+
+def find_reason(state: RunState) -> str:
+    """Why a run failed, in one line."""
+    if state.status != "failed":
+        return ""
+    log = read_log(state.broken.log) if state.broken else ""
+    error = next(describe_error(state, log), "")
+    return make_printable(error.removeprefix("Error: "), MAX_REASON)
 
 
 def describe_choices(run_dir: Path) -> str:

@@ -41,7 +41,7 @@ class RunFigures:
 class RunRow:
     """A run, or a sweep by its best point.
 
-    `choices` is what was typed, `links` are names and addresses of its files.
+    `choices` is what was typed, `detail` how far it is, `links` are names and addresses of files.
     """
 
     name: str
@@ -49,6 +49,7 @@ class RunRow:
     started: str
     status: str
     detail: str
+    reason: str  # why it failed
     seconds: float
     figures: RunFigures | None
     links: Sequence[tuple[str, str]]
@@ -63,7 +64,7 @@ class RunRow:
 
     @property
     def note(self) -> str:
-        """What is written under the badge: the chosen model, or how far the run is and why."""
+        """What is written under the badge: the chosen model, or how far the run is."""
         is_known = self.status == "finished" and self.figures and self.figures.chosen
         model = f"{self.figures.chosen} chosen" if is_known and self.figures else ""
         return ", ".join(text for text in (self.detail, model) if text)
