@@ -5,10 +5,9 @@ failed. Reads files alone and loads no model.
 """
 
 from pathlib import Path
-from typing import Any
 
 from pipeline import store
-from pipeline.artifacts import Model, list_steps, read_json, read_object
+from pipeline.artifacts import Model, read_object
 from pipeline.commands.table import parse_words, reports_errors
 from pipeline.driver.failures import explain_failure
 from pipeline.driver.run_index import is_point
@@ -25,6 +24,7 @@ from pipeline.report.formatting import (
 )
 
 MAX_LINES = 10
+TRAINING = "training.json"
 REPORT_PARTS = {"evaluation": dict, "verdict": dict, "models": list, "differences": list}
 REPORT_PARTS |= {"funnel": dict, "training": list, "duels": list, "retention": list}
 
@@ -92,15 +92,18 @@ def read_finished_run(run: Path) -> FinishedRun:
             f"{run / 'config.yaml'}: cannot be read ({str(error).splitlines()[0]}).\n"
             "  Type the run's command again: what is built is kept."
         ) from error
-    return FinishedRun(report, config, [*map(read_training, list_steps(run, "[0-9]*-train-*"))])
+    links = sorted((run / "store").glob("[0-9]*-train-*"))
+    return FinishedRun(report, config, [read_training(link) for link in links if has_record(link)])
+
+
+def has_record(step: Path) -> bool:
+    """Not where a training was pruned or the store was moved."""
+    return (step / TRAINING).is_file()
 
 
 def read_training(step: Path) -> Training:
-    """What it recorded; nothing of a training that was pruned."""
-    label = step.name.rpartition("-")[2]
-    summary = step / "training.json"
-    recorded: dict[str, Any] = read_json(summary) if summary.is_file() else {}
-    return Training(label, recorded, Model(step).read_metrics())
+    recorded = read_object(step / TRAINING)
+    return Training(step.name.rpartition("-")[2], recorded, Model(step).read_metrics())
 
 
 def describe_finished(run: FinishedRun, folder: Path) -> list[str]:
@@ -112,6 +115,9 @@ def describe_finished(run: FinishedRun, folder: Path) -> list[str]:
             f"{folder / 'report.json'}: of another version ({error!r}).\n"
             f"  Write it again by the present code: strop report {folder}"
         ) from error
+    links = (folder / "store").glob("[0-9]*-train-*")
+    if not all(map(has_record, links)):
+        head += " The trainings' own records were pruned, so their curves are not judged."
     shown = advice[: MAX_LINES - 2]
     lines = [
         f"{number}. {each.symptom}. Try: {each.remedy}." for number, each in enumerate(shown, 1)

@@ -104,14 +104,14 @@ def describe_cause(state: RunState, record: Record, log: str) -> Iterator[str]:
             yield f"Cause: {cause.meaning}."
             yield f"Try: {cause.advise(record)}."
             return
-    if state.end is None and record.get("stage") in MEMORY_STEPS:
+    if find_exception(log):
+        yield "Cause: not one that is known here; the log has the traceback above that line."
+    elif state.end is None and record.get("stage") in MEMORY_STEPS:
         yield (
             "Cause: the run ended without a word: killed from outside, a closed terminal, a"
             " restart, or memory (dmesg shows an out-of-memory kill)."
         )
         yield f"Try: the same command. If memory ran out: {advise_memory(record)}."
-    elif find_exception(log):
-        yield "Cause: not one that is known here; the log has the traceback above that line."
 
 
 # ── what to type ─────────────────────────────────────────────────────────────────────────────────
