@@ -164,7 +164,12 @@ def cut(run):
 
 
 def cut_answers(run):
-    run.model()["truncated"] = 0.3
+    run.model()["truncated"] = run.model("sft")["truncated"] = 0.3
+
+
+def running_on(run):
+    cut_answers(run)
+    run.model("sft")["truncated"] = 0.0
 
 
 def longer(run):
@@ -193,7 +198,7 @@ BENT = [
     (pleasing, ("+0.250 by rules", "−0.010 by gold", "train.beta")),
     (losing, ("gsm8k was lost", "+rehearsal@train.rehearsal=default")),
     (far, ("14.2 nats from sft", "train.learning_rate (now 0.0003)", "train.guards.kl_budget=5")),
-    (near, ("hardly moved: 0.004 nats", "train.epochs (now 1)")),
+    (near, ("hardly moved: 0.00 nats", "train.epochs (now 1)")),
     (symptom, ("the loss swings: c", "raise train.batch")),
     (displaced, ("lost 0.80 nats per token", "warn_chosen_logp_drop=0.5", "train=rpo")),
     (separated, ("97.0 % of its pairs apart (margin 4.20)", "train.epochs")),
@@ -204,6 +209,7 @@ BENT = [
     (filtered, ("75.0 % of round 1's pairs were dropped", "pair.filters.min_margin (now 0.9)")),
     (cut, ("40.6 % of round 1's samples reach the limit of 64", "limits.completion=128 (now 64)")),
     (cut_answers, ("30.0 % of round-1's test answers", "limits.completion=128 (now 64)")),
+    (running_on, ("(sft: 0.0 %)", "no longer ends its answers")),
     (longer, ("10.0 to 25.0 tokens", "in 80.0 % of the pairs", "pair=length_matched")),
     (repeating, ("30.0 % now", "train=rpo")),
     (unclear, ("+0.020", "60 test prompts, which detect 0.050", "prompts.split.test=400")),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from pipeline.report.analysis.remedies.finished_run import Advice, FinishedRun
+from pipeline.report.analysis.verdict import STAY_CLOSER
 from pipeline.report.formatting import format_count, format_share
 
 MANY_TIES = 0.3  # prompts whose samples all score alike
@@ -97,10 +98,18 @@ def check_truncation(run: FinishedRun) -> Iterator[Advice]:
                 remedy,
             )
             return
-    model = run.model
-    if model and (model["truncated"] or 0.0) > MANY_TRUNCATED:
+    yield from _check_answers_end(run, limit, remedy)
+
+
+def _check_answers_end(run: FinishedRun, limit: int, remedy: str) -> Iterator[Advice]:
+    """A model that is cut where SFT ended its answers does not need a higher limit."""
+    model, sft = run.model, run.find_model("sft")
+    share = (model["truncated"] if model else None) or 0.0
+    before = (sft["truncated"] if sft else None) or 0.0
+    if model and share > MANY_TRUNCATED:
+        runs_on = share - before > MANY_TRUNCATED
         yield Advice(
-            f"{format_share(model['truncated'])} of {model['name']}'s {run.split} answers reach the"
-            f" limit of {limit} tokens",
-            remedy,
+            f"{format_share(share)} of {model['name']}'s {run.split} answers reach the limit of"
+            f" {limit} tokens (sft: {format_share(before)})",
+            f"{STAY_CLOSER}: it no longer ends its answers" if runs_on else remedy,
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import ceil
 
 from pipeline.report.analysis.remedies.finished_run import Advice, FinishedRun
-from pipeline.report.analysis.verdict import MIN_PROMPTS
+from pipeline.report.analysis.verdict import FAR_NATS, MIN_PROMPTS, NEAR_NATS
 from pipeline.report.formatting import (
     ReportRow,
     format_interval,
@@ -19,7 +19,9 @@ MOST_PROMPTS = 10  # times as many test prompts as there are: more is no advice
 
 def check_power(run: FinishedRun) -> Iterator[Advice]:
     """A difference that this many prompts cannot show, and how many could."""
-    gap = run.gap
+    gap, model = run.gap, run.model
+    if model and abs(model["kl"]["mean"] or FAR_NATS) < NEAR_NATS:
+        return  # it hardly moved, so there is little to detect
     if (
         gap is None
         or gap["mean"] is None

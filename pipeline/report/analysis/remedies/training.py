@@ -38,7 +38,7 @@ def check_distance(run: FinishedRun) -> Iterator[Advice]:
         )
     elif abs(nats) < NEAR_NATS:
         yield Advice(
-            f"{model['name']} hardly moved: {format_number(nats, 3)} nats from sft",
+            f"{model['name']} hardly moved: {format_number(nats, 2)} nats from sft",
             f"raise train.learning_rate {now}, train.epochs (now {train['epochs']:g}) or lower"
             f" train.beta (now {train['beta']:g})",
         )
@@ -85,7 +85,7 @@ def check_rate(run: FinishedRun) -> Iterator[Advice]:
     if not run.is_better and not 1 / ODD_RATE < times < ODD_RATE:
         yield Advice(
             f"the learning rate is {format_number(times, 2)} times the typical one",
-            f"try train.learning_rate={typical:g} (now {rate:g})",
+            f"train.learning_rate={typical:g} (now {rate:g})",
         )
 
 
