@@ -64,7 +64,7 @@ def read_command(run_dir: Path) -> str:
 
 
 def describe_error(state: RunState, log: str) -> Iterator[str]:
-    """What our own code said, or else the last line of a traceback."""
+    """The faults that our own code named, or else the last line of a traceback."""
     if faults := read_faults(log.splitlines()):
         yield from _shorten_lines(faults)
     elif error := find_exception(log):
@@ -93,7 +93,7 @@ def find_exception(log: str) -> str:
 
 
 def describe_cause(state: RunState, record: Record, log: str) -> Iterator[str]:
-    """Nothing where the error already says what to type, on a line of its own."""
+    """Nothing where the error already says what to type, in its indented lines."""
     faults = read_faults(log.splitlines())
     if "\n  " in faults or (state.end and state.end.worker_exit is None and state.end.message):
         return

@@ -14,7 +14,7 @@ from pipeline.report.formatting import (
 )
 
 MANY_DROPPED = 0.2  # prompts that decontamination, duplicates or their length cost
-MOST_PROMPTS = 10  # times as many test prompts as there are: more is no advice
+MOST_PROMPTS = 10  # times as many test prompts as there are: more is not worth advising
 
 
 def check_power(run: FinishedRun) -> Iterator[Advice]:

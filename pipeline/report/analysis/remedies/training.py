@@ -59,7 +59,7 @@ def check_displacement(run: FinishedRun) -> Iterator[Advice]:
 
 
 def check_separation(run: FinishedRun) -> Iterator[Advice]:
-    """The pairs are told apart, and the score does not follow."""
+    """Training separates the pairs, and the score does not follow."""
     model, gap = run.model, run.gap
     curves = next(
         (row for row in run.report["training"] if model and row["round"] == model["name"]), None
