@@ -61,20 +61,22 @@ def list_runs(runs: Path) -> tuple[list["RunRow"], list[str]]:
     """The rows, newest first, and why folders were left out."""
     faults: list[str] = []
     points: dict[Path, list[Path]] = {}
-    makers: list[Callable[[], RunRow]] = []
+    makers: dict[Path, Callable[[], RunRow]] = {}
     for plan in find_plans(runs, faults):
         run_dir = plan.parent
         if is_point(run_dir):
             points.setdefault(run_dir.parent, []).append(run_dir)
         else:
-            makers.append(partial(make_run_row, runs, run_dir))
-    makers += [partial(make_sweep_row, runs, sweep, dirs) for sweep, dirs in points.items()]
+            makers[run_dir] = partial(make_run_row, runs, run_dir)
+    makers |= {sweep: partial(make_sweep_row, runs, sweep, dirs) for sweep, dirs in points.items()}
     rows = []
-    for make in makers:
+    for folder, make in makers.items():
         try:
             rows.append(make())
-        except (UserError, OSError) as error:
+        except UserError as error:
             faults.append(str(error).splitlines()[0])
+        except Exception as error:  # a folder of others may have anything in it
+            faults.append(f"{folder}: not as a run leaves it ({make_printable(repr(error))}).")
     return sorted(rows, key=lambda row: row.started, reverse=True), faults
 
 

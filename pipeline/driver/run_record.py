@@ -21,6 +21,7 @@ from pipeline.errors import DONE, INTERRUPTED, UserError
 RECORD, LOCK = "run.json", ".lock"
 PAGES = ("report.html", "sweep.html")  # what a run or a sweep ends with
 TIME = re.compile(r"(\d{4}-\d\d-\d\d)_(\d\d)-(\d\d)-(\d\d)")
+STEP_RECORD = re.compile(r"(?P<number>\d+)-(?P<stage>[a-z]+)-(?P<fingerprint>[0-9a-f]+)")
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 
@@ -89,7 +90,7 @@ def read_state(run_dir: Path) -> RunState:
     """Refuses a folder that is not a run's, and damaged records."""
     record, ledger = _read_record(run_dir), _read_ledger(run_dir)
     end = (
-        RunEnd(record["code"], record["message"], record["worker_exit"])
+        RunEnd(record["code"], record["message"], record.get("worker_exit"))
         if "code" in record
         else None
     )
@@ -114,18 +115,23 @@ def _read_record(run_dir: Path) -> dict[str, Any]:
 
 
 def _read_ledger(run_dir: Path) -> list[dict[str, Any]]:
-    file, keys = run_dir / LEDGER, {"sign", "stage", "label", "fingerprint", "seconds"}
+    file = run_dir / LEDGER
     lines = read_json(file) if file.is_file() else []
-    is_ledger = isinstance(lines, list) and all(
-        isinstance(line, dict) and keys <= line.keys() for line in lines
-    )
-    if not is_ledger:
+    if not isinstance(lines, list) or not all(map(_is_ledger_line, lines)):
         raise UserError(
             f"{file}: not a run's ledger.\n"
             "  Type the run's command again (the first line of its config.yaml): a new run folder"
             " has a new one, and what is built is kept."
         )
     return lines
+
+
+def _is_ledger_line(line: Any) -> bool:
+    return (
+        isinstance(line, dict)
+        and all(isinstance(line.get(name), str) for name in ("sign", "stage", "fingerprint"))
+        and isinstance(line.get("seconds", ""), int | float | None)
+    )
 
 
 def _find_status(run_dir: Path, end: RunEnd | None, ledger: list[dict[str, Any]]) -> Status:
@@ -154,12 +160,12 @@ def is_running(run_dir: Path) -> bool:
 def _find_broken_step(run_dir: Path, ledger: list[dict[str, Any]]) -> BrokenStep | None:
     """The last step with a record that the ledger does not show as built."""
     built = {line["fingerprint"] for line in ledger if line["sign"] != FAILED_SIGN}
-    for record in sorted((run_dir / "steps").glob("[0-9]*-*-*.json"), reverse=True):
-        number, stage, fingerprint = record.stem.split("-")
-        if fingerprint not in built:
-            label = read_object(record).get("label", "")
+    for record in sorted((run_dir / "steps").glob("*.json"), reverse=True):
+        name = STEP_RECORD.fullmatch(record.stem)
+        if name and name["fingerprint"] not in built:
+            label = read_object(record, stage=str, knob=str, config=dict).get("label", "")
             log = run_dir / "logs" / f"{record.stem}.log"
-            return BrokenStep(int(number) + 1, stage, label, record, log)
+            return BrokenStep(int(name["number"]) + 1, name["stage"], label, record, log)
     return None
 
 

@@ -424,6 +424,7 @@ DAMAGED = [
     ("report.json", "{", "report.json: cannot be read as JSON"),
     ("report.json", "{}", "report.json: cannot be read as a JSON object (it has no evaluation)"),
     ("ledger.json", "[1]", "ledger.json: not a run's ledger"),
+    ("ledger.json", '[{"sign": "✓", "seconds": "long"}]', "ledger.json: not a run's ledger"),
     ("ledger.json", "\x00", "ledger.json: cannot be read as JSON"),
     ("run.json", "[]", "run.json: cannot be read"),
     ("config.yaml", "{", "config.yaml: cannot be read"),

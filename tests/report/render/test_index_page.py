@@ -139,6 +139,26 @@ DAMAGED = [
 ]
 
 
+SWEEP_FILES = [
+    ("points.json", "[1]"),
+    ("points.json", "{"),
+    ("0/config.yaml", "["),
+    ("0/config.yaml", ""),
+]
+
+
+@pytest.mark.parametrize(("file", "text"), SWEEP_FILES)
+def test_a_damaged_sweep_is_left_out_and_named(runs, file, text):
+    make_run(runs, "whole/2026-11-01_10-00-00")
+    sweep = runs / "grid" / "2026-11-01_10-00-00"
+    make_run(sweep, "0")
+    write_json(sweep / "points.json", [{"point": 0, "score": 1.0, "kl": 0.0, "overrides": []}])
+    write_text(sweep / file, text)
+    page = page_of(runs)
+    (row,) = rows_of(page)
+    assert "whole" in row and str(sweep) in page
+
+
 @pytest.mark.parametrize(("file", "text"), DAMAGED)
 def test_a_damaged_folder_is_left_out_and_named_and_the_others_stay(runs, file, text):
     make_run(runs, "whole/2026-11-01_10-00-00", code=0, message="", worker_exit=None)
