@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 INDEX, LOCK = "index.html", ".index.lock"
 BEST = "best"  # in a sweep: the best point, evaluated again on test
 MAX_REASON = 200  # characters of why a run failed
-MAX_WORD, MAX_CHOICES = 32, 160  # characters of what was typed: of a word, of all
+MAX_VALUE, MAX_CHOICES = 24, 200  # characters of what was typed: of a value, of all
+HIDDEN = {"recipes", "store", "runs"}  # the name of the run says it, or the page's place
 
 
 def refresh_index(runs: Path) -> None:
@@ -176,9 +177,11 @@ def find_reason(state: RunState) -> str:
 def describe_choices(run_dir: Path) -> str:
     """What was typed, without folders and without the recipe, by which the run is named."""
     words = read_command(run_dir).partition(" && ")[2].split()
-    hidden = ("recipes=", "store=", "runs=")
-    chosen = [word for word in words if "=" in word and not word.startswith(hidden)]
-    return make_printable(" ".join(make_printable(word, MAX_WORD) for word in chosen), MAX_CHOICES)
+    typed = [word.partition("=") for word in words if "=" in word]
+    chosen = [
+        f"{key}={make_printable(value, MAX_VALUE)}" for key, _, value in typed if key not in HIDDEN
+    ]
+    return make_printable(" ".join(chosen), MAX_CHOICES)
 
 
 def describe_points(states: list[RunState], planned: int | None) -> str:
