@@ -123,6 +123,13 @@ COMMANDS = {
         "pipeline.commands.merge",
         places=(1, 2),
     ),
+    "doctor": Command(
+        "Say in at most ten lines what went wrong in a run, or what to try next.",
+        "[RUN]",
+        "strop doctor runs/latest",
+        "pipeline.commands.doctor",
+        places=(0, 1),
+    ),
     "store": Command(
         "List the store and the runs that use it. --prune asks, then removes what no run needs.",
         "[store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]",

@@ -10,12 +10,14 @@ from pipeline.artifacts import write_json
 from pipeline.errors import pluralize
 from pipeline.step import Step
 
+LEDGER = "ledger.json"
+FAILED_SIGN = "✗"
 QUIET = 30.0  # seconds between two progress lines without a terminal
 
 
 class Ledger:
     def __init__(self, run_dir: Path | None):
-        self._file = run_dir / "ledger.json" if run_dir else None
+        self._file = run_dir / LEDGER if run_dir else None
         self._lines: list[dict[str, Any]] = []
         self._terminal = sys.stdout.isatty()
         self._shown = time.monotonic()

@@ -8,6 +8,8 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,15 @@ from pipeline.driver.executor import (
     outline_plan,
     select_targets,
     show_dry_run,
+    write_plan,
 )
+from pipeline.driver.run_index import refresh_index
+from pipeline.driver.run_record import RunEnd, record_run
 from pipeline.driver.store_users import register_runs
 from pipeline.errors import (
     DONE,
+    FAILED,
+    INTERRUPTED,
     USER_ERROR,
     UserError,
     collect_faults,
@@ -60,26 +67,51 @@ def run_point(cfg: Config, run_dir: Path | None = None) -> int:
         with store.lock_shared(cfg.store, on_wait):
             register_runs(cfg.store, cfg.runs)
             run_dir = open_run_dir(cfg, run_dir)
-            last = copy_report(build_missing(cfg, run_plan, run_dir), run_dir)
-            if is_finished(run_dir):
-                link_latest(cfg.runs, run_dir)
+            write_plan(run_plan, run_dir)
+            with keep_records(cfg.runs, run_dir, len(run_plan.steps)):
+                last = copy_report(build_missing(cfg, run_plan, run_dir), run_dir)
+                if is_finished(run_dir):
+                    link_latest(cfg.runs, run_dir)
             print(last)
         return DONE
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR
-    except OSError as error:
-        if not (explanation := explain_disk_fault(error, run_dir or cfg.runs)):
+    except (UserError, OSError, StepFailed) as error:
+        if (end := explain_end(error, run_dir or cfg.runs)) is None:
             raise
-        print(explanation, file=sys.stderr)
-        return USER_ERROR
-    except StepFailed as failure:
-        print(failure, file=sys.stderr)
-        return failure.code
+        print(end.message, file=sys.stderr)
+        return end.code
     except RunInterrupted as signal_name:
         print()  # ends the line that was being painted
         print(describe_interrupt(str(signal_name)), file=sys.stderr)
         raise
+
+
+@contextmanager
+def keep_records(runs: Path, run_dir: Path, steps: int) -> Iterator[None]:
+    """Write what becomes of a run: run.json in its folder, and the page of all runs."""
+
+    def explain(error: BaseException) -> RunEnd:
+        return explain_end(error, run_dir) or RunEnd(FAILED, repr(error))
+
+    try:
+        with record_run(run_dir, steps, explain):
+            refresh_index(runs)
+            yield
+    finally:
+        refresh_index(runs)
+
+
+def explain_end(error: BaseException, place: Path) -> RunEnd | None:
+    """How a run ends by this error; None for an error that needs its traceback."""
+    match error:
+        case UserError():
+            return RunEnd(USER_ERROR, str(error))
+        case StepFailed():
+            return RunEnd(error.code, str(error), error.worker_exit)
+        case RunInterrupted():
+            return RunEnd(INTERRUPTED, describe_interrupt(str(error)))
+        case OSError() if explanation := explain_disk_fault(error, place):
+            return RunEnd(USER_ERROR, explanation)
+    return None
 
 
 def find_faults(run_plan: RunPlan) -> list[str]:
