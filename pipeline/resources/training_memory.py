@@ -57,44 +57,15 @@ class MemoryEstimate:
         return f"{format_bytes(self.total)} ({', '.join(parts)})"
 
 
-def estimate_memory(
-    shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int, gpu: bool = True
-) -> MemoryEstimate:
-    """The fullest moment on each of `world` devices.
-
-    `rows` pairs of at most `longest` tokens a side are in memory at once. On a CPU this is the
-    whole process as the kernel counts it (VmHWM), on a GPU what torch allocates.
-
-    Assumes that rehearsed demonstrations are as long as the pairs, and that rows are padded, so
-    attention has a mask.
-    """
-    moments = ProcessMemory(shape, cfg, rows, longest, world, gpu).moments()
-    fullest = max(moments, key=lambda moment: moment.total)
-    return fullest if gpu else replace(fullest, libraries=LIBRARIES)
-
-
-def largest_micro_batch(
-    shape: Shape,
-    cfg: TrainConfig,
-    each: int,
-    longest: int,
-    world: int,
-    available: float,
-    gpu: bool = True,
-) -> int:
-    """The largest divisor of a process' rows a step that fits; 1 where even one row does not."""
-    divisors = [rows for rows in range(1, each + 1) if each % rows == 0]
-    fitting = [
-        rows
-        for rows in divisors
-        if estimate_memory(shape, cfg, rows, longest, world, gpu).total <= available
-    ]
-    return max(fitting, default=1)
-
-
 @dataclass(frozen=True)
 class ProcessMemory:
-    """What one of `world` training processes holds, in bytes."""
+    """What one of `world` training processes holds, in bytes.
+
+    `rows` pairs of at most `longest` tokens a side are in memory at once. On a CPU this is the
+    whole process as the kernel counts it (VmHWM), on a GPU what torch allocates. Assumes that
+    rehearsed demonstrations are as long as the pairs, and that rows are padded, so attention has a
+    mask.
+    """
 
     shape: Shape
     cfg: TrainConfig
@@ -106,6 +77,12 @@ class ProcessMemory:
     @cached_property
     def token(self) -> TokenMemory:
         return TokenMemory(self.shape, self.cfg, self.longest)
+
+    @cached_property
+    def peak(self) -> MemoryEstimate:
+        """The fullest moment."""
+        fullest = max(self.moments(), key=lambda moment: moment.total)
+        return fullest if self.gpu else replace(fullest, libraries=LIBRARIES)
 
     def moments(self) -> Iterator[MemoryEstimate]:
         """In the order of a step; the last one is an evaluation of the dev pairs."""
@@ -345,6 +322,11 @@ class ProcessMemory:
         libraries = 0 if self.gpu else LIBRARIES
         weights = self.weights + self.rounded_copies
         return weights + self.ddp_buckets + self.optimizer + libraries
+
+    def count_answers_at_once(self, available: float, most: int) -> int:
+        """As many of the longest answers as fit between two steps, but at least one."""
+        free = available - self.between_steps
+        return max(1, min(most, int(free // self.token.generated_answer)))
 
 
 def _base_weights(shape: Shape, adapter: LoraAdapter, size: int) -> float:
