@@ -19,6 +19,7 @@ from pipeline.artifacts import read_json, write_json
 from pipeline.commands.table import parse_words, reports_errors
 from pipeline.config import Block, EnsembleScorer, ScoreConfig
 from pipeline.config.compose import Arguments, compose_block
+from pipeline.data.human_pairs import HumanComparison, read_human_comparisons
 from pipeline.errors import UserError, pluralize, suggest
 from pipeline.report.analysis.agreement import (
     Calibration,
@@ -37,7 +38,6 @@ from pipeline.report.formatting import (
 )
 from pipeline.scorers import Answer, Score, open_scorer
 from pipeline.scorers.ensemble import combine_scores
-from pipeline.scorers.human_pairs import HumanComparison, read_human_comparisons
 
 LONGER, COIN, ANNOTATORS = "longer wins", "random", "annotators"
 
@@ -153,11 +153,7 @@ def summarize_calibration(
 ) -> dict[str, Any]:
     pairs = {
         pair.key: LabelledPair(
-            pair.prompt_key,
-            pair.majority,
-            list(pair.votes.values()),
-            len(pair.first),
-            len(pair.second),
+            pair.prompt_key, list(pair.votes.values()), len(pair.first), len(pair.second)
         )
         for pair in judged
     }
