@@ -6,9 +6,7 @@ calibration.json (out=PATH).
 """
 
 import hashlib
-import os
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -59,17 +57,8 @@ def main(arguments: list[str]) -> int:
     verdicts = {name: collect_verdicts(cfg, name, judged) for name in names}
     results = summarize_calibration(judged, verdicts)
     write_json(out, {"file": file.name, **results})
-    print_lines([*format_lines(results), str(out)])
+    print("\n".join([*format_lines(results), str(out)]))
     return 0
-
-
-def print_lines(lines: list[str]) -> None:
-    """Print; a reader that leaves early, such as `head`, causes no error."""
-    try:
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:
-        # For what Python writes when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def check_out(out: Path, file: Path) -> None:

@@ -23,6 +23,7 @@ from pipeline.scorers import Answer, open_scorer
 from pipeline.stages.score import run as run_score
 from tests.stages.test_pair import SAMPLE
 from tests.stages.test_score import sample_row
+from tests.support.house import HOUSE
 
 NASTY = "</script><script>document.title='run'</script><img src=x onerror=alert(1)> \u2028 "
 
@@ -618,13 +619,22 @@ SHORTER = [
 ]
 
 
-def test_a_reader_that_leaves_early_is_no_fault(monkeypatch):
+def test_a_reader_that_leaves_early_is_no_fault(tmp_path):
+    file = people_s(tmp_path, 3)
     reading, writing = os.pipe()
     os.close(reading)
-    with os.fdopen(writing, "w") as left:
-        monkeypatch.setattr(sys, "stdout", left)
-        calibrate.print_lines(["a table"])
-        left.write("and what Python itself has to say")  # which it does when it closes
+    command = [sys.executable, "-m", "pipeline", "calibrate", str(file)]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(HOUSE)},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "calibration.json").is_file()
 
 
 def run_calibrate(tmp_path: Path, file: Path, *words: str) -> dict:
