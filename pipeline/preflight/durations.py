@@ -40,7 +40,6 @@ class MeasuredCost:
     config: dict[str, Any]
     cost: dict[str, float]
     seconds: float
-    created: str
 
 
 class Durations:
@@ -51,18 +50,15 @@ class Durations:
         self._measured = {stage: [*self._read_measured(stage)] for stage in stages}
 
     def _read_measured(self, stage: str) -> Iterator[MeasuredCost]:
-        """Steps of a stage on this device, newest first."""
-        device, measured = hardware.describe_device(), []
-        for folder in (self._run_plan.root / stage).glob("*/"):
-            made = store.read_valid_manifest(folder)
-            if made and made.get("provenance", {}).get("device") == device:
-                config, cost, created = made["config"], made["cost"], str(made["created"])
-                measured.append(MeasuredCost(config, cost, made["seconds"], created))
-        for folder in (self._run_plan.root / stage).glob("*.partial/"):
+        """Steps of a stage on this device: those that sample now, then the newest first."""
+        root, device = self._run_plan.root, hardware.describe_device()
+        for folder in (root / stage).glob("*.partial/"):
             step, cost = _read_if_valid(folder / STEP_FILE), _read_if_valid(folder / COST_FILE)
             if step and cost and step.get("device") == device and "tokens_per_second" in cost:
-                measured.append(MeasuredCost(step["config"], cost, 0.0, "now"))
-        yield from sorted(measured, key=lambda one: one.created, reverse=True)
+                yield MeasuredCost(step["config"], cost, 0.0)
+        for made in store.list_valid_manifests(root, stage):
+            if made.get("provenance", {}).get("device") == device:
+                yield MeasuredCost(made["config"], made["cost"], made["seconds"])
 
     def estimate(self, step: Step) -> float | None:
         """Seconds; None if nothing like it was measured or its number of rows is not known."""

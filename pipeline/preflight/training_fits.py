@@ -115,22 +115,17 @@ def _read_lengths(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> list[int]:
 
 def _find_pace(run_plan: RunPlan, step: Step, cfg: TrainConfig, shape: Shape | None) -> Pace | None:
     """The newest like training's pace: the same model, or the same shape on this device."""
-    init, similar = run_plan.fingerprint(step.inputs["init"]), []
-    for folder in (run_plan.root / "train").glob("*/"):
-        if not store.STEP_NAME.fullmatch(folder.name):
-            continue
-        made = store.read_valid_manifest(folder)
-        if not made or "tokens" not in made["cost"]:
-            continue
-        if made["config"].get("adapter", {}).get("kind") != cfg.adapter.kind:
-            continue
+    init, device = run_plan.fingerprint(step.inputs["init"]), hardware.describe_device()
+    for made in store.list_valid_manifests(run_plan.root, "train"):
+        cost = made["cost"]
         same_model = made["inputs"].get("init", {}).get("fingerprint") == init
-        same_shape = shape is not None and made["cost"].get("parameters") == shape.parameters
-        same_device = made.get("provenance", {}).get("device") == hardware.describe_device()
-        if made["seconds"] and (same_model or (same_shape and same_device)):
-            similar.append(made)
-    newest = max(similar, key=lambda made: str(made.get("created")), default=None)
-    return _compute_pace(newest) if newest else None
+        same_shape = shape is not None and cost.get("parameters") == shape.parameters
+        same_device = made.get("provenance", {}).get("device") == device
+        same_adapter = made["config"].get("adapter", {}).get("kind") == cfg.adapter.kind
+        is_alike = same_adapter and (same_model or (same_shape and same_device))
+        if is_alike and made["seconds"] and "tokens" in cost:
+            return _compute_pace(made)
+    return None
 
 
 def _compute_pace(made: store.Manifest) -> Pace:
