@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "store": "artifacts errors hashing",
     "data": "artifacts config errors",
     "resources": "config errors hardware hashing progress",
-    "report.analysis": "artifacts config errors hashing report text",
+    "report.analysis": "artifacts config data errors hashing report text",
     "report.render": "artifacts config errors hashing report report.analysis text",
     "evals": "config step",
     "plan": "config evals step",
@@ -77,7 +77,7 @@ MAY_IMPORT = {
     "driver": "artifacts backends config errors hardware hashing models plan preflight progress"
     " report.render status"
     " step store",
-    "commands": "artifacts config driver errors hardware hashing models plan preflight report"
+    "commands": "artifacts config data driver errors hardware hashing models plan preflight report"
     " report.analysis"
     " report.render scorers stages status step store",
     "__main__": "commands errors",

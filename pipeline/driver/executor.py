@@ -27,6 +27,7 @@ from pipeline.errors import (
 from pipeline.hashing import ContentCache
 from pipeline.models.merging import MERGED
 from pipeline.preflight import capacity, durations
+from pipeline.preflight.training_fits import TrainingFits
 from pipeline.status import (
     PRUNED,
     RunPlan,
@@ -123,7 +124,7 @@ def _hash_if_any(cache: ContentCache, path: str) -> str:
         return f"? {path}"
 
 
-def show_dry_run(cfg: Config, run_plan: RunPlan) -> dict[str, StepStatus]:
+def show_dry_run(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> dict[str, StepStatus]:
     """Print what is built, what a run would build, and its memory and time. Changes nothing."""
     ledger, statuses = Ledger(None), read_statuses(run_plan, cfg.verify)
     for step in run_plan.steps:
@@ -135,8 +136,8 @@ def show_dry_run(cfg: Config, run_plan: RunPlan) -> dict[str, StepStatus]:
             reason = "will be merged, without training again"
         ledger.add_line("○" if manifest is None else "✓", step, shown, note=reason)
     to_do = [step for step in run_plan.steps if statuses[run_plan.fingerprint(step)][0] is None]
-    memory = capacity.describe_memory(run_plan, statuses)
-    times = durations.Durations(run_plan).describe(to_do)
+    memory = capacity.describe_memory(run_plan, fits, to_do)
+    times = durations.Durations(run_plan, fits).describe(to_do)
     for line in chain(capacity.describe_dtype(cfg), memory, times):
         print(line)
     return statuses

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import write_json
+from pipeline.artifacts import DROPPED_FILE, write_json
 from pipeline.errors import pluralize
 from pipeline.step import Step
 
@@ -85,5 +85,5 @@ def summarize_cost(cost: dict[str, Any]) -> str:
         blind = "" if cost.get("watched") else ", which do not measure KL"
         parts.append(f"{cost['processes']} processes{blind}")
     if dropped := cost.get("dropped"):
-        parts.append(f"{dropped} dropped (dropped.parquet)")
+        parts.append(f"{dropped} dropped ({DROPPED_FILE})")
     return " · ".join(parts)

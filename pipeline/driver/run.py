@@ -44,6 +44,7 @@ from pipeline.errors import (
 from pipeline.hashing import resolve_commit
 from pipeline.plan import plan
 from pipeline.preflight import capacity
+from pipeline.preflight.training_fits import TrainingFits
 from pipeline.status import RunPlan, list_unbuilt
 from pipeline.step import pin_revisions
 
@@ -57,10 +58,11 @@ def run_point(cfg: Config, run_dir: Path | None = None) -> int:
     try:
         cfg = cfg if cfg.dry_run else pin_revisions(cfg, functools.cache(resolve_commit))
         run_plan = outline_plan(cfg, select_targets(plan(cfg), cfg.until))
+        fits = TrainingFits(run_plan)
         if cfg.dry_run:
-            show_plan(cfg, run_plan)
+            show_plan(cfg, run_plan, fits)
             return DONE
-        if faults := find_faults(run_plan):
+        if faults := find_faults(run_plan, fits):
             raise UserError(*faults)
         print_warnings(run_plan)
         on_wait = functools.partial(print, f"waiting: {cfg.store} is being pruned", flush=True)
@@ -114,26 +116,26 @@ def explain_end(error: BaseException, place: Path) -> RunEnd | None:
     return None
 
 
-def find_faults(run_plan: RunPlan) -> list[str]:
+def find_faults(run_plan: RunPlan, fits: TrainingFits) -> list[str]:
     """Every reason to refuse a run of this plan before anything is built."""
     coming = list_unbuilt(run_plan)
     built = [step for step in run_plan.steps if step not in coming] if coming else []
     checks = chain(
         preflight.list_checks(coming),
         *(preflight.list_artifact_checks(step, run_plan.folder, coming) for step in built),
-        capacity.list_checks(run_plan, coming),
+        capacity.list_checks(run_plan, fits, coming),
     )
     return [*run_plan.faults, *collect_faults(checks)]
 
 
-def show_plan(cfg: Config, run_plan: RunPlan) -> None:
+def show_plan(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> None:
     """Print the plan, then each reason why a run here would be refused, then the count of both."""
-    statuses = show_dry_run(cfg, run_plan)
+    statuses = show_dry_run(cfg, run_plan, fits)
     for line in preflight.describe_unread(list_unbuilt(run_plan)):
         print(line)
     sys.stdout.flush()
     print_warnings(run_plan)
-    faults = find_faults(run_plan)
+    faults = find_faults(run_plan, fits)
     if faults:
         print("A run here would be refused:")
     for fault in faults:

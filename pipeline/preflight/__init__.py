@@ -18,12 +18,8 @@ from pipeline.preflight.templates import check_template
 from pipeline.step import Step
 
 
-def check_steps(coming: Iterable[Step]) -> None:
-    """Check the Steps to be built; those in the store need no GPU or server. Reports all faults."""
-    run_all(list_checks(coming))
-
-
 def list_checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
+    """Checks of the Steps to be built; those in the store need no GPU or server."""
     coming, engines = list(coming), list[object]()
     yield partial(check_packages, {step.stage for step in coming})
     for step in coming:

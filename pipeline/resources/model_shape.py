@@ -15,7 +15,7 @@ from pipeline.config import FullAdapter, LoraAdapter, TrainConfig
 from pipeline.hashing import find_local_folder
 
 GIB, MIB = 1 << 30, 1 << 20
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Optimizer state in bytes a parameter, by a part of the optimizer's name. AdamW's two moments in
 # float32 take 8; Lion keeps one, 8-bit optimizers two of one byte, SGD none, Adafactor only row and
 # column sums.

@@ -23,10 +23,11 @@ from pipeline.artifacts import (
     write_text,
 )
 from pipeline.config import CONTROL, ReportConfig
+from pipeline.data.label_files import Label, read_votes
 from pipeline.errors import UserError, suggest
 from pipeline.report.analysis import aggregate, sanity_checks
 from pipeline.report.analysis.ancestors import list_members, read_ancestors
-from pipeline.report.analysis.annotators import HumanResults, Vote, collect_human_results
+from pipeline.report.analysis.annotators import HumanResults, collect_human_results
 from pipeline.report.analysis.benchmarks import (
     apply_retention,
     check_retention,
@@ -49,7 +50,6 @@ from pipeline.report.render.answer_files import write_answers
 from pipeline.report.render.answers import tabulate_answers
 from pipeline.report.render.markdown import render_markdown
 from pipeline.report.render.page import render_page
-from pipeline.scorers.label_files import read_votes
 
 
 def run(
@@ -125,7 +125,10 @@ def collect_findings(
     The others go to the evaluation's prompts.
     """
     draw, names = aggregate.bootstrap_config(cfg), aggregate.list_scorers(results, cfg.scorer)
-    votes = {name: read_label_votes(name, path) for name, path in sorted(cfg.labels.items())}
+    votes = {
+        name: read_votes(path, f"evaluate.labels.{name}")
+        for name, path in sorted(cfg.labels.items())
+    }
     judges = [*aggregate.score_duels(results, names, draw), *judge_duels(duels, results, draw)]
     others = {name: exclude_votes(given, sets) for name, given in votes.items()}
     annotators = collect_human_results(results, others, judges, draw)
@@ -195,18 +198,13 @@ def assemble_report(
     }
 
 
-def select_votes(of: QuestionSet, votes: list[Vote]) -> list[Vote]:
+def select_votes(of: QuestionSet, votes: list[Label]) -> list[Label]:
     return [vote for vote in votes if of.contains(vote)]
 
 
-def exclude_votes(votes: list[Vote], sets: list[QuestionSet]) -> list[Vote]:
+def exclude_votes(votes: list[Label], sets: list[QuestionSet]) -> list[Label]:
     """Votes about no set of questions: about the evaluation's prompts, or about nothing."""
     return [vote for vote in votes if not any(of.contains(vote) for of in sets)]
-
-
-def read_label_votes(name: str, path: str) -> list[Vote]:
-    labels = read_votes(path, f"evaluate.labels.{name}")
-    return [Vote(one.a_id, one.b_id, one.a_wins, one.annotator) for one in labels]
 
 
 def check_scorer(scorer: str, results: list[EvalResult]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Prompts, note_cost, write_table
+from pipeline.artifacts import DROPPED_FILE, Prompts, note_cost, write_table
 from pipeline.config import (
     EvaluationQuestions,
     InstructionPrompts,
@@ -24,7 +24,7 @@ from pipeline.config import (
 )
 from pipeline.data import instructions, synthetic
 from pipeline.data.decontamination import OverlapIndex, ngram_table
-from pipeline.data.drop_log import BAD_ROW, DROPPED_FILE, DropLog, KeptAndDropped
+from pipeline.data.drop_log import BAD_ROW, DropLog, KeptAndDropped
 from pipeline.data.duplicates import find_duplicates
 from pipeline.data.prompt_checks import check_caps, check_split
 from pipeline.data.prompts import (
