@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import yaml
 
 from pipeline import store
 from pipeline.artifacts import Model, Pairs, write_json, write_table, write_text
 from pipeline.config import TrainConfig
 from pipeline.models import loading
+from tests.support.house import SMALL, composed
 from tests.support.preferences import LORA, dpo, write_pairs
 from tests.support.tiny import tiny_model
 
@@ -19,15 +21,8 @@ SFT, TRAIN, REPORT = "sft/aaaaaaaaaaaa", "train/dddddddddddd", "evaluate/eeeeeee
 SAMPLE, SCORE, PAIR = "sample/bbbbbbbbbbbb", "score/cccccccccccc", "pair/ffffffffffff"
 START = {"kind": "checkpoint", "model": "my-org/start", "revision": None}
 PROMPTS = {"kind": "jsonl", "path": "/home/me/secret/prompts.jsonl"}
-CONFIG = """
-dtype: float32
-template: {chat_template: null, kwargs: {}}
-evaluate:
-  sample:
-    settings:
-      answer: {n: 1, temperature: 0.0, top_p: 1.0, min_p: 0.0, stop: [], system: null, few_shot: []}
-    limits: {prompt: 64, completion: 12}
-"""
+# Greedy answers of at most 12 tokens.
+CHOICES = ["dtype=float32", "limits.completion=12", "evaluate.sample.settings.answer.temperature=0"]
 
 
 def make_run(folder: Path) -> Path:
@@ -44,7 +39,8 @@ def make_run(folder: Path) -> Path:
     (run / "store").mkdir(parents=True)
     for number, (name, step) in enumerate({**links, "evaluate-report": REPORT}.items()):
         (run / "store" / f"{number:03}-{name}").symlink_to(root / step)
-    write_text(run / "config.yaml", CONFIG)
+    config = composed(*SMALL, *CHOICES).model_dump(mode="json")
+    write_text(run / "config.yaml", yaml.safe_dump(config))
     return run
 
 
