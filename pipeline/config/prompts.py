@@ -17,7 +17,16 @@ from pipeline.config.base import Block, Local, Seed
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 
 PromptShape = Literal[
-    "auto", "prompt", "messages", "alpaca", "sharegpt", "turns", "question", "columns"
+    "auto",
+    "prompt",
+    "messages",
+    "alpaca",
+    "sharegpt",
+    "turns",
+    "question",
+    "harmbench",
+    "wildjailbreak",
+    "columns",
 ]
 
 
