@@ -34,7 +34,12 @@ from pipeline.report.analysis.benchmarks import (
     list_unavailable,
 )
 from pipeline.report.analysis.changes import describe_changes
-from pipeline.report.analysis.chats import QuestionSet, describe_chat, read_question_set
+from pipeline.report.analysis.chats import (
+    QuestionSet,
+    describe_chat,
+    list_watched_differences,
+    read_question_set,
+)
 from pipeline.report.analysis.cost import describe_cost
 from pipeline.report.analysis.distributions import describe_distributions
 from pipeline.report.analysis.eval_results import SFT, EvalResult, read_eval
@@ -169,7 +174,9 @@ def assemble_report(
     )
     gates = read_gates(out)
     verdict = reach_verdict(question, models, differences, gates[-1] if gates else None)
-    retained = check_retention(cfg.retention, question, published, differences)
+    chats = {name: chat for name, (chat, _) in found.chats.items()}
+    watched = [*differences, *list_watched_differences(chats)]
+    retained = check_retention(cfg.retention, question, published, watched)
     return {
         "evaluation": asdict(question),
         "verdict": apply_retention(verdict, retained, chosen),
@@ -189,7 +196,7 @@ def assemble_report(
             *found.annotators.agreement,
             *(row for _, said in found.chats.values() for row in said.agreement),
         ],
-        "chats": {name: chat for name, (chat, _) in found.chats.items()},
+        "chats": chats,
         "funnel": read_funnel(out, pairs),
         "training": aggregate.describe_training(results),
         "cost": describe_cost(out),
