@@ -108,6 +108,14 @@ class Findings:
     annotators: HumanResults
     chats: dict[str, tuple[dict[str, Any], HumanResults]]
 
+    @property
+    def chat_reports(self) -> dict[str, dict[str, Any]]:
+        return {name: report for name, (report, _) in self.chats.items()}
+
+    def list_watched(self, differences: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What evaluate.retention may name: of the test prompts, and of the question sets."""
+        return [*differences, *list_watched_differences(self.chat_reports)]
+
     def list_missing(self) -> list[dict[str, str]]:
         own = [
             *aggregate.list_missing(self.results),
@@ -174,9 +182,7 @@ def assemble_report(
     )
     gates = read_gates(out)
     verdict = reach_verdict(question, models, differences, gates[-1] if gates else None)
-    chats = {name: chat for name, (chat, _) in found.chats.items()}
-    watched = [*differences, *list_watched_differences(chats)]
-    retained = check_retention(cfg.retention, question, published, watched)
+    retained = check_retention(cfg.retention, question, published, found.list_watched(differences))
     return {
         "evaluation": asdict(question),
         "verdict": apply_retention(verdict, retained, chosen),
@@ -196,7 +202,7 @@ def assemble_report(
             *found.annotators.agreement,
             *(row for _, said in found.chats.values() for row in said.agreement),
         ],
-        "chats": chats,
+        "chats": found.chat_reports,
         "funnel": read_funnel(out, pairs),
         "training": aggregate.describe_training(results),
         "cost": describe_cost(out),
