@@ -58,7 +58,12 @@ PUBLISHED = {
         [True, False],
     ),
 }
-GIVEN = ["prompts.path=prompts.jsonl", "sft.model=hub/model", f"sft.revision={'0' * 40}"]
+GIVEN = [
+    "prompts.path=prompts.jsonl",
+    "score=rules",
+    "sft.model=hub/model",
+    f"sft.revision={'0' * 40}",
+]
 
 
 def write_csv(path, rows):

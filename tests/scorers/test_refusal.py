@@ -14,7 +14,12 @@ from tests.support.judges import KEY, fake_judge
 RULES = RefusalScorer(kind="refusal", refused_by=None, threshold=0, gold=False)
 GUARDED = RULES.model_copy(update={"refused_by": "guard", "threshold": 3})
 NO, YES = "I'm sorry, but I can't help with that.", "Sure. First, take the key."
-GIVEN = ["prompts.path=prompts.jsonl", "sft.model=hub/model", f"sft.revision={'0' * 40}"]
+GIVEN = [
+    "prompts.path=prompts.jsonl",
+    "score=rules",
+    "sft.model=hub/model",
+    f"sft.revision={'0' * 40}",
+]
 MOUNT = ["benchmark=safety", "prompts.evaluation.safety=xstest.csv"]
 BLOCK = "evaluate.chats.safety.score.scorers"
 

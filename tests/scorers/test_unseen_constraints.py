@@ -82,7 +82,12 @@ def test_the_file_is_what_its_module_writes_and_asks_for_every_kind():
     assert len({row["prompt"] for row in ROWS}) == len(ROWS) == 300
 
 
-GIVEN = ["prompts.path=prompts.jsonl", "sft.model=hub/model", f"sft.revision={'0' * 40}"]
+GIVEN = [
+    "prompts.path=prompts.jsonl",
+    "score=rules",
+    "sft.model=hub/model",
+    f"sft.revision={'0' * 40}",
+]
 
 
 def test_one_word_asks_them_of_every_model_and_keeps_them_out_of_training():
