@@ -17,7 +17,8 @@ from tests.support.house import HOUSE, SMALL, composed, named
 
 SOURCES = sorted((HOUSE / "pipeline").rglob("*.py"))
 RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
-CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
+# Those of a folder `tasks` are lm-eval's.
+CONF = sorted(p for p in (HOUSE / "conf").rglob("*.yaml") if p.parent.name != "tasks")
 
 HEAVY = {
     "torch",
@@ -221,7 +222,9 @@ ONLY = [
     "offline=file",
     "offline.source.path=recipes/smoke.yaml",
 ]
-SCORER, JUDGES = "score.scorers.rules", ("rubric", "constitution", "pairwise")
+CHAT_FILES = "single", "two_turns", "safety", "unseen_constraints"
+ALLOW = "code.allow_code_execution=true"
+SCORER, JUDGES = "score.scorers.rules", ("rubric", "constitution", "pairwise", "refusal_judge")
 ELSE = ["+scorer@evaluate.score.scorers.length=length", "evaluate.scorer=length"]
 # What a file of a group needs beside it to make sense.
 BESIDE = {
@@ -304,7 +307,13 @@ BESIDE = {
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
     "conf/baseline/checkpoint.yaml": [*GIVEN, "evaluate.baselines.rival.model=owner/name"],
     "conf/baseline/served.yaml": [*GIVEN, *RIVAL[1:]],
-    **{f"conf/chat/{name}.yaml": [*GIVEN, ASKED] for name in ("single", "two_turns")},
+    **{f"conf/chat/{name}.yaml": [*GIVEN, ASKED] for name in CHAT_FILES},
+    "conf/benchmark/safety.yaml": [*GIVEN, "prompts.evaluation.safety=recipes/smoke.yaml"],
+    **{
+        f"conf/benchmark/{name}.yaml": [*GIVEN, f"benchmark.{name}.{ALLOW}"]
+        for name in ("humaneval", "mbpp")
+    },
+    "conf/scorer/unseen_constraints.yaml": [*GIVEN, "score.scorers.rules.gold=false"],
     "conf/score/own.yaml": [
         *GIVEN,
         "+scorer@score.scorers.rules=length",
@@ -350,7 +359,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (117, 4)
+    assert (len(CONF), len(RECIPES)) == (130, 4)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -410,6 +419,7 @@ PLANS = [
     [*SMALL, "evaluate.best_of=4", "evaluate.prompted={system: Be brief., few_shot: []}"],
     [*GIVEN, *RIVAL, *CHATS],
     ["recipes=smoke", "gate=best", "benchmark=[gsm8k,ifeval]", "evaluate.retention={gsm8k: 0.02}"],
+    [*GIVEN, "benchmark=[unseen_constraints,mmlu_pro]", "evaluate.retention={mmlu_pro: 0.02}"],
 ]
 
 

@@ -42,6 +42,7 @@ from pipeline.config.evaluate import (
     PromptedBaseline,
     ReportConfig,
     VerdictConfig,
+    list_retention_names,
 )
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.judge import (
@@ -121,6 +122,7 @@ from pipeline.config.rows import FileRows, HubDataset, HubRows
 from pipeline.config.rule_scorers import (
     CheckRuntime,
     CheckScorer,
+    CodeExecution,
     CodeLimits,
     CodeScorer,
     IfevalScorer,
@@ -128,6 +130,7 @@ from pipeline.config.rule_scorers import (
     LanguageScorer,
     LengthScorer,
     MathScorer,
+    RefusalScorer,
     RegexScorer,
     RuleScorer,
 )

@@ -19,7 +19,16 @@ from pipeline.config.base import Block, Local, Seed, Share
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 
 PromptShape = Literal[
-    "auto", "prompt", "messages", "alpaca", "sharegpt", "turns", "question", "columns"
+    "auto",
+    "prompt",
+    "messages",
+    "alpaca",
+    "sharegpt",
+    "turns",
+    "question",
+    "harmbench",
+    "wildjailbreak",
+    "columns",
 ]
 
 

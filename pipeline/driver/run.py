@@ -150,7 +150,7 @@ def print_warnings(run_plan: RunPlan) -> None:
     """Print what is wrong now and may be right when it is needed."""
     coming = list_unbuilt(run_plan)
     slow, silent = capacity.warn_of_slow_dtypes(coming), preflight.warn_of_silent_servers(coming)
-    for warning in chain(slow, silent):
+    for warning in chain(slow, silent, preflight.warn_of_one_sided_sets(coming)):
         print(warning, file=sys.stderr, flush=True)
 
 

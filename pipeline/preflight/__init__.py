@@ -12,6 +12,7 @@ from pipeline.preflight.environment import check_engine, check_keys, check_packa
 from pipeline.preflight.inputs import check_lengths, check_offline, check_prompts
 from pipeline.preflight.rows import describe_unread as describe_unread
 from pipeline.preflight.rows import list_row_checks
+from pipeline.preflight.rows import warn_of_one_sided_sets as warn_of_one_sided_sets
 from pipeline.preflight.scorers import exists, list_scorer_checks
 from pipeline.preflight.servers import warn_of_silent_servers as warn_of_silent_servers
 from pipeline.preflight.templates import check_template

@@ -4,10 +4,12 @@ Rows on the hub, in dataset folders or in larger files are left to their stage, 
 only seconds.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import (
     EvaluationQuestions,
@@ -23,6 +25,7 @@ from pipeline.config import (
     PlaygroundPrompts,
     PromptRows,
     PromptsConfig,
+    RefusalScorer,
     RehearsalConfig,
     RewardTraining,
     ScoreConfig,
@@ -32,7 +35,8 @@ from pipeline.config import (
 )
 from pipeline.data.prompt_checks import PromptSummary, check_caps, check_split
 from pipeline.data.readers import is_dataset_folder, list_files
-from pipeline.errors import UserError, collect_faults
+from pipeline.data.safety import check_labels, describe_one_sided
+from pipeline.errors import UserError, collect_faults, run_all
 from pipeline.preflight.prompts import list_prompt_checks
 from pipeline.scorers.ifeval import NEED_PUNKT, NO_PUNKT, has_punkt
 from pipeline.step import Step
@@ -47,7 +51,7 @@ def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[],
         case PlaygroundPrompts() | InstructionPrompts() | FilePrompts() | HubPrompts() as cfg:
             yield partial(check_given_prompts, step, cfg, coming)
         case EvaluationQuestions(rows=rows) if _is_read_here(rows.source):
-            yield partial(_summarize_rows, rows, "prompts.evaluation", "fail")
+            yield partial(check_questions, step, rows, coming)
         case SftTraining(data=JsonlDemonstrations() as data) if _is_small(data.path):
             yield partial(_read_demonstrations, data, f"{step.knob}.data")
         case TrainConfig(rehearsal=RehearsalConfig(data=JsonlDemonstrations() as data)) if (
@@ -95,6 +99,21 @@ def _list_places(step: Step) -> Iterator[tuple[str, str]]:
             yield "reward.data.source.path", path
 
 
+def warn_of_one_sided_sets(coming: Sequence[Step]) -> Iterator[str]:
+    """A warning for each safety set that has harmful requests alone, or none."""
+    for step in coming:
+        match step.config:
+            case EvaluationQuestions(rows=rows) if _is_read_here(rows.source) and _is_safety_set(
+                step, coming
+            ):
+                try:
+                    warning = describe_one_sided(_read_columns(rows, step.knob), step.knob)
+                except (UserError, ValueError):
+                    continue  # `check_questions` reports it
+                if warning:
+                    yield warning
+
+
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -135,6 +154,36 @@ def check_sentence_data(cfg: InstructionPrompts, coming: Sequence[Step]) -> None
             NO_PUNKT.format(asked=" and ".join(needing))
             + f"\n  Or leave these instructions out: prompts.excluded=[{everything}]"
         )
+
+
+def check_questions(step: Step, rows: PromptRows, coming: Sequence[Step]) -> None:
+    """Check the rows of a chat benchmark, and the columns that its scorers read."""
+    summary = _summarize_rows(rows, step.knob, "fail")
+    columns = {"test": summary.columns}
+    run_all(list_prompt_checks(step, {"test": summary.rows}, columns.__getitem__, coming))
+    if _is_safety_set(step, coming):
+        check_labels(_read_columns(rows, step.knob), step.knob)
+
+
+def _is_safety_set(step: Step, coming: Sequence[Step]) -> bool:
+    """Whether a scorer of refusals reads these prompts."""
+    readers = [
+        each.config
+        for each in coming
+        if any(source is step for _, source, _ in each.edges())
+        and isinstance(each.config, ScoreConfig)
+    ]
+    return any(
+        isinstance(scorer, RefusalScorer) for cfg in readers for scorer in cfg.scorers.values()
+    )
+
+
+def _read_columns(rows: PromptRows, knob: str) -> dict[str, dict[str, Any]]:
+    from pipeline.data.prompts import read_prompts
+
+    table = read_prompts(rows, knob).rows
+    pairs = table.select("prompt_id", "columns").iter_rows()
+    return {key: json.loads(text) for key, text in pairs}
 
 
 def _list_sets(cfg: PromptsConfig) -> dict[str, PromptRows]:

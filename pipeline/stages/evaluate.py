@@ -35,7 +35,12 @@ from pipeline.report.analysis.benchmarks import (
     list_unavailable,
 )
 from pipeline.report.analysis.changes import describe_changes
-from pipeline.report.analysis.chats import QuestionSet, describe_chat, read_question_set
+from pipeline.report.analysis.chats import (
+    QuestionSet,
+    describe_chat,
+    list_watched_differences,
+    read_question_set,
+)
 from pipeline.report.analysis.cost import describe_cost
 from pipeline.report.analysis.distributions import describe_distributions
 from pipeline.report.analysis.eval_results import SFT, EvalResult, read_eval
@@ -104,6 +109,14 @@ class Findings:
     annotators: HumanResults
     chats: dict[str, tuple[dict[str, Any], HumanResults]]
 
+    @property
+    def chat_reports(self) -> dict[str, dict[str, Any]]:
+        return {name: report for name, (report, _) in self.chats.items()}
+
+    def list_watched(self, differences: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What evaluate.retention may name: of the test prompts, and of the question sets."""
+        return [*differences, *list_watched_differences(self.chat_reports)]
+
     def list_missing(self) -> list[dict[str, str]]:
         own = [
             *aggregate.list_missing(self.results),
@@ -169,7 +182,7 @@ def assemble_report(
     )
     gates = read_gates(out)
     verdict = reach_verdict(question, models, differences, gates[-1] if gates else None)
-    retained = check_retention(cfg.retention, question, published, differences)
+    retained = check_retention(cfg.retention, question, published, found.list_watched(differences))
     return {
         "evaluation": asdict(question),
         "setup": describe_setup(out),
@@ -190,7 +203,7 @@ def assemble_report(
             *found.annotators.agreement,
             *(row for _, said in found.chats.values() for row in said.agreement),
         ],
-        "chats": {name: chat for name, (chat, _) in found.chats.items()},
+        "chats": found.chat_reports,
         "funnel": read_funnel(out, pairs),
         "training": aggregate.describe_training(results),
         "cost": describe_cost(out),

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, ChatSet, EvalArtifacts
-from pipeline.config import ANSWER
+from pipeline.config import ANSWER, list_retention_names
 from pipeline.data.label_files import Label
 from pipeline.report.analysis import aggregate
 from pipeline.report.analysis.annotators import HumanResults, collect_human_results
@@ -164,3 +164,18 @@ def _describe_model(
         "tokens": aggregate.describe_bounds(tokens),
         "metrics": {name: describe_scorer(name) for name in names if name in model.scores},
     }
+
+
+def list_watched_differences(chats: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every difference to SFT, by each name that evaluate.retention may give its scorer."""
+    return [
+        {**row, "scorer": name}
+        for chat, report in chats.items()
+        for row in report["differences"]
+        for name in _list_names(chat, row["scorer"], report["scorers"])
+    ]
+
+
+def _list_names(chat: str, scorer: str, over_turns: Sequence[str]) -> list[str]:
+    single = {name.partition("/")[0] for name in over_turns}
+    return list_retention_names(chat, scorer, single)
