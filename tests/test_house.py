@@ -78,8 +78,8 @@ MAY_IMPORT = {
     "driver": "artifacts backends config errors hardware hashing models plan preflight progress"
     " report.render status"
     " step store",
-    "commands": "artifacts backends config data driver errors hardware hashing models plan preflight"
-    " report report.analysis"
+    "commands": "artifacts backends config data driver errors hardware hashing models plan"
+    " preflight report report.analysis"
     " report.render sampling scorers stages status step store",
     "__main__": "commands errors",
 }
