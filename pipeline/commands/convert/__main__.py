@@ -1,5 +1,7 @@
 """`strop convert FILE`: recognises the tool, converts what it can, and names all the rest."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,17 @@ def main(arguments: list[str]) -> int:
         return DONE
     write_recipe(Path(out), recipe)
     print(out)
+    print(f"Check it: {describe_plan(Path(out))}", file=sys.stderr)
     return DONE
+
+
+def describe_plan(file: Path) -> str:
+    """The command that plans a recipe, which Strop finds in a folder named recipes."""
+    folder = file.absolute().parent
+    if folder.name != "recipes":
+        return "move it into a folder named recipes, and type strop plan --config-dir FOLDER …"
+    words = ["strop", "plan", "--config-dir", str(file.parent.parent), f"recipes={file.stem}"]
+    return shlex.join(words)
 
 
 def _read_gpus(text: str) -> int:
@@ -91,8 +103,8 @@ def convert_file(file: Path, gpus: int = 1, method: str | None = None) -> Recipe
 def detect_tool(file: Path, keys: dict[str, Any]) -> Tool:
     """The tool that most of the file's keys belong to alone."""
     found = {name: [key for key in tool.marks if key in keys] for name, tool in TOOLS.items()}
-    if found["handbook"]:
-        found["trl"] = []  # the handbook's files have TRL's keys too
+    if found["handbook"] or found["llama_factory"]:
+        found["trl"] = []  # their files have TRL's keys too
     named = {name: marks for name, marks in found.items() if marks}
     if len(named) == 1:
         return TOOLS[next(iter(named))]

@@ -6,7 +6,6 @@ from pipeline.commands.convert.objective import describe_origin
 from pipeline.commands.convert.recipe import Recipe
 from pipeline.commands.convert.source import Source, show
 
-MOUNT = "adapter@train.adapter"
 ALL_LINEAR = ("all", "all-linear", "all_linear")
 
 
@@ -16,7 +15,7 @@ def convert_adapter(source: Source, recipe: Recipe, *, is_lora: bool, bits: int 
     if is_lora:
         kind = "qlora" if bits else "lora"
     if kind != "full":
-        recipe.choices[MOUNT] = kind
+        recipe.choices["adapter"] = kind
     else:
         for name in ("rank", "adapter_alpha", "dropout", "targets", "rank_stabilized", "dora"):
             if source.has(name):

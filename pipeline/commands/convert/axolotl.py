@@ -126,13 +126,17 @@ def _read_block(recipe: Recipe, block: dict[str, Any], is_unpaired: bool) -> Pre
         place,
         "datasets.path",
         is_local(place) or "ds_type" in block,
-        split=block.get("split") or "train",
-        subset=block.get("name"),
-        revision=block.get("revision"),
+        split=str(block.get("split") or "train"),
+        subset=_to_text(block.get("name")),
+        revision=_to_text(block.get("revision")),
         shape=shape,
         columns=columns,
         unread=unread,
     )
+
+
+def _to_text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _read_shape(

@@ -110,7 +110,13 @@ def _read_rows(source: Source, recipe: Recipe) -> list[PreferenceSource]:
         effect = "Would have been its evaluation rows; here dev pairs are held out (pair.dev)."
         recipe.lose("eval_dataset", name, effect)
     table = _read_table(source.path, folder)
-    return [_read_data_set(name, folder, table.get(name, {})) for name in names]
+    entries = {name: table.get(name, {}) for name in names}
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("columns", {}), dict):
+            raise UserError(
+                f"{folder}/dataset_info.json: {name}: expected a block of keys, and columns as one."
+            )
+    return [_read_data_set(name, folder, entry) for name, entry in entries.items()]
 
 
 def _read_table(file: Path, folder: Path) -> dict[str, Any]:
@@ -209,10 +215,10 @@ TOOL = Tool(
         "loraplus_lr_ratio": "Would have trained one of the two matrices at a higher rate.",
         "pissa_init": "Would have chosen the adapter's first weights; here one matrix is zero.",
         "freeze_trainable_layers": "Would have trained so many layers alone.",
-        "use_galore": "Would have projected gradients to save memory: adapter@train.adapter=lora"
+        "use_galore": "Would have projected gradients to save memory: adapter=lora"
         " saves more.",
         "use_badam": "Would have trained layers in turn to save memory:"
-        " adapter@train.adapter=lora saves more.",
+        " adapter=lora saves more.",
         "use_unsloth": "Would have trained with Unsloth's kernels.",
         "enable_liger_kernel": "Would have used Liger's kernels, which save memory; to have them:"
         " pip install liger-kernel, and train.args.use_liger_kernel=true",

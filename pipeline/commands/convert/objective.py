@@ -127,7 +127,8 @@ def _convert_smoothing(
 def _read_loss_args(source: Source, trainer: str, losses: list[str]) -> dict[str, object]:
     """The arguments of the losses. False and null switch one off."""
     names = [name for name in LOSS_ARGS[trainer] if name not in SIMPO_ARGS or "simpo" in losses]
-    given = [name for name in names if source.value(name) not in (None, False)]
+    values = {name: source.value(name) for name in names}  # 0 is a value, False switches one off
+    given = [name for name, value in values.items() if value is not None and value is not False]
     return {name: _read_arg(source, name) for name in given}
 
 

@@ -25,7 +25,8 @@ class Recipe:
     unset: list[str] = field(default_factory=list)  # keys that were empty or off
 
     def set(self, path: str, value: Any, comment: str = "") -> None:
-        self.knobs[path] = (value, comment)
+        name = path.rpartition(".")[2]
+        self.knobs[path] = (value, "" if comment == name else comment)
 
     def lose(self, key: str, value: str, effect: str) -> None:
         self.lost.append((key, value, effect))
@@ -61,11 +62,11 @@ def _join(names: list[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def comment_lines(sentence: str) -> list[str]:
+def comment_lines(sentence: str, width: int = WIDTH) -> list[str]:
     """Comment lines; those after the first are indented."""
     return textwrap.wrap(
         sentence,
-        WIDTH,
+        width,
         initial_indent="# ",
         subsequent_indent="#   ",
         break_long_words=False,
@@ -93,7 +94,8 @@ def _render_block(tree: dict[str, Any], indent: str) -> list[str]:
         value, comment = item
         line = f"{indent}{name}: {format_value(value)}"
         if comment and len(line) + len(comment) + 4 > WIDTH:
-            lines += [f"{indent}{part}" for part in comment_lines(comment)]
+            parts = comment_lines(comment, WIDTH - len(indent))
+            lines += [f"{indent}{part}" for part in parts]
             comment = ""
         lines.append(f"{line}  # {comment}" if comment else line)
     return lines
@@ -112,5 +114,5 @@ def format_value(value: Any) -> str:
     if isinstance(value, str):
         text = value.replace("${", "\\${")
         is_plain = PLAIN.fullmatch(text) and text.lower() not in YAML_WORDS
-        return text if is_plain else json.dumps(text, ensure_ascii=False)
-    return json.dumps(value)
+        return text if is_plain else json.dumps(text, ensure_ascii=not text.isprintable())
+    return json.dumps(value, default=str)

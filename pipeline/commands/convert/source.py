@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -71,7 +71,17 @@ def is_off(value: object) -> bool:
 
 
 def _cut(text: str) -> str:
-    return make_printable(" ".join(text.split()), MAX_SHOWN)
+    """One line that YAML takes in a comment."""
+    line = make_printable(" ".join(text.split()), MAX_SHOWN)
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is a scalar, or a list or a dict of scalars."""
+    items = value.values() if isinstance(value, dict) else value
+    return not isinstance(value, dict | list) or not any(
+        isinstance(item, dict | list) for item in cast(Iterable[object], items)
+    )
 
 
 class Source:

@@ -7,7 +7,7 @@ import yaml
 
 from pipeline.commands.convert.objective import describe_origin
 from pipeline.commands.convert.recipe import Recipe
-from pipeline.commands.convert.source import Source, show
+from pipeline.commands.convert.source import Source, is_plain, show
 from pipeline.config.compose import CONF
 from pipeline.config.training import MAX_RATE_FACTOR
 from pipeline.errors import pluralize
@@ -23,10 +23,8 @@ FOREIGN_OPTIMIZERS = (
 )  # fmt: skip
 # What TRL's configs take and the result depends on.
 ARGS = (
-    "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "neftune_noise_alpha",
-    "router_aux_loss_coef",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "neftune_noise_alpha", "router_aux_loss_coef",
 )  # fmt: skip
-MAX_PROMPT = 512  # tokens; what most of these tools allowed where a file says nothing
 
 
 def convert_steps(source: Source, recipe: Recipe, adapter: str) -> None:
@@ -48,8 +46,8 @@ def convert_steps(source: Source, recipe: Recipe, adapter: str) -> None:
     if source.has("seed"):
         recipe.set("seed", int(source.number("seed") or 0))
     for name in ARGS:
-        if (value := source.value(name)) not in (None, 0):
-            recipe.set(f"train.args.{name}", value)
+        if value := source.number(name):
+            recipe.set(f"train.args.{name}", value, source.key(name))
 
 
 def _set_number(source: Source, recipe: Recipe, name: str, knob: str) -> None:
@@ -111,10 +109,11 @@ def convert_batch(source: Source, recipe: Recipe) -> None:
 
 
 def _convert_schedule(source: Source, recipe: Recipe) -> None:
-    name = source.text("scheduler")
+    name = show(source.text("scheduler") or "")
     if name in SCHEDULERS:
         recipe.set("train.scheduler", name, _describe(source, "scheduler", "train.scheduler"))
-        if (kwargs := source.value("scheduler_kwargs")) not in (None, {}):
+        kwargs = source.value("scheduler_kwargs")
+        if isinstance(kwargs, dict) and kwargs and is_plain(kwargs):
             recipe.set("train.args.lr_scheduler_kwargs", kwargs)
     elif name:
         recipe.set("train.scheduler", "cosine", f"for {name}, which Strop does not have")
@@ -199,8 +198,8 @@ def convert_lengths(source: Source, recipe: Recipe) -> None:
     elif prompt and prompt < whole:
         origin = source.key("prompt_length")
     else:
-        prompt = min(MAX_PROMPT, whole // 2)
-        origin = "the file has one length for prompt and answer; longer prompts are dropped"
+        prompt = whole // 2
+        origin = "half: the file has one length for both; longer prompts are dropped and counted"
     recipe.set("limits.prompt", prompt, origin)
     name = describe_origin(source, "length")
     recipe.set("limits.completion", whole - prompt, f"together {whole}, {name}")

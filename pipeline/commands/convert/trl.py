@@ -184,9 +184,13 @@ def _read_blocks(source: Source, recipe: Recipe, blocks: object) -> list[Prefere
         if files := block.get("data_files"):
             effect = "Would have read these files of it alone; here all of its split."
             recipe.lose(f"{key}.data_files", show(files), effect)
-        split, subset = str(block.get("split") or "train"), block.get("config") or block.get("name")
-        rows.append(PreferenceSource(name, key, is_local(name), split, subset))
+        split, subset = block.get("split") or "train", block.get("config") or block.get("name")
+        rows.append(PreferenceSource(name, key, is_local(name), str(split), _to_text(subset)))
     return rows
+
+
+def _to_text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 NAMES = {
@@ -247,7 +251,8 @@ DONE = {
 TRL = Tool(
     name="TRL",
     marks=("dataset_train_split", "dataset_test_split", "dataset_config", "dataset_streaming",
-           "dataset_name", "per_device_train_batch_size", "loss_type", "use_peft"),
+           "dataset_name", "model_name_or_path", "per_device_train_batch_size", "loss_type",
+           "use_peft"),
     names=NAMES,
     defaults={**DEFAULTS, "gradient_checkpointing": True},
     lost=LOST,
