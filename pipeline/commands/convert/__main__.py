@@ -86,7 +86,9 @@ def convert_file(file: Path, gpus: int = 1, method: str | None = None) -> Recipe
     recipe = Recipe()
     training = tool.read(source, recipe)
     objective = training.objective
-    adapter = convert_adapter(source, recipe, is_lora=training.is_lora, bits=training.bits)
+    adapter = convert_adapter(
+        source, recipe, is_lora=training.is_lora, bits=training.bits, origin=training.adapter_key
+    )
     convert_objective(source, recipe, objective)
     convert_steps(source, recipe, adapter)
     convert_lengths(source, recipe)
@@ -95,8 +97,8 @@ def convert_file(file: Path, gpus: int = 1, method: str | None = None) -> Recipe
     convert_rows(source, recipe, training.rows)
     convert_held_out(source, recipe)
     convert_tracker(source, recipe, training.trackers)
-    account_for_rest(tool, source, recipe)
     add_head(tool, source, recipe)
+    account_for_rest(tool, source, recipe)
     return recipe
 
 
@@ -139,10 +141,12 @@ def account_for_rest(tool: Tool, source: Source, recipe: Recipe) -> None:
     named = {key for keys in tool.names.values() for key in keys}
     reported = {key for key, *_ in (*recipe.lost, *recipe.done)}
     for key, value in source.keys.items():
-        if key in reported or (key in source.read_keys and value is not None):
+        if key in reported or (key in source.read_keys and recipe.mentions(key)):
             continue
         if is_off(value):
             recipe.unset.append(key)
+        elif key in source.read_keys:
+            recipe.note(key, show(value), "The default here, or of no effect.")
         else:
             _account_for_key(tool, recipe, key, show(value), named)
 
@@ -180,4 +184,4 @@ def add_head(tool: Tool, source: Source, recipe: Recipe) -> None:
         "The report compares answers to held-out prompts, which the file knows nothing of."
         f" Choose what scores them: score={SCORER} only checks that answers have 20 to 300 words.",
     ]
-    recipe.choices["score"] = SCORER
+    recipe.choose("score", SCORER)

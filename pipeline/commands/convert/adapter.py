@@ -9,27 +9,24 @@ from pipeline.commands.convert.source import Source, show
 ALL_LINEAR = ("all", "all-linear", "all_linear")
 
 
-def convert_adapter(source: Source, recipe: Recipe, *, is_lora: bool, bits: int | None) -> str:
+def convert_adapter(
+    source: Source, recipe: Recipe, *, is_lora: bool, bits: int | None, origin: str
+) -> str:
     """Choose the adapter and its knobs. Returns its name: full | lora | qlora."""
     kind: Literal["full", "lora", "qlora"] = "full"
     if is_lora:
         kind = "qlora" if bits else "lora"
-    if kind != "full":
-        recipe.choices["adapter"] = kind
-    else:
-        for name in ("rank", "adapter_alpha", "dropout", "targets", "rank_stabilized", "dora"):
-            if source.has(name):
-                value = show(source.value(name))
-                recipe.lose(source.key(name), value, "Nothing: the file trains every weight.")
+    if kind == "full":
+        _account_for_full(source, recipe, origin)
         return kind
-    rank = source.count("rank")
+    recipe.choose("adapter", kind, origin)
+    if (rank := source.count("rank")) is None:
+        raise source.refuse("rank", "the rank of the adapter, a whole number from 1")
     recipe.set("train.adapter.rank", rank, describe_origin(source, "rank"))
-    if (
-        alpha := source.number("adapter_alpha")
-    ) is None and rank:  # only LLaMA-Factory has no number
-        recipe.set("train.adapter.alpha", 2 * rank, "lora_alpha: twice the rank by default there")
-    else:
-        recipe.set("train.adapter.alpha", alpha, describe_origin(source, "adapter_alpha"))
+    alpha, alpha_origin = source.number("adapter_alpha"), describe_origin(source, "adapter_alpha")
+    if alpha is None:  # in LLaMA-Factory
+        alpha, alpha_origin = 2 * rank, f"{alpha_origin}, twice the rank"
+    recipe.set("train.adapter.alpha", alpha, alpha_origin)
     for name in ("rank_stabilized", "dora"):
         if source.flag(name):
             recipe.set(f"train.adapter.{name}", True, source.key(name))
@@ -38,6 +35,15 @@ def convert_adapter(source: Source, recipe: Recipe, *, is_lora: bool, bits: int 
     if bits:
         _convert_bits(source, recipe, bits)
     return kind
+
+
+def _account_for_full(source: Source, recipe: Recipe, origin: str) -> None:
+    if source.has(origin) and origin not in [key for key, *_ in recipe.lost]:
+        recipe.note(origin, show(source.value(origin)), "adapter=full is the default here.")
+    for name in ("rank", "adapter_alpha", "dropout", "targets", "rank_stabilized", "dora"):
+        if source.has(name):
+            value = show(source.value(name))
+            recipe.lose(source.key(name), value, "Nothing: the file trains every weight.")
 
 
 def _convert_dropout(source: Source, recipe: Recipe) -> None:

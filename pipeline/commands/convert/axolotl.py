@@ -69,8 +69,9 @@ def read_training(source: Source, recipe: Recipe) -> Training:
     if bits and not is_lora:
         recipe.lose(f"load_in_{bits}bit", "true", "Nothing: it needs an adapter.")
     return Training(
-        name_objective(source, trainer, [loss]),
+        name_objective(source, trainer, [loss], "rl"),
         is_lora,
+        "adapter",
         bits if is_lora else None,
         _read_rows(source, recipe, is_unpaired=trainer == "kto"),
         _list_trackers(source),
@@ -206,6 +207,7 @@ TOOL = Tool(
         "load_4_bits": ("load_in_4bit",),
         "load_8_bits": ("load_in_8bit",),
         "pure_bf16": ("bfloat16",),
+        "trackers": ("wandb_project",),
         "tracker_project": ("wandb_project",),
         "tracker_entity": ("wandb_entity",),
         "tracker_name": ("wandb_name",),

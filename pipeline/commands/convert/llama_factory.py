@@ -84,8 +84,11 @@ def read_training(source: Source, recipe: Recipe) -> Training:
         }
         recipe.lose("finetuning_type", kind, effect.get(kind, "Here every weight is trained."))
     return Training(
-        name_objective(source, stage, [loss]),
+        name_objective(
+            source, stage, [loss], "stage, pref_loss" if source.has("loss") else "stage"
+        ),
         kind == "lora",
+        "finetuning_type",
         _read_bits(source, recipe) if kind == "lora" else None,
         _read_rows(source, recipe),
         source.texts("trackers"),

@@ -49,9 +49,10 @@ SIMPO_ARGS = ("simpo_gamma", "alpha")
 class Objective:
     trainer: str  # dpo | cpo | orpo | kto
     losses: list[str]
+    origin: str  # the key that says so
 
 
-def name_objective(source: Source, trainer: str, losses: list[str]) -> Objective:
+def name_objective(source: Source, trainer: str, losses: list[str], origin: str) -> Objective:
     """By today's names. A loss that only another trainer has chooses that trainer."""
     names = [OLD_NAMES.get(loss, loss) for loss in losses]
     if len(names) == 1 and trainer == "dpo":
@@ -64,7 +65,7 @@ def name_objective(source: Source, trainer: str, losses: list[str]) -> Objective
                 f"{source.path}: {source.key('loss')}: {given}: no loss of Strop's {trainer}"
                 f" trainer has this name.\n  {suggest(given, choices)}"
             )
-    return Objective(trainer, names)
+    return Objective(trainer, names, origin)
 
 
 def convert_objective(source: Source, recipe: Recipe, objective: Objective) -> None:
@@ -76,8 +77,10 @@ def convert_objective(source: Source, recipe: Recipe, objective: Objective) -> N
     args |= _read_loss_args(source, trainer, losses)
     if trainer == "dpo" and source.flag("reference_free"):
         trainer, args = "cpo", {**args, "cpo_alpha": 0.0}
+        recipe.note("reference_free", "true", "train=cpo is DPO without a reference.")
     file = _choose_file(trainer, losses)
-    recipe.choices["train"] = file = _choose_variant(file, args)
+    file = _choose_variant(file, args)
+    recipe.choose("train", file, objective.origin)
     if file in ("dpo", "cpo") and losses != ["sigmoid"]:
         recipe.set("train.loss", losses, source.key("loss"))
     if weights:
@@ -85,7 +88,7 @@ def convert_objective(source: Source, recipe: Recipe, objective: Objective) -> N
     recipe.set("train.beta", source.number("beta"), describe_origin(source, "beta"))
     _convert_reference(source, recipe, trainer, args)
     for name, value in args.items():
-        recipe.set(f"train.args.{name}", value)
+        recipe.set(f"train.args.{name}", value, _describe_arg(source, name))
     _convert_group(source, recipe, trainer, losses, args)
 
 
@@ -94,6 +97,11 @@ def describe_origin(source: Source, name: str) -> str:
     if source.has(name):
         return source.key(name)
     return f"{source.key(name)}: its default there" if name in source.names else "its default there"
+
+
+def _describe_arg(source: Source, name: str) -> str:
+    key = source.key("smoothing") if name == "label_smoothing" else source.key(name)
+    return key if source.keys.get(key) is not None else "its default there"
 
 
 def _read_weights(source: Source) -> list[float]:
@@ -177,9 +185,9 @@ def _convert_reference(
 def _convert_group(
     source: Source, recipe: Recipe, trainer: str, losses: list[str], args: dict[str, object]
 ) -> None:
-    """Rows that a loss couples: there the rows of a forward pass, here a knob of its own."""
+    """Rows that a loss couples: there the rows of a forward pass, here a knob."""
     if not couples_rows(trainer, args, losses):
-        if trainer == "cpo" and args.get("cpo_alpha") == 0 and recipe.choices["train"] == "cpo":
+        if trainer == "cpo" and args.get("cpo_alpha") == 0 and recipe.choices["train"][0] == "cpo":
             recipe.set("train.loss_group", None)
             recipe.set("train.runtime.micro_batch", "auto")
         return

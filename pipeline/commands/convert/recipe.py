@@ -17,12 +17,23 @@ YAML_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n", "~", 
 @dataclass
 class Recipe:
     head: list[str] = field(default_factory=list)  # sentences before everything
-    choices: dict[str, str] = field(default_factory=dict)  # a group of conf/ → one of its files
+    # A group of conf/ → one of its files, and a comment.
+    choices: dict[str, tuple[str, str]] = field(default_factory=dict)
     knobs: dict[str, tuple[Any, str]] = field(default_factory=dict)  # path → value and comment
     lost: list[tuple[str, str, str]] = field(default_factory=list)  # key, value, what it would do
     done: list[tuple[str, str, str]] = field(default_factory=list)  # key, value, what Strop does
     unknown: list[tuple[str, str, str]] = field(default_factory=list)  # key, value, close names
     unset: list[str] = field(default_factory=list)  # keys that were empty or off
+
+    def choose(self, group: str, file: str, comment: str = "") -> None:
+        self.choices[group] = (file, comment)
+
+    def mentions(self, key: str) -> bool:
+        """Whether a knob or a choice has this key as its name or in its comment."""
+        comments = [comment for _, comment in (*self.knobs.values(), *self.choices.values())]
+        names = {path.rpartition(".")[2] for path in self.knobs}
+        words = re.findall(r"\w+", " ".join([*comments, *self.head]))
+        return key in names or key in words
 
     def set(self, path: str, value: Any, comment: str = "") -> None:
         name = path.rpartition(".")[2]
@@ -35,7 +46,10 @@ class Recipe:
         self.done.append((key, value, reason))
 
     def render(self) -> str:
-        defaults = [f"  - override /{group}: {name}" for group, name in self.choices.items()]
+        defaults = []
+        for group, (file, comment) in self.choices.items():
+            line = f"  - override /{group}: {file}"
+            defaults.append(f"{line}  # {comment}" if comment else line)
         lines = ["# @package _global_"]
         for sentence in self.head:
             lines += comment_lines(sentence)

@@ -19,11 +19,13 @@ class PreferenceSource:
     key: str  # the key that names it
     is_local: bool
     split: str = "train"
+    split_key: str = ""  # the key that names the split
     subset: str | None = None
     revision: str | None = None
     shape: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     test_split: str | None = None  # of the same data set, where the file names one
+    test_key: str = ""
     unread: str | None = None  # why Strop cannot read rows of this shape
 
 
@@ -37,7 +39,8 @@ def convert_rows(source: Source, recipe: Recipe, found: list[PreferenceSource]) 
     """Strop reads one source of preferences: the first; the others are named."""
     first, *others = found
     kind = "file" if first.is_local else "hub"
-    recipe.choices = {"prompts": kind, "offline": kind, **recipe.choices}
+    recipe.choose("prompts", kind)
+    recipe.choose("offline", kind)
     _set_offline(recipe, first)
     _set_prompts(recipe, first)
     recipe.set("pair.mix.on_policy", 0.0, "train on the file's preferences alone, as it did")
@@ -61,7 +64,7 @@ def _set_offline(recipe: Recipe, rows: PreferenceSource) -> None:
         recipe.set("offline.source.path", rows.place, rows.key)
     else:
         recipe.set("offline.source.dataset", rows.place, rows.key)
-        recipe.set("offline.source.split", rows.split)
+        recipe.set("offline.source.split", rows.split, rows.split_key)
         if rows.subset:
             recipe.set("offline.source.subset", rows.subset)
         if rows.revision:
@@ -90,7 +93,7 @@ def _set_prompts(recipe: Recipe, rows: PreferenceSource) -> None:
 
 def _describe_split(rows: PreferenceSource) -> str:
     if rows.test_split:
-        return "its evaluation rows; dev and test prompts are drawn from them, more than 800"
+        return f"{rows.test_key}: dev and test prompts are drawn from it; it needs more than 800"
     return "800 of its prompts are held out as dev and test; their pairs are not trained on"
 
 

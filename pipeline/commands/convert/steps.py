@@ -68,7 +68,7 @@ def _convert_rate(source: Source, recipe: Recipe, adapter: str) -> None:
     if rate is None:
         return
     recipe.set("train.learning_rate", rate, _describe(source, "rate", "train.learning_rate"))
-    usual = read_usual_rate(recipe.choices["train"], adapter)
+    usual = read_usual_rate(recipe.choices["train"][0], adapter)
     factor, in_words = MAX_RATE_FACTOR[adapter]
     if rate > usual * factor:
         recipe.set(
@@ -121,6 +121,9 @@ def _convert_schedule(source: Source, recipe: Recipe) -> None:
         detail = f" with {_flatten(kwargs)}" if kwargs else ""
         effect = f"Would have changed the learning rate by {name}{detail}; here by cosine."
         recipe.lose(source.key("scheduler"), name, effect)
+        if kwargs:
+            reason = f"Belongs to {source.key('scheduler')}: see there."
+            recipe.lose(source.key("scheduler_kwargs"), show(kwargs), reason)
 
 
 def _flatten(kwargs: Any) -> str:
@@ -240,7 +243,7 @@ def convert_tracker(source: Source, recipe: Recipe, trackers: list[str]) -> None
     if len(known) > 1:
         recipe.lose("report_to", "tensorboard", "A run has one tracker here: tracker=tensorboard.")
     if chosen:
-        recipe.choices["tracker"] = chosen
+        recipe.choose("tracker", chosen, source.key("trackers"))
     for name in ("project", "entity", "name", "mode"):
         value = source.text(f"tracker_{name}")
         if value and chosen == "wandb" and (name != "mode" or value in ("online", "offline")):

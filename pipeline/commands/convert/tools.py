@@ -83,7 +83,7 @@ TRANSFORMERS_LOST = {
     "neat_packing": "Would have put several rows into one sequence.",
     "packing": "Would have put several rows into one sequence.",
     "resume_from_checkpoint": "Would have continued from this checkpoint. Here the same command"
-    " resumes by itself; another tool's checkpoint is no start for it.",
+    " resumes by itself; it cannot start from another tool's checkpoint.",
 }
 # Keys of transformers that need no counterpart, with what Strop does.
 TRANSFORMERS_DONE = {
@@ -126,6 +126,7 @@ class Training:
 
     objective: Objective
     is_lora: bool
+    adapter_key: str  # the key that says so
     bits: int | None  # of the base under an adapter
     rows: list[PreferenceSource]
     trackers: list[str]

@@ -49,11 +49,13 @@ def read_training(source: Source, recipe: Recipe) -> Training:
     if bits and not is_lora:
         effect = "Would have loaded the model in fewer bits. It needs use_peft: true here."
         recipe.lose(f"load_in_{bits}bit", "true", effect)
-    objective = name_objective(source, trainer, losses)
+    origin = f"method={source.method}" if source.method else source.key("loss")
+    objective = name_objective(source, trainer, losses, origin)
     _note_method(source, recipe, objective)
     return Training(
         objective,
         is_lora,
+        "use_peft",
         bits if is_lora else None,
         _read_rows(source, recipe),
         source.texts("trackers"),
@@ -128,8 +130,10 @@ def _read_rows(source: Source, recipe: Recipe) -> list[PreferenceSource]:
             "dataset_name",
             is_local(name),
             split=source.text("dataset_train_split") or "train",
+            split_key="dataset_train_split",
             subset=source.text("dataset_config"),
             test_split=source.text("dataset_test_split"),
+            test_key="dataset_test_split",
         )
     ]
 
@@ -151,7 +155,14 @@ def _read_mixer(source: Source, recipe: Recipe) -> list[PreferenceSource]:
         subset = configs[number] if number < len(configs) else None
         rows += [
             PreferenceSource(
-                str(name), "dataset_mixer", is_local(str(name)), split, subset, test_split=test
+                str(name),
+                "dataset_mixer",
+                is_local(str(name)),
+                split,
+                "dataset_splits",
+                subset,
+                test_split=test,
+                test_key="dataset_splits",
             )
             for split in train
         ]
@@ -185,7 +196,7 @@ def _read_blocks(source: Source, recipe: Recipe, blocks: object) -> list[Prefere
             effect = "Would have read these files of it alone; here all of its split."
             recipe.lose(f"{key}.data_files", show(files), effect)
         split, subset = block.get("split") or "train", block.get("config") or block.get("name")
-        rows.append(PreferenceSource(name, key, is_local(name), str(split), _to_text(subset)))
+        rows.append(PreferenceSource(name, key, is_local(name), str(split), key, _to_text(subset)))
     return rows
 
 
