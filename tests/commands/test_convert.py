@@ -4,6 +4,9 @@ The inputs in `tests/golden/convert/` hold the keys of the projects' published f
 `python -m tests.golden` writes their recipes anew.
 """
 
+import contextlib
+import datetime
+import itertools
 import json
 import re
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 import yaml
 
 from pipeline.__main__ import run_command
-from pipeline.commands.convert.__main__ import convert_file
+from pipeline.commands.convert.__main__ import convert_file, convert_keys
 from pipeline.commands.convert.recipe import format_value
 from pipeline.config import Config
 from pipeline.config.trl_args import LOSSES
@@ -258,6 +261,20 @@ def test_a_written_value_is_read_again_as_it_was(value):
     from omegaconf import OmegaConf
 
     assert OmegaConf.create(f"knob: {format_value(value)}").knob == value
+
+
+ODD = [-1, 0, 0.5, 10**400, "", "x: [", "a\nb", True, [], [1], [[["x"]]], {"a": {"b": [1]}}, [{}],
+       ["a", "b"], datetime.date(2026, 1, 1), float("nan"), "${x}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", INPUTS, ids=lambda file: file.stem)
+def test_no_value_of_a_key_ends_in_a_traceback_or_in_a_file_that_is_not_yaml(file):
+    keys = yaml.safe_load(file.read_text())
+    for key, value in itertools.product(keys, ODD):
+        with contextlib.suppress(UserError):
+            text = convert_keys(file, {**keys, key: value}, 1, "dpo").render()
+            made = yaml.load(text, yaml.CSafeLoader)
+            assert set(made) <= {"defaults", *Config.model_fields}, (key, value)
 
 
 # ── refused ──────────────────────────────────────────────────────────────────────────────────────

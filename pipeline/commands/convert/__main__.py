@@ -80,7 +80,10 @@ def write_recipe(file: Path, text: str) -> None:
 
 
 def convert_file(file: Path, gpus: int = 1, method: str | None = None) -> Recipe:
-    keys = read_file(file)
+    return convert_keys(file, read_file(file), gpus, method)
+
+
+def convert_keys(file: Path, keys: dict[str, Any], gpus: int, method: str | None) -> Recipe:
     tool = detect_tool(file, keys)
     source = Source(file, keys, tool.names, tool.defaults, gpus, method)
     recipe = Recipe()

@@ -70,7 +70,7 @@ def name_objective(source: Source, trainer: str, losses: list[str], origin: str)
 
 def convert_objective(source: Source, recipe: Recipe, objective: Objective) -> None:
     trainer, losses = objective.trainer, [*objective.losses]
-    weights = _read_weights(source)
+    weights = source.numbers("loss_weights")
     args = _convert_smoothing(source, recipe, trainer, losses)
     if imitation := source.number("imitation") or 0.0:
         losses, weights = [*losses, "sft"], [*(weights or [1.0] * len(losses)), imitation]
@@ -102,14 +102,6 @@ def describe_origin(source: Source, name: str) -> str:
 def _describe_arg(source: Source, name: str) -> str:
     key = source.key("smoothing") if name == "label_smoothing" else source.key(name)
     return key if source.keys.get(key) is not None else "its default there"
-
-
-def _read_weights(source: Source) -> list[float]:
-    value = source.value("loss_weights")
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(item, int | float) for item in values):
-        raise source.refuse("loss_weights", "a list of numbers")
-    return [float(item) for item in values]
 
 
 def _describe_weights(source: Source) -> str:

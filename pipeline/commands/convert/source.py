@@ -76,6 +76,17 @@ def _cut(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
+def parse_number(value: object) -> float | None:
+    """A finite number, or None. YAML reads 5e-7, without a point, as a text."""
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def is_plain(value: object) -> bool:
     """Whether a value is a scalar, or a list or a dict of scalars."""
     items = value.values() if isinstance(value, dict) else value
@@ -117,17 +128,21 @@ class Source:
         return self.keys[self.key(name)] if self.has(name) else self.defaults.get(name)
 
     def number(self, name: str) -> float | None:
-        """A finite number. YAML reads 5e-7, without a point, as a text."""
         value = self.value(name)
         if value is None:
             return None
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number):
+        if (number := parse_number(value)) is None:
             raise self.refuse(name, "a number")
         return number
+
+    def numbers(self, name: str) -> list[float]:
+        """A list of numbers; one number is a list too."""
+        value = self.value(name)
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        numbers = [number for item in items if (number := parse_number(item)) is not None]
+        if len(numbers) != len(items):
+            raise self.refuse(name, "a list of numbers")
+        return numbers
 
     def count(self, name: str) -> int | None:
         number = self.number(name)
