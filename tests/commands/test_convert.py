@@ -215,6 +215,12 @@ def test_a_type_of_axolotl_is_a_shape(kind, shape, columns, tmp_path):
     assert cfg.offline.source.path == cfg.prompts.path == "rows.jsonl"
 
 
+def test_a_prompt_inside_the_answers_is_read_there(tmp_path):
+    chats = [{"path": "owner/chats", "type": "llama3.argilla_chat"}]
+    cfg = compose_keys(tmp_path, {**AXOLOTL, "datasets": chats})
+    assert (cfg.prompts.shape, cfg.prompts.columns) == ("columns", {"messages": "chosen"})
+
+
 def test_dataset_info_names_the_rows_of_llama_factory(tmp_path):
     (tmp_path / "data").mkdir()
     entry = {"mine": {"file_name": "p.json", "ranking": True, "columns": {"prompt": "q"}}}

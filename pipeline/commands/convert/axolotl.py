@@ -132,6 +132,7 @@ def _read_block(recipe: Recipe, block: dict[str, Any], is_unpaired: bool) -> Pre
         revision=_to_text(block.get("revision")),
         shape=shape,
         columns=columns,
+        has_prompt=not str(block.get("type")).endswith(".argilla_chat"),
         unread=unread,
     )
 

@@ -8,6 +8,7 @@ from pipeline.commands.convert.recipe import Recipe
 from pipeline.commands.convert.source import Source
 
 ENDINGS = {".json", ".jsonl", ".parquet", ".csv"}
+NO_PROMPT = "rows without a column prompt: add shape: columns, columns: {messages: chosen}"
 REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "oci://", "http://", "https://")
 
 
@@ -26,6 +27,7 @@ class PreferenceSource:
     columns: Mapping[str, str] = field(default_factory=dict)
     test_split: str | None = None  # of the same data set, where the file names one
     test_key: str = ""
+    has_prompt: bool = True  # False: the prompt is inside chosen and rejected alone
     unread: str | None = None  # why Strop cannot read rows of this shape
 
 
@@ -80,7 +82,8 @@ def _set_prompts(recipe: Recipe, rows: PreferenceSource) -> None:
     if rows.is_local:
         recipe.set("prompts.path", rows.place, "its dev and test prompts are not trained on")
     else:
-        recipe.set("prompts.dataset", rows.place)
+        comment = NO_PROMPT if rows.shape == "auto" else ""
+        recipe.set("prompts.dataset", rows.place, comment)
         recipe.set("prompts.hub_split", rows.test_split or rows.split, _describe_split(rows))
         if rows.subset:
             recipe.set("prompts.subset", rows.subset)
@@ -89,6 +92,9 @@ def _set_prompts(recipe: Recipe, rows: PreferenceSource) -> None:
     if rows.shape == "columns" and "prompt" in rows.columns:
         recipe.set("prompts.shape", "columns")
         recipe.set("prompts.columns", {"prompt": rows.columns["prompt"]})
+    if not rows.has_prompt:
+        recipe.set("prompts.shape", "columns")
+        recipe.set("prompts.columns", {"messages": "chosen"}, "the turns before the answer")
 
 
 def _describe_split(rows: PreferenceSource) -> str:
