@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.artifacts import write_text
 from pipeline.commands.convert import axolotl, llama_factory, trl
 from pipeline.commands.convert.adapter import convert_adapter
-from pipeline.commands.convert.objective import convert_objective
+from pipeline.commands.convert.objective import LOSS_ARGS, convert_objective
 from pipeline.commands.convert.recipe import Recipe
 from pipeline.commands.convert.rows import convert_held_out, convert_rows
 from pipeline.commands.convert.source import Source, is_off, read_file, show
@@ -106,7 +106,7 @@ def convert_keys(file: Path, keys: dict[str, Any], gpus: int, method: str | None
 
 
 def detect_tool(file: Path, keys: dict[str, Any]) -> Tool:
-    """The tool that most of the file's keys belong to alone."""
+    """The tool whose keys the file has."""
     found = {name: [key for key in tool.marks if key in keys] for name, tool in TOOLS.items()}
     if found["handbook"] or found["llama_factory"]:
         found["trl"] = []  # their files have TRL's keys too
@@ -122,7 +122,7 @@ def detect_tool(file: Path, keys: dict[str, Any]) -> Tool:
     known = "\n".join(f"  {tool.name}: {', '.join(tool.marks)}" for tool in TOOLS.values())
     raise UserError(
         f"{file}: this is not a training file of a tool that strop convert knows. It has none of"
-        f" the keys\n{known}"
+        f" the keys\n{known}\n  Give a file of one of these tools."
     )
 
 
@@ -161,7 +161,7 @@ def _account_for_key(tool: Tool, recipe: Recipe, key: str, value: str, named: se
         recipe.lose(key, value, tool.lost[key])
     elif key in tool.done:
         recipe.note(key, value, tool.done[key])
-    elif key in named:
+    elif key in named or any(key in names for names in LOSS_ARGS.values()):
         recipe.lose(key, value, "Nothing: the objective or the adapter of this file ignores it.")
     elif key in set_by_stage:
         recipe.note(key, value, f"{set_by_stage[key].capitalize()}.")

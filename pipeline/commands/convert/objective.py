@@ -42,7 +42,8 @@ LOSS_ARGS = {
     "kto": ("desirable_weight", "undesirable_weight"),
     "orpo": (),
 }  # fmt: skip
-SIMPO_ARGS = ("simpo_gamma", "alpha")
+READ_WITH_SYNC = ("ref_model_mixup_alpha", "ref_model_sync_steps")
+READ_BY_LOSS = {"simpo_gamma": "simpo", "alpha": "simpo", "discopop_tau": "discopop"}
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,13 @@ def name_objective(source: Source, trainer: str, losses: list[str], origin: str)
 
 def convert_objective(source: Source, recipe: Recipe, objective: Objective) -> None:
     trainer, losses = objective.trainer, [*objective.losses]
-    weights = source.numbers("loss_weights")
-    args = _convert_smoothing(source, recipe, trainer, losses)
-    if imitation := source.number("imitation") or 0.0:
-        losses, weights = [*losses, "sft"], [*(weights or [1.0] * len(losses)), imitation]
-    args |= _read_loss_args(source, trainer, losses)
+    args: dict[str, object] = {}
     if trainer == "dpo" and source.flag("reference_free"):
-        trainer, args = "cpo", {**args, "cpo_alpha": 0.0}
-        recipe.note("reference_free", "true", "train=cpo is DPO without a reference.")
-    file = _choose_file(trainer, losses)
-    file = _choose_variant(file, args)
+        trainer, args = _leave_reference(source, recipe, losses)
+    args |= _convert_smoothing(source, recipe, trainer, losses)
+    weights = _convert_imitation(source, recipe, trainer, losses)
+    args = {**_read_loss_args(source, trainer, losses), **args}
+    file = _choose_variant(_choose_file(trainer, losses), args)
     recipe.choose("train", file, objective.origin)
     if file in ("dpo", "cpo") and losses != ["sigmoid"]:
         recipe.set("train.loss", losses, source.key("loss"))
@@ -90,6 +88,37 @@ def convert_objective(source: Source, recipe: Recipe, objective: Objective) -> N
     for name, value in args.items():
         recipe.set(f"train.args.{name}", value, _describe_arg(source, name))
     _convert_group(source, recipe, trainer, losses, args)
+
+
+def _leave_reference(
+    source: Source, recipe: Recipe, losses: list[str]
+) -> tuple[str, dict[str, object]]:
+    """DPO without a reference is CPO without its likelihood, for the losses that CPO has."""
+    key = source.key("reference_free")
+    if len(losses) == 1 and losses[0] in LOSSES["cpo"]:
+        recipe.note(key, "true", "train=cpo with cpo_alpha: 0 is DPO without a reference.")
+        return "cpo", {"cpo_alpha": 0.0}
+    effect = f"Would have left out the reference. {', '.join(losses)} needs one here."
+    recipe.lose(key, "true", effect)
+    return "dpo", {}
+
+
+def _convert_imitation(
+    source: Source, recipe: Recipe, trainer: str, losses: list[str]
+) -> list[float]:
+    """The weights of the losses. The likelihood of chosen answers is one more loss, added here."""
+    weights, imitation = source.numbers("loss_weights"), source.number("imitation")
+    if not imitation:
+        return weights
+    if trainer == "dpo":
+        weights = [*(weights or [1.0] * len(losses)), imitation]
+        losses.append("sft")
+        return weights
+    effect = "Would have added the likelihood of chosen answers with this weight."
+    if trainer == "cpo":
+        effect += f" To have it: train.args.cpo_alpha={show(imitation)} train.loss_group=8"
+    recipe.lose(source.key("imitation"), show(imitation), effect)
+    return weights
 
 
 def describe_origin(source: Source, name: str) -> str:
@@ -113,8 +142,8 @@ def _convert_smoothing(
 ) -> dict[str, object]:
     """Label smoothing. With `sigmoid` it is the loss cdpo, by which `losses` is replaced here."""
     smoothing = source.number("smoothing")
-    if not smoothing:
-        return {}
+    if not smoothing:  # in TRL robust with 0 is sigmoid, and here its file has 0.1
+        return {"label_smoothing": 0.0} if losses == ["robust"] else {}
     if trainer == "dpo" and "sigmoid" in losses:
         losses[losses.index("sigmoid")] = "cdpo"
     if set(losses) & set(SMOOTHED_LOSSES.get(trainer, ())):
@@ -126,10 +155,18 @@ def _convert_smoothing(
 
 def _read_loss_args(source: Source, trainer: str, losses: list[str]) -> dict[str, object]:
     """The arguments of the losses. False and null switch one off."""
-    names = [name for name in LOSS_ARGS[trainer] if name not in SIMPO_ARGS or "simpo" in losses]
+    names = [name for name in LOSS_ARGS[trainer] if _is_read(source, name, losses)]
     values = {name: source.value(name) for name in names}  # 0 is a value, False switches one off
     given = [name for name, value in values.items() if value is not None and value is not False]
     return {name: _read_arg(source, name) for name in given}
+
+
+def _is_read(source: Source, name: str, losses: list[str]) -> bool:
+    if name in READ_WITH_SYNC:
+        return source.flag("sync_ref_model")
+    if name == "f_alpha_divergence_coef":
+        return source.text("f_divergence_type") == "alpha_divergence"
+    return name not in READ_BY_LOSS or READ_BY_LOSS[name] in losses
 
 
 def _read_arg(source: Source, name: str) -> object:

@@ -230,6 +230,7 @@ DEFAULTS = {
     "rate": 1e-6,
     "simpo_gamma": 0.5,
     "cpo_alpha": 1.0,
+    "ref_model_sync_steps": 512,
     "length": 1024,
     "rank": 16,
     "adapter_alpha": 32,
