@@ -109,6 +109,14 @@ COMMANDS = {
         knobs={"scorer": None, "out": "calibration.json"},
         takes_overrides=True,
     ),
+    "convert": Command(
+        "Write a training file of axolotl, alignment-handbook, LLaMA-Factory or TRL as a recipe.",
+        "FILE [gpus=1] [method=dpo|kto|orpo|cpo] [out=RECIPE.yaml]",
+        "strop convert dpo.yaml gpus=8 out=my/recipes/dpo.yaml",
+        "pipeline.commands.convert.__main__",
+        places=(1, 1),
+        knobs={"gpus": "1", "method": None, "out": None},
+    ),
     "edit": Command(
         "Write a round's pairs to pairs.jsonl, to correct and give back as pair.edits.ROUND=FILE.",
         "[RUN] [ROUND]",
