@@ -198,7 +198,7 @@ def test_configs_have_no_defaults():
 
 # ── every file of conf/ and recipes/ composes, validates and plans ────────────────────────────────
 
-GIVEN = ["prompts.path=prompts.jsonl", "sft.model=./model"]
+GIVEN = ["prompts.path=prompts.jsonl", "sft.model=./model", "score=rules"]
 REWARDED = ["scorer@score.scorers.rules=reward_model"]
 RIVAL = [
     "+baseline@evaluate.baselines.rival=served",
@@ -222,24 +222,29 @@ ONLY = [
     "offline.source.path=recipes/smoke.yaml",
 ]
 SCORER, JUDGES = "score.scorers.rules", ("rubric", "constitution", "pairwise")
+ELSE = ["+scorer@evaluate.score.scorers.length=length", "evaluate.scorer=length"]
 # What a file of a group needs beside it to make sense.
 BESIDE = {
     "conf/prompts/playground.yaml": [GIVEN[1]],
-    "conf/prompts/hub.yaml": [GIVEN[1], "prompts.dataset=owner/name"],
-    "conf/sft/train.yaml": [GIVEN[0], "base=tiny"],
+    "conf/prompts/hub.yaml": [*GIVEN[1:], "prompts.dataset=owner/name"],
+    "conf/sft/train.yaml": [GIVEN[0], "score=rules", "base=tiny"],
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
     "conf/backend/endpoint.yaml": [
         *GIVEN,
         "sample.backend={model: m, runtime: {base_url: 'http://localhost:8000/v1'}}",
     ],
-    "conf/demonstrations/playground.yaml": [GIVEN[0], "base=tiny", "sft=train"],
+    "conf/demonstrations/playground.yaml": [GIVEN[0], "score=rules", "base=tiny", "sft=train"],
     "conf/demonstrations/jsonl.yaml": [
         GIVEN[0],
+        "score=rules",
         "base=tiny",
         "sft=train",
         "sft.data.path=rows.jsonl",
     ],
-    **{f"conf/scorer/{name}.yaml": [*GIVEN, f"{SCORER}.engine.model=judge"] for name in JUDGES},
+    **{
+        f"conf/scorer/{name}.yaml": [*GIVEN, *ELSE, f"{SCORER}.engine.model=judge"]
+        for name in JUDGES
+    },
     "conf/engine/endpoint.yaml": [
         *GIVEN,
         "scorer@score.scorers.rules=rubric",
@@ -247,11 +252,13 @@ BESIDE = {
     ],
     "conf/engine/anthropic.yaml": [
         *GIVEN,
+        *ELSE,
         "scorer@score.scorers.rules=pairwise",
         f"{SCORER}.engine.model=judge",
     ],
     "conf/engine/vllm.yaml": [
         *GIVEN,
+        *ELSE,
         "scorer@score.scorers.rules=pairwise",
         f"{SCORER}.engine.model=owner/judge",
     ],
@@ -264,6 +271,7 @@ BESIDE = {
         *GIVEN,
         "+scorer@score.scorers.short=length",
         "score.scorers.rules.weights={short: 1}",
+        "evaluate.scorer=short",
     ],
     "conf/offline/file.yaml": [*GIVEN, *HALF, "offline.source.path=pairs.jsonl"],
     "conf/offline/hub.yaml": [*GIVEN, *HALF, "offline.source.dataset=owner/name"],
@@ -283,19 +291,27 @@ BESIDE = {
         "reward.data.source.dataset=owner/name",
     ],
     "conf/best_of_n/default.yaml": [*GIVEN, "init=best_of_n"],
-    "conf/score/reward.yaml": [*GIVEN, "reward=train", "pair.scorer=reward"],
+    "conf/score/code.yaml": [*GIVEN, "score.scorers.code.allow_code_execution=true"],
+    "conf/score/function.yaml": [*GIVEN, "score.scorers.function.function=./my_scorer.py:score"],
+    "conf/score/labels.yaml": [*GIVEN, "score.scorers.labels.path=labels.jsonl"],
+    "conf/score/regex.yaml": [*GIVEN, "score.scorers.regex.pattern=done"],
+    **{
+        f"conf/score/{name}.yaml": [*GIVEN, f"score.scorers.{name}.engine.model=judge"]
+        for name in ("rubric", "pairwise")
+    },
+    "conf/score/reward.yaml": [*GIVEN, "reward=train"],
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
     "conf/baseline/checkpoint.yaml": [*GIVEN, "evaluate.baselines.rival.model=owner/name"],
     "conf/baseline/served.yaml": [*GIVEN, *RIVAL[1:]],
     **{f"conf/chat/{name}.yaml": [*GIVEN, ASKED] for name in ("single", "two_turns")},
     "conf/score/own.yaml": [
         *GIVEN,
-        *(f"+scorer@{place}.scorers.rules=length" for place in ("score", "evaluate.score")),
+        "+scorer@score.scorers.rules=length",
     ],
 }
 MOUNTED = {
     "backend": ["backend@sample.backend", "backend@evaluate.sample.backend"],
-    "adapter": ["adapter@train.adapter"],
+    "adapter": ["adapter"],
     "setting": ["setting@sample.settings.draw"],
     "scorer": ["scorer@score.scorers.rules"],
     "engine": ["engine@score.scorers.rules.engine"],
@@ -333,7 +349,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (106, 4)
+    assert (len(CONF), len(RECIPES)) == (117, 4)
 
 
 def test_every_knob_has_a_word_on_it():

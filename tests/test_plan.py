@@ -60,7 +60,7 @@ def test_spelling_of_a_number_is_outside_identity():
 def test_a_prompt_file_enters_by_content_not_by_place(tmp_path):
     def of(name: str, text: str) -> dict[str, str]:
         (tmp_path / name).write_text(text)
-        return fingerprints(*SMALL[1:], f"prompts.path={tmp_path / name}")
+        return fingerprints(*SMALL[1:], "score=rules", f"prompts.path={tmp_path / name}")
 
     assert of("a.jsonl", '{"prompt": "one"}') == of("b=c.jsonl", '{"prompt": "one"}')
     assert "prompts@0" in changed(

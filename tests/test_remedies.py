@@ -44,7 +44,7 @@ KEY = re.compile(
     r"(?<![\w.\-&?\"{])(?!(?<=\()\w+=)([+~]?(?:[a-z_]\w*|<[^<>]*>)(?:[.@](?:\w+|<[^<>]*>))*)=(\[[^\]\s]*\]|[^\s,;:)`'}]*)"
 )
 JUDGE = ["+scorer@score.scorers.NAME=rubric", "score.scorers.NAME.engine.model=m"]
-GIVEN = ["prompts.path=p.jsonl", "sft.model=./m"]
+GIVEN = ["prompts.path=p.jsonl", "sft.model=./m", "score=rules"]
 MORE = [
     "evaluate.best_of=4",
     "evaluate.prompted={system: Be brief., few_shot: []}",
@@ -81,7 +81,7 @@ BASES = [
     [*GIVEN, "pair=demonstration"],
     [
         *GIVEN,
-        "adapter@train.adapter=qlora",
+        "adapter=qlora",
         "+rehearsal@train.rehearsal=default",
         "init=best_of_n",
         "best_of_n=default",
@@ -107,7 +107,7 @@ BASES = [
         "+scorer@score.scorers.NAME=reward_model",
         "backend@sample.backend=transformers",
     ],
-    [GIVEN[1], *REGEX, "prompts=hub", "prompts.dataset=o/n"],
+    [*GIVEN[1:], *REGEX, "prompts=hub", "prompts.dataset=o/n"],
     [
         *GIVEN,
         *JUDGE[:1],
@@ -419,7 +419,7 @@ RELATIVE = [
     (["train.learning_rate=9e-3"], "train.runtime.typical_learning_rate=0.009"),
     (["train.batch=10", "train.runtime.micro_batch=4"], "train.runtime.micro_batch=2"),
     (["train.runtime.machines=2"], "train.runtime.address=HOST"),
-    (["adapter@train.adapter=qlora", "train.runtime.launch=zero3"], "adapter@train.adapter=lora"),
+    (["adapter=qlora", "train.runtime.launch=zero3"], "adapter=lora"),
     (["train.args.simpo_gamma=1"], "train.loss=[simpo]"),
     (
         ["train.guards.stop_on=score", "train.guards.prompts=0", *REGEX],

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import Config, renamed
-from pipeline.config.validation import BlockT, Composition, iter_leaves, validate
+from pipeline.config.inherit import inherit_blocks
+from pipeline.config.validation import BlockT, Composition, iter_leaves, split_mount, validate
 from pipeline.errors import UserError, suggest
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -32,6 +33,16 @@ GRAMMAR_HINT = """\
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
 # Paths relative to conf/, wherever the command is typed.
 OmegaConf.register_new_resolver("conf", lambda file: str(CONF / file), replace=True)
+
+
+def find_first_scorer(scorers: DictConfig) -> str | None:
+    """The first that may make pairs, or the first of all, which is refused by name."""
+    names = [str(name) for name in scorers]
+    may_pair = [name for name in names if not OmegaConf.select(scorers, f"{name}.gold")]
+    return next(iter([*may_pair, *names]), None)
+
+
+OmegaConf.register_new_resolver("first_scorer", find_first_scorer, replace=True)
 
 
 @dataclass(frozen=True)
@@ -228,8 +239,8 @@ def _refuse_files_as_values(words: list[str], choices: dict[str, Any]) -> None:
     for word in words:
         key, _, value = word.removeprefix("++").partition("=")
         for mounted in choices:
-            group, _, place = mounted.partition("@")
-            if place == key and (CONF / group / f"{value}.yaml").is_file():
+            group, place = split_mount(mounted)
+            if ".".join(place) == key != group and (CONF / group / f"{value}.yaml").is_file():
                 raise UserError(
                     f"{key}={value}: choose a file of conf/{group}/ by its mount."
                     f" Type {mounted}={value}"
@@ -238,7 +249,8 @@ def _refuse_files_as_values(words: list[str], choices: dict[str, Any]) -> None:
 
 def _record_composition(raw: dict[str, Any], hydra: Any) -> Composition:
     choices = {key: str(value) for key, value in hydra.runtime.choices.items() if value is not None}
-    return Composition(raw, choices, _parse_overrides(read_overrides(hydra)))
+    copies = inherit_blocks(raw, choices)
+    return Composition(raw, choices, _parse_overrides(read_overrides(hydra)), copies)
 
 
 # Knobs that do not change what is made.

@@ -18,6 +18,8 @@ BLOCKS = {
     "other": "baseline",
     "data": "train_on",
 }
+# A file's mount.
+MOUNTS = {"adapter@train.adapter": "adapter"}
 # A knob inside a block.
 KNOBS = {
     "refer": "reference",
@@ -79,6 +81,8 @@ def _write(value: object) -> object:
 def rename_words(text: str) -> str | None:
     """Which name quoted in one of Hydra's messages has changed: `refit` of 'override /refit'."""
     for word in re.findall(r"'([^']+)'", text):
+        if word in MOUNTS:
+            return f"{word} is {MOUNTS[word]} now"
         block = re.split(r"[@./]", word.lstrip("+~/"))[0]
         if block in BLOCKS:
             return f"{block} is {BLOCKS[block]} now"
@@ -95,6 +99,7 @@ def refuse_renamed_mount(key: str, value: str) -> None:
         block, *names = place.split(".", 2)
         new_place = [*rename((block, *names[:1])), *names[1:]]
         new_key = f"{prefix}{BLOCKS.get(group, group)}@{'.'.join(new_place)}"
+        new_key = MOUNTS.get(new_key.lstrip("+"), new_key)
     elif group == "reference" and value != "default":
         new_key = "reference.model"
     if new_key != key:

@@ -97,8 +97,7 @@ class LoraAdapter(Block):
     def _check_quantization(self) -> Self:
         if (self.kind == "qlora") != (self.quantization is not None):
             raise ValueError(
-                f"kind={self.kind} does not fit its quantization:"
-                " choose adapter@train.adapter=lora or qlora"
+                f"kind={self.kind} does not fit its quantization: choose adapter=lora or qlora"
             )
         return self
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -13,26 +13,46 @@ from pipeline.errors import UserError, suggest
 
 BlockT = TypeVar("BlockT", bound=BaseModel)
 KeyPath = tuple[str, ...]
+# What score= offers, the most frequent first; score=rules knows the playground alone.
+SCORES = "reward, rubric, pairwise, ifeval, math, code, function, labels, length, regex, json"
 KNOB = re.compile(r"(?<![\w.@+~=-])([a-z_]\w*)(?:\.\w+)*(?==)")  # as in `runtime.launch=ddp`
+
+
+# Files whose first line says where their block is.
+PACKAGES = {"adapter": "train.adapter"}
+
+
+def split_mount(mounted: str) -> tuple[str, KeyPath]:
+    """The group of a choice, and the place of its block."""
+    group, _, package = mounted.partition("@")
+    return group, tuple((package or PACKAGES.get(group, group)).split("."))
 
 
 @dataclass(frozen=True)
 class Composition:
     """A composed config, and what it was composed from.
 
-    `choices` are the files of conf/; `typed` are the overrides as Hydra's parser returns them.
+    `choices` are the files of conf/; `typed` are the overrides as Hydra's parser returns them;
+    `copies` are the values of `raw` that another block chose, each with its original.
     """
 
     raw: dict[str, Any]
     choices: dict[str, str]
     typed: list[Any]
+    copies: Mapping[KeyPath, KeyPath] = field(default_factory=dict)
+
+    def find_original(self, path: KeyPath) -> KeyPath:
+        """The key that the user chose this value by."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.copies:
+                return (*self.copies[path[:length]], *path[length:])
+        return path
 
     def find_file(self, path: KeyPath) -> str:
         """The file in conf/ that writes this key: the longest mounted group that contains it."""
         best, file = 0, "conf/config.yaml"
         for mounted, choice in self.choices.items():
-            group, _, package = mounted.partition("@")
-            mount = tuple((package or group).split("."))
+            group, mount = split_mount(mounted)
             if path[: len(mount)] == mount and len(mount) > best and group != "recipes":
                 best, file = len(mount), f"conf/{group}/{choice}.yaml"
         return file
@@ -55,8 +75,11 @@ def validate(
     """
     echoes = echoes or {}
     raw = composition.raw
-    if absent := [".".join(path) for path, value in iter_leaves(raw) if value == "???"]:
-        raise UserError("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in absent))
+    absent = [
+        path for path, value in iter_leaves(raw) if value == "???" and not _is_echo(path, echoes)
+    ]
+    if keys := dict.fromkeys(".".join(composition.find_original(path)) for path in absent):
+        raise UserError("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in keys))
     try:
         config = shape.model_validate(raw)
     except ValidationError as error:
@@ -176,6 +199,7 @@ def _describe_error(
     error: Any, composition: Composition, names: _KnobNames, echoes: Mapping[KeyPath, KeyPath]
 ) -> str:
     path, parent, value = locate_error(error["loc"], composition.raw)
+    copied, path = path, composition.find_original(path)
     key, file = ".".join(path), composition.find_file(path)
     source = composition.find_source(path)
     if original := echoes.get(path):
@@ -183,7 +207,7 @@ def _describe_error(
     match error["type"]:
         case "extra_forbidden":
             owner = f"stage '{path[0]}'" if len(path) > 1 else "the config"
-            known = names.list_known(parent, path[:-1])
+            known = names.list_known(parent, copied[:-1])
             fault = f"{key} is not a knob of {owner}. {suggest(path[-1], known)}"
             if renamed.rename(path)[-1] in known:
                 fault = renamed.describe_renamed(path, iter_leaves(parent[path[-1]], path))
@@ -195,7 +219,7 @@ def _describe_error(
         case "union_tag_not_found":
             fault = f"{key}.kind is missing."
         case "too_short" if path[-1] == "scorers":
-            fault = f"{key} is empty. Give +scorer@{key}.NAME=FILE, with a file of conf/scorer/."
+            fault = f"{key} is empty. {_suggest_scorers(key)}"
         case "not_a_list":
             fault = f"{key}={value}: expected a list: write {key}=[{value}]."
         case "secret":
@@ -214,16 +238,23 @@ def _describe_error(
 
 def _write_knobs_in_full(message: str, path: KeyPath, block: Any, composition: Composition) -> str:
     """Write a block's knobs as the user types them; the block does not know where it is mounted."""
-    mounts = {mount.partition("@")[2] or mount: mount for mount in composition.choices}
+    mounts = {".".join(split_mount(mounted)[1]): mounted for mounted in composition.choices}
 
     def full(word: re.Match[str]) -> str:
         if word[1] not in block:
             return word[0]
         key = ".".join((*path, word[0]))
-        # A block that a file fills is chosen by its mount: adapter@train.adapter=lora
+        # A block that a file fills is chosen by its mount: engine@score.scorers.judge.engine=vllm
         return mounts.get(key, key)
 
     return KNOB.sub(full, message) if path and isinstance(block, dict) else message
+
+
+def _suggest_scorers(key: str) -> str:
+    """What to type where nothing scores yet."""
+    if key == "score.scorers":
+        return f"Choose who scores: score={SCORES} or language (docs/scoring.md)."
+    return f"Give +scorer@{key}.NAME=FILE, with a file of conf/scorer/."
 
 
 class ErrorLocation(NamedTuple):

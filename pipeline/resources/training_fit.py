@@ -201,7 +201,7 @@ def memory_shortage(
         f"train needs {needed}.\n"
         f"  There are {format_bytes(available)} ({source}).\n"
         f"  Lower {fewer_rows}limits, or give train.gradient_checkpointing=true,"
-        " adapter@train.adapter=lora or qlora, or train.runtime.launch=fsdp2 on several GPUs;"
+        " adapter=lora or qlora, or train.runtime.launch=fsdp2 on several GPUs;"
         " a higher train.runtime.memory overrules the estimate."
     )
 
@@ -217,5 +217,5 @@ def disk_shortage(shape: Shape, cfg: TrainConfig, folder: Path) -> str | None:
         f" {format_bytes(needs.checkpoint)} and the one before it,"
         f" and {format_bytes(needs.models)} of models. {there} has {format_bytes(free)} free.\n"
         "  Free space (strop store --prune lists what no run needs), give another store=FOLDER,"
-        " or adapter@train.adapter=lora."
+        " or adapter=lora."
     )

@@ -112,7 +112,7 @@ def train_within_memory(
                 raise StageError(
                     f"train: the device's memory ran out with {pluralize(rows, 'row')} at once.\n"
                     f"  Give {smaller}train.gradient_checkpointing=true, lower limits, or "
-                    f"adapter@train.adapter=lora; the same command resumes from the newest "
+                    f"adapter=lora; the same command resumes from the newest "
                     f"checkpoint."
                 ) from error
         log_lines(f"memory ran out with {pluralize(rows, 'row')} at once: {fewer} from here on")

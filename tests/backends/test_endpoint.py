@@ -588,6 +588,7 @@ def test_the_key_is_in_no_file_and_on_no_screen(complete, policy, tmp_path):
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
     words = [
         *(
+            "score=rules",
             "prompts.path=p.jsonl",
             f"sft.model={policy.weights}",
             "dtype=float32",
@@ -645,6 +646,7 @@ def test_a_server_that_takes_the_call_and_says_nothing_is_not_waited_for_long(mo
 
 
 GIVEN = [
+    "score=rules",
     "prompts.path=p.jsonl",
     "sft.model=./m",
     "backend@sample.backend=endpoint",

@@ -12,7 +12,7 @@ from pipeline.config.compose import Arguments, compose
 from pipeline.errors import UserError
 from tests.support.house import HOUSE, SMALL, composed
 
-GIVEN = ["sft.model=./m", "prompts.path=p.jsonl"]
+GIVEN = ["sft.model=./m", "score=rules", "prompts.path=p.jsonl"]
 
 
 def said(*words: str) -> str:
@@ -54,7 +54,7 @@ def test_what_is_no_knob_is_not_told_to_be_known_beside_another():
 
 
 def test_a_typo_deep_in_a_mounted_group_names_the_group_s_file():
-    text = said("recipes=smoke", "adapter@train.adapter=lora", "train.adapter.rnk=3")
+    text = said("recipes=smoke", "adapter=lora", "train.adapter.rnk=3")
     assert (
         "train.adapter.rnk is not a knob" in text
         and "Did you mean rank?" in text
@@ -199,7 +199,8 @@ def test_a_scorer_that_makes_the_pairs_is_not_gold(maker):
         "score.scorers.both.weights={rules: 1, len: 1}",
     ]
     gold = "evaluate.score.scorers.rules.gold=true"
-    text = said("recipes=smoke", *words, f"pair.scorer={maker}", "evaluate.scorer=rules", gold)
+    alone = ["evaluate.score.scorers.both=null", "evaluate.scorer=rules"]
+    text = said("recipes=smoke", *words, f"pair.scorer={maker}", *alone, gold)
     assert f"{gold}: rules makes the pairs (pair.scorer={maker})" in text
 
 
@@ -287,7 +288,7 @@ def test_what_a_recipe_mounts_can_be_taken_out(tmp_path):
 
 
 def test_an_equals_sign_in_a_path_needs_no_quoting():
-    cfg = composed("sft.model=./m", "prompts.path=data/step=3,lr=1.jsonl")
+    cfg = composed("sft.model=./m", "score=rules", "prompts.path=data/step=3,lr=1.jsonl")
     assert cfg.prompts.path == "data/step=3,lr=1.jsonl"
 
 
@@ -295,7 +296,12 @@ def test_a_recipe_s_mistake_is_laid_at_the_recipe(tmp_path):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "mine.yaml").write_text("# @package _global_\ntrain: {betta: 3}\n")
     text = said(
-        "--config-dir", str(tmp_path), "recipes=mine", "sft.model=./m", "prompts.path=p.jsonl"
+        "--config-dir",
+        str(tmp_path),
+        "recipes=mine",
+        "sft.model=./m",
+        "score=rules",
+        "prompts.path=p.jsonl",
     )
     assert text.startswith("recipes/mine.yaml: train.betta is not a knob")
 
@@ -342,7 +348,10 @@ def test_an_unknown_flag_starts_nothing():
     "name", ["a b(1)=x.jsonl", "a[1].jsonl", "it's.jsonl", "a{b}.jsonl", "a#b.jsonl"]
 )
 def test_odd_characters_in_a_path_need_no_quoting(name):
-    assert composed("sft.model=./m", f"prompts.path=data/{name}").prompts.path == f"data/{name}"
+    assert (
+        composed("sft.model=./m", "score=rules", f"prompts.path=data/{name}").prompts.path
+        == f"data/{name}"
+    )
 
 
 def test_a_recipe_without_its_first_line_and_one_that_is_no_yaml(tmp_path):
@@ -369,7 +378,7 @@ def test_a_key_left_out_beside_a_typo_is_what_was_meant():
 
 
 def test_an_exam_without_scorers_says_how_one_is_mounted():
-    text = said(*GIVEN, "score=own", "+scorer@score.scorers.m=math", "pair.scorer=m")
+    text = said(*GIVEN, "score=math", "evaluate.score.scorers.math=null")
     assert "evaluate.score.scorers is empty. Give +scorer@evaluate.score.scorers.NAME=FILE" in text
 
 

@@ -115,7 +115,13 @@ def arguments(name: str, checkpoint: Path, folder: Path) -> list[str]:
         "".join(json.dumps({"prompt": each}) + "\n" for each in conversations(name, 16))
     )
     kwargs = json.dumps(FAMILIES[name].kwargs).replace('"', "")
-    return [f"prompts.path={file}", f"sft.model={checkpoint}", f"template.kwargs={kwargs}", *RUN]
+    return [
+        "score=rules",
+        f"prompts.path={file}",
+        f"sft.model={checkpoint}",
+        f"template.kwargs={kwargs}",
+        *RUN,
+    ]
 
 
 def run_here(last: Step, store: Path) -> dict[str, Path]:

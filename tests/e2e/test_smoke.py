@@ -296,7 +296,7 @@ def test_full_lora_and_qlora_each_raise_the_dev_score(tmp_path):
     shared += [f"{stage} dev sft" for stage in ("sample", "score", "reference")]
     for adapter, rate in rates.items():
         rated = [f"train.learning_rate={rate}", f"train.runtime.typical_learning_rate={rate}"]
-        words = [f"adapter@train.adapter={adapter}", *rated, "evaluate.split=dev", "rounds=1"]
+        words = [f"adapter={adapter}", *rated, "evaluate.split=dev", "rounds=1"]
         done = subprocess.run(
             command("recipes=smoke", *words),
             cwd=tmp_path,

@@ -30,7 +30,7 @@ from tests.support import evals
 from tests.support.house import HOUSE, composed, identity_of
 from tests.support.tiny import CHAT, tiny_model
 
-GIVEN = ["prompts.path=p.jsonl", "sft.model=hub/model"]
+GIVEN = ["score=rules", "prompts.path=p.jsonl", "sft.model=hub/model"]
 
 
 @pytest.fixture

@@ -52,7 +52,12 @@ ALPACA = [
         "generator": "davinci",
     }
 ]
-GIVEN = ["prompts.path=recipes/smoke.yaml", "sft.model=hub/model", f"sft.revision={'0' * 40}"]
+GIVEN = [
+    "score=rules",
+    "prompts.path=recipes/smoke.yaml",
+    "sft.model=hub/model",
+    f"sft.revision={'0' * 40}",
+]
 TWO = [
     "prompts.evaluation.mt=recipes/smoke.yaml",
     "+chat@evaluate.chats.mt=two_turns",

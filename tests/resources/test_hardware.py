@@ -24,7 +24,7 @@ EVERYWHERE = [
     "sft=train", "base=checkpoint", "base.model=hub/model",
     f"base.revision={'0' * 40}", "reward=train", "preferences@reward.data=playground",
     "init=best_of_n", "best_of_n=default",
-    "adapter@train.adapter=qlora", "score=reward", "pair.scorer=reward",
+    "adapter=qlora", "score=reward", "pair.scorer=reward",
 ]  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def test_what_other_processes_hold_of_a_gpu_is_not_there():
 
 
 def test_a_gpu_that_is_in_use_is_refused_at_the_door(card, tmp_path):
-    planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=qlora")
+    planned = planned_on(tmp_path, LLAMA_7B, "adapter=qlora")
     card(80, free=5)
     with pytest.raises(
         UserError,
@@ -108,7 +108,7 @@ TRANSFORMERS = [
 
 def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp_path):
     """A training of an adapter of four bits would find room."""
-    planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=qlora")
+    planned = planned_on(tmp_path, LLAMA_7B, "adapter=qlora")
     card(80, 12)
     with pytest.raises(UserError) as refusal:
         capacity.check_capacity(planned, planned.steps)

@@ -294,7 +294,7 @@ def test_too_little_memory_says_what_it_needs_what_there_is_and_what_to_lower(ca
     assert "There are 21.6 GiB (train.runtime.memory=0.9 of 24 GiB free on NVIDIA H100" in said
     assert (
         "Lower train.runtime.micro_batch, limits, or give" in said
-        and "adapter@train.adapter=lora or qlora" in said
+        and "adapter=lora or qlora" in said
     )
     overruled = settled(FULL, runtime={"memory": 9.0})
     assert training_fit.memory_shortage(shape(LLAMA_7B), overruled, 2, 2048, 1) is None
@@ -329,7 +329,7 @@ def planned_on(tmp_path, config: dict, *words: str):
 
 def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     card(80)
-    planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=lora", "cost.gpu_hour=2.5")
+    planned = planned_on(tmp_path, LLAMA_7B, "adapter=lora", "cost.gpu_hour=2.5")
     shown = list(
         capacity.describe_memory(
             planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
@@ -490,9 +490,7 @@ def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, 
     (tmp_path / "model").mkdir()
     write_json(tmp_path / "model" / "model.safetensors.index.json", {"weight_map": named})
     wrong, pattern, right = (
-        planned_on(
-            tmp_path, LLAMA_1B, "adapter@train.adapter=lora", f"train.adapter.targets={names}"
-        )
+        planned_on(tmp_path, LLAMA_1B, "adapter=lora", f"train.adapter.targets={names}")
         for names in ("[q_proj,q_prjo]", "q_proj", "[q_proj]")
     )
     expected = r"Expected names of linear layers.*\(q_proj\), or all-linear"

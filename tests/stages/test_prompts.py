@@ -36,7 +36,7 @@ def written(folder: Path, lines: list) -> Path:
 @cache
 def composed_with(*words: str):
     return composed(
-        "sft.model=./m", "prompts.path=x", "prompts.split={dev: 2, test: 3}", *words
+        "sft.model=./m", "score=rules", "prompts.path=x", "prompts.split={dev: 2, test: 3}", *words
     ).prompts
 
 
@@ -518,7 +518,7 @@ def test_what_is_wrong_with_several_files_is_said_at_once(tmp_path):
 
 def test_an_empty_test_set_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"prompts.split.test=0: Input should be greater than 0"):
-        composed("sft.model=./m", "prompts.path=p.jsonl", "prompts.split.test=0")
+        composed("sft.model=./m", "score=rules", "prompts.path=p.jsonl", "prompts.split.test=0")
     (tmp_path / "exam.jsonl").write_text("")
     with pytest.raises(UserError, match="exam.jsonl: holds no prompt"):
         made(
@@ -531,7 +531,12 @@ def test_an_empty_test_set_is_refused(tmp_path):
 def test_a_changed_evaluation_set_is_another_identity_and_a_hub_one_floats(tmp_path):
     def fingerprint(text: str) -> str:
         (tmp_path / "exam.jsonl").write_text(text)
-        given = ["sft.model=hub/model", f"sft.revision={'0' * 40}", "prompts.path=README.md"]
+        given = [
+            "sft.model=hub/model",
+            f"sft.revision={'0' * 40}",
+            "score=rules",
+            "prompts.path=README.md",
+        ]
         return identity_of(
             plan(composed(*given, f"prompts.evaluation={{exam: {tmp_path / 'exam.jsonl'}}}"))
         )
@@ -540,7 +545,7 @@ def test_a_changed_evaluation_set_is_another_identity_and_a_hub_one_floats(tmp_p
 
     hub = "{kind: hub, dataset: owner/name, revision: null, subset: null, split: test}"
     words = f"prompts.evaluation={{exam: {{source: {hub}, shape: auto, columns: {{}}}}}}"
-    cfg = composed("sft.model=./m", "prompts.path=p.jsonl", words)
+    cfg = composed("sft.model=./m", "score=rules", "prompts.path=p.jsonl", words)
     first = plan(cfg).ancestors()[0]
     assert first.stage == "prompts" and has_floating_revision(first)
     fixed = pin_revisions(cfg, lambda name, revision: {"datasets/owner/name": "a" * 40}[name])

@@ -422,7 +422,7 @@ def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_un
 
 
 def test_the_backends_of_rounds_and_exams_are_chosen_apart():
-    given = ["prompts.path=p.jsonl", "sft.model=./m"]
+    given = ["score=rules", "prompts.path=p.jsonl", "sft.model=./m"]
     cfg = composed(
         *given, "backend@sample.backend=scripted", "backend@evaluate.sample.backend=transformers"
     )
@@ -442,7 +442,9 @@ def test_a_round_draws_from_the_model_that_was_examined_before_it():
 
 
 def test_the_exam_draws_for_kl_from_the_policy_itself():
-    kl = composed("prompts.path=p.jsonl", "sft.model=./m").evaluate.sample.settings["kl"]
+    kl = composed("score=rules", "prompts.path=p.jsonl", "sft.model=./m").evaluate.sample.settings[
+        "kl"
+    ]
     assert (kl.n, kl.temperature, kl.top_p) == (1, 1.0, 1.0)
 
 

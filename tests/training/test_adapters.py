@@ -263,7 +263,7 @@ def write_logps_without_model(folder, pairs: Pairs):
     [
         (
             ["train.adapter=lora"],
-            r"train.adapter=lora: .* conf/adapter/ .* Type adapter@train.adapter=lora",
+            r"train.adapter=lora: .* conf/adapter/ .* Type adapter=lora",
         ),
         (
             ["train.adapter.kind=prefix_tuning"],
@@ -271,15 +271,15 @@ def write_logps_without_model(folder, pairs: Pairs):
         ),
         (["train.adapter.kind=prompt_tuning"], r"cannot be merged, vLLM does not sample from it"),
         (
-            ["adapter@train.adapter=lora", "train.adapter.quantization={bits: 4, double: true}"],
+            ["adapter=lora", "train.adapter.quantization={bits: 4, double: true}"],
             r"kind=lora does not",
         ),
         (
-            ["adapter@train.adapter=qlora", "train.adapter.quantization.bits=3"],
+            ["adapter=qlora", "train.adapter.quantization.bits=3"],
             r"quantization.bits=3",
         ),
         (
-            ["adapter@train.adapter=qlora", "reference.quantization=null"],
+            ["adapter=qlora", "reference.quantization=null"],
             r"reference.quantization: .* follows train.adapter",
         ),
     ],
@@ -290,12 +290,7 @@ def test_what_cannot_be_meant_is_refused(words, said):
 
 
 def test_the_reference_is_read_in_the_policy_s_own_form_and_the_exam_s_is_not():
-    steps = named(plan(composed(*SMALL, "adapter@train.adapter=qlora")))
+    steps = named(plan(composed(*SMALL, "adapter=qlora")))
     assert steps["reference@1"].config.quantization.bits == 4
     assert steps["reference@test round-1"].config.quantization is None
-    assert (
-        named(plan(composed(*SMALL, "adapter@train.adapter=lora")))[
-            "reference@1"
-        ].config.quantization
-        is None
-    )
+    assert named(plan(composed(*SMALL, "adapter=lora")))["reference@1"].config.quantization is None

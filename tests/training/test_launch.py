@@ -341,7 +341,7 @@ def test_a_rate_far_above_the_usual_one_is_refused_unless_it_is_named():
 def test_an_adapter_s_ordinary_rates_are_taken_and_the_remedy_for_others_works_when_typed(
     train, adapter
 ):
-    words = [*SMALL, f"train={train}", f"adapter@train.adapter={adapter}"]
+    words = [*SMALL, f"train={train}", f"adapter={adapter}"]
     for rate in (1e-4, 5e-4):
         assert composed(*words, f"train.learning_rate={rate}").train.learning_rate == rate
     with pytest.raises(

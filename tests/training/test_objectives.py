@@ -615,7 +615,7 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
         (["train=simpo", "train.loss=[sigmoid,simpo]"], r"cpo takes one loss, not 2"),
         (["train=rpo", "train.loss_weights=[1]"], r"loss_weights has 1 weight for 2 losses"),
         (
-            ["train=tr_dpo", "adapter@train.adapter=lora"],
+            ["train=tr_dpo", "adapter=lora"],
             r"sync_ref_model updates a separate reference",
         ),
         (["train.loss=[sigmoid,sft]"], r"loss_group: sigmoid, sft .*give .*loss_group=8"),

@@ -150,7 +150,7 @@ def test_repairing_a_store_leaves_alone_what_is_no_adapter_of_it(tmp_path, monke
 
 
 def test_asking_for_merged_weights_is_no_other_training():
-    lora = [*SMALL, "adapter@train.adapter=lora", "rounds=2"]
+    lora = [*SMALL, "adapter=lora", "rounds=2"]
     asked = fingerprints(*lora, "train.adapter.save_merged=true")
     assert asked == fingerprints(*lora)
     assert asked != fingerprints(*lora, "train.adapter.rank=8")
@@ -303,7 +303,7 @@ def test_what_the_user_named_as_base_stays(adapter, tmp_path):
 @pytest.mark.long
 def test_a_run_that_asks_for_merged_weights_later_merges_what_is_built(tmp_path):
     """Toys publish no adapter: the worker's refusal shows that it was asked to merge only."""
-    toys, lora = Toys(tmp_path), [*SMALL, "adapter@train.adapter=lora", "until=train@1"]
+    toys, lora = Toys(tmp_path), [*SMALL, "adapter=lora", "until=train@1"]
     asking = [*lora, "train.adapter.save_merged=true"]
     toys.run(*lora)
     before = toys.notes("start")
