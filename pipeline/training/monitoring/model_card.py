@@ -12,7 +12,16 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts import CARD_FILE, MANIFEST_FILE, STEP_FILE, Artifact, Model, write_text
+from pipeline.artifacts import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    STEP_FILE,
+    Artifact,
+    Model,
+    read_object,
+    write_text,
+)
 from pipeline.config import FullAdapter, TrainConfig
 from pipeline.training.monitoring import curves
 
@@ -85,6 +94,7 @@ def _format_front_matter(cfg: TrainConfig, step: dict[str, Any]) -> str:
     fields = {
         "library_name": "transformers" if isinstance(cfg.adapter, FullAdapter) else "peft",
         "pipeline_tag": "text-generation",
+        "license": _find_license(step),
         "base_model": models,
         "datasets": datasets,
         "tags": [
@@ -95,6 +105,16 @@ def _format_front_matter(cfg: TrainConfig, step: dict[str, Any]) -> str:
         ],
     }
     return yaml.safe_dump({name: value for name, value in fields.items() if value}, sort_keys=False)
+
+
+def _find_license(step: dict[str, Any]) -> str | None:
+    """The licence that a GGUF file names, if the model was made of one."""
+    for ancestor in step.get("ancestors", []):
+        file = Path(ancestor["path"], MODEL_FILE)
+        if ancestor["stage"] in ("base", "sft") and file.exists():
+            if license := read_object(file).get("gguf", {}).get("license"):
+                return str(license)
+    return None
 
 
 def _find_hub_names(step: dict[str, Any], key: str) -> Iterator[str]:
