@@ -36,6 +36,7 @@ METRIC_LABELS = {
     "eval_score": "score of generated answers",
 }
 
+ROOTS = "base", "sft"  # the stages that open a user's model
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -109,18 +110,16 @@ def _format_front_matter(cfg: TrainConfig, step: dict[str, Any]) -> str:
 
 def _find_license(step: dict[str, Any]) -> str | None:
     """The licence that a GGUF file names, if the model was made of one."""
-    for ancestor in step.get("ancestors", []):
-        file = Path(ancestor["path"], MODEL_FILE)
-        if ancestor["stage"] in ("base", "sft") and file.exists():
-            if license := read_object(file).get("gguf", {}).get("license"):
-                return str(license)
-    return None
+    folders = [Path(one["path"]) for one in step.get("ancestors", []) if one["stage"] in ROOTS]
+    records = [read_object(file) for folder in folders if (file := folder / MODEL_FILE).exists()]
+    licenses = [record["gguf"]["license"] for record in records if "gguf" in record]
+    return next(filter(None, licenses), None)
 
 
 def _find_hub_names(step: dict[str, Any], key: str) -> Iterator[str]:
     """The hub repositories of every dataset, or of the models before training."""
     for ancestor in step.get("ancestors", []):
-        if key == "dataset" or ancestor["stage"] in ("base", "sft"):
+        if key == "dataset" or ancestor["stage"] in ROOTS:
             manifest = Path(ancestor["path"], MANIFEST_FILE)
             yield from _find_values(json.loads(manifest.read_text())["config"], key)
 
