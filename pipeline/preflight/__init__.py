@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from pipeline.config import Checkpoint, RewardCheckpoint, SampleRequest
+from pipeline.config import Checkpoint, GgufCheckpoint, RewardCheckpoint, SampleRequest
 from pipeline.errors import run_all
 from pipeline.models.checkpoint import check_files
+from pipeline.models.gguf import check_source
 from pipeline.preflight.context_length import check_context
 from pipeline.preflight.environment import check_engine, check_keys, check_packages
 from pipeline.preflight.inputs import check_lengths, check_offline, check_prompts
@@ -40,6 +41,8 @@ def list_checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
 
 def list_checkpoint_checks(cfg: object) -> Iterator[Callable[[], object]]:
     """Checks of a local checkpoint's files."""
+    if isinstance(cfg, GgufCheckpoint):
+        yield partial(check_source, cfg)
     if isinstance(cfg, Checkpoint | RewardCheckpoint) and cfg.model.is_local and exists(cfg.model):
         yield partial(check_files, cfg)
 

