@@ -38,6 +38,7 @@ from pipeline.config.evaluate import (
     PROMPTED,
     ChatConfig,
     EvaluateConfig,
+    Expectation,
     GateConfig,
     PromptedBaseline,
     ReportConfig,
@@ -216,6 +217,7 @@ class Config(Block):
     gate: GateConfig | None
     benchmark: dict[Name, BenchmarkConfig]
     evaluate: EvaluateConfig
+    expect: dict[str, Expectation] | None
     tracker: TrackerConfig | None
     sweep: SweepConfig
     cost: CostConfig
