@@ -171,6 +171,7 @@ def test_stages_are_the_same_everywhere():
         "demonstrations",
         "preferences",
         "tracker",
+        "hardware",
         "rehearsal",
         "baseline",
         "chat",
@@ -349,7 +350,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (117, 4)
+    assert (len(CONF), len(RECIPES)) == (123, 20)
 
 
 def test_every_knob_has_a_word_on_it():
