@@ -13,6 +13,19 @@ from pathlib import Path
 
 from pipeline.errors import FAILED, USER_ERROR, StageError, UserError, suggest
 
+# What `strop --help` and the commands that take the config teach.
+MAIN_CHOICES = {
+    "sft.model=NAME": "your SFT model: a folder, or a name on the hub",
+    "prompts.path=FILE": "what it is asked; or prompts=hub, prompts=playground",
+    "score=NAME": "who scores: reward, rubric, pairwise, ifeval, math, code, function …",
+    "backend=NAME": "what samples: vllm, transformers",
+    "train=NAME": "the objective: dpo, simpo, ipo, kto, orpo … (docs/objectives.md)",
+    "adapter=NAME": "what is trained: full, lora, qlora",
+    "train.beta=0.1": "how closely the model stays to its reference",
+    "train.learning_rate=5e-6": "how far each step goes; it has a default for each adapter",
+    "rounds=2": "with sample.per_round=2000, the new prompts of each round",
+    "recipes=NAME": "a named experiment, which the choices above can change",
+}
 MANY = 1000
 Main = Callable[[list[str]], int]
 HELP = {"-h", "--help"}
@@ -38,8 +51,8 @@ COMMANDS = {
     "run": Command(
         "Go from an SFT checkpoint to a report. Steps that the store has are not repeated.",
         f"[--config-dir FOLDER] {CHOICES} [until=STAGE[@ROUND]]",
-        "strop run sft.model=./my-sft prompts.path=prompts.jsonl score=reward reward=checkpoint"
-        " reward.model=./my-reward pair.scorer=reward",
+        "strop run sft.model=./my-sft prompts.path=prompts.jsonl score=reward"
+        " reward.model=./my-reward",
         "pipeline.commands.run",
     ),
     "plan": Command(
@@ -212,10 +225,22 @@ def describe_commands() -> str:
             "",
             *lines,
             "",
+            describe_choices("strop run [key=value …]. The choices that matter:"),
+            "",
             "strop COMMAND --help shows its arguments and an example.",
         ]
     )
 
 
 def describe_command(name: str, command: Command) -> str:
-    return f"strop {name} {command.usage}\n\n  {command.summary}\n\n  {command.example}"
+    text = f"strop {name} {command.usage}\n\n  {command.summary}\n\n  {command.example}"
+    if CHOICES not in command.usage:
+        return text
+    return (
+        f"{text}\n\n{describe_choices('The choices that matter, of all in docs/configuration.md:')}"
+    )
+
+
+def describe_choices(title: str) -> str:
+    lines = [f"  {words:<26}{meaning}" for words, meaning in MAIN_CHOICES.items()]
+    return "\n".join([title, "", *lines])

@@ -68,8 +68,8 @@ def _check_scorers(cfg: "Config") -> Iterator[str]:
         if name in cfg.score.scorers:
             yield (
                 f"{knob}={name}: it scores the training samples, and not the evaluations."
-                f" Give +scorer@evaluate.score.scorers.{name}=FILE as well,"
-                f" or {knob}=ANOTHER. {known}"
+                f" Give {knob}=ANOTHER, and +scorer@evaluate.score.scorers.NAME=FILE where"
+                f" no other scores them. {known}"
             )
         else:
             yield f"{knob}={name}: there is no such scorer. {known}"
@@ -192,7 +192,7 @@ def _check_endpoints(cfg: "Config") -> Iterator[str]:
     """An endpoint serves one fixed model, which must not answer under another model's name."""
     if cfg.evaluate.sample.backend.kind == "endpoint":
         yield (
-            "backend@evaluate.sample.backend=endpoint: a server has one model, and evaluations need"
+            "evaluate.sample.backend is an endpoint: a server has one model, and evaluations need"
             " base, sft and each round. Give backend@evaluate.sample.backend=vllm or transformers."
         )
     others = [name for name, other in cfg.evaluate.baselines.items() if other.kind == "served"]

@@ -32,8 +32,7 @@ def missing_vllm(knob: str, error: ImportError) -> UserError:
     """`knob` is the block of the config that samples with vLLM."""
     return UserError(
         f"{knob}: vLLM cannot be imported here ({error}).\n"
-        "  Run `make install`, or sample with transformers: backend@sample.backend=transformers "
-        "backend@evaluate.sample.backend=transformers"
+        "  Run `make install`, or sample with transformers: backend=transformers"
     )
 
 

@@ -43,6 +43,7 @@ from pipeline.report.analysis.funnel import read_funnel
 from pipeline.report.analysis.gates import read_gates
 from pipeline.report.analysis.judges import judge_duels
 from pipeline.report.analysis.multiple_testing import correct_families
+from pipeline.report.analysis.setup import describe_setup
 from pipeline.report.analysis.slices import describe_slices
 from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict
 from pipeline.report.render.answer_files import write_answers
@@ -144,11 +145,7 @@ def assemble_report(
     found: Findings,
     pairs: list[Pairs],
 ) -> dict[str, Any]:
-    draw, columns, asked = (
-        aggregate.bootstrap_config(cfg),
-        prompts.read_columns(),
-        last_turns(prompts),
-    )
+    draw, asked = aggregate.bootstrap_config(cfg), last_turns(prompts)
     results, published = found.results, found.published
     names = (
         [model.name for model in aggregate.select_rounds(results)][-1:]
@@ -173,13 +170,14 @@ def assemble_report(
     retained = check_retention(cfg.retention, question, published, differences)
     return {
         "evaluation": asdict(question),
+        "setup": describe_setup(out),
         "verdict": apply_retention(verdict, retained, chosen),
         "models": models,
         "differences": differences,
         "duels": contests,
         "changes": describe_changes(results, chosen, asked, draw),
         "distributions": describe_distributions(results, chosen, cfg.scorer),
-        "slices": describe_slices(cfg.slices, columns, results, cfg.scorer, draw),
+        "slices": describe_slices(cfg.slices, prompts.read_columns(), results, cfg.scorer, draw),
         "control": sanity_checks.check_control(question, differences, contests),
         "proxy": sanity_checks.check_proxy(question, models, differences),
         "ceiling": sanity_checks.check_ceiling(question, differences),

@@ -82,6 +82,7 @@ def make_report(of: VerdictBasis, *gaps: dict[str, Any], **more: Any) -> dict[st
     known = [make_model("sft", 0.0, **names), make_model("round-1", **names)]
     shown = {
         "evaluation": {**vars(of)},
+        "setup": None,
         "models": known,
         "differences": list(gaps),
         "duels": [],

@@ -30,6 +30,7 @@ def render_page(
         lead=report["verdict"]["why"],
         links=header.list_links(report),
         tiles=header.list_tiles(report),
+        settings=header.list_settings(report),
         report=report,
         models=models,
         changes=group_changes(report),
