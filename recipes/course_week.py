@@ -7,11 +7,12 @@ NAMED = re.compile(r"^severity: *(low|medium|high|critical)\b", re.IGNORECASE | 
 
 
 def match_severity(
-    completions: Sequence[str], severity: Sequence[str], **columns: object
+    completions: Sequence[list[dict[str, str]]], severity: Sequence[str], **columns: object
 ) -> list[float]:
+    """1 where they are equal, else 0; an answer arrives as a list of one message."""
     return [
-        float(_read_severity(text) == known.lower())
-        for text, known in zip(completions, severity, strict=True)
+        float(_read_severity(answer[-1]["content"]) == known.lower())
+        for answer, known in zip(completions, severity, strict=True)
     ]
 
 
