@@ -172,6 +172,7 @@ def test_stages_are_the_same_everywhere():
         "demonstrations",
         "preferences",
         "tracker",
+        "hardware",
         "rehearsal",
         "baseline",
         "chat",
@@ -361,7 +362,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (132, 6)
+    assert (len(CONF), len(RECIPES)) == (139, 21)
 
 
 def test_every_knob_has_a_word_on_it():

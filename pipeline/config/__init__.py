@@ -39,6 +39,7 @@ from pipeline.config.evaluate import (
     PROMPTED,
     ChatConfig,
     EvaluateConfig,
+    Expectation,
     GateConfig,
     PromptedBaseline,
     ReportConfig,
@@ -224,6 +225,7 @@ class Config(Block):
     gate: GateConfig | None
     benchmark: dict[Name, BenchmarkConfig]
     evaluate: EvaluateConfig
+    expect: dict[str, Expectation] | None
     tracker: TrackerConfig | None
     sweep: SweepConfig
     cost: CostConfig

@@ -31,6 +31,8 @@ GRAMMAR_HINT = """\
   {a: 1}. Put any other text into double quotes within single ones: 'key="any text [at all"'."""
 
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
+# The value of a small table: ${choose:${train.adapter.kind},{full: fsdp2, lora: auto}}.
+OmegaConf.register_new_resolver("choose", lambda key, table: table[key], replace=True)
 # Paths relative to conf/, wherever the command is typed.
 OmegaConf.register_new_resolver("conf", lambda file: str(CONF / file), replace=True)
 

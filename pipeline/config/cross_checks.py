@@ -21,6 +21,7 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_comparability(cfg)
     yield from _check_gate(cfg)
     yield from _check_retention(cfg)
+    yield from _check_expect(cfg)
     yield from _check_mix(cfg)
     yield from _check_edits(cfg)
     yield from _check_guards(cfg)
@@ -167,6 +168,21 @@ def _list_chat_names(cfg: "Config") -> Iterator[list[str]]:
         scorers = chat.score.scorers if chat.score else {}
         for scorer in scorers:
             yield list_retention_names(name, scorer, scorers)
+
+
+def _check_expect(cfg: "Config") -> Iterator[str]:
+    """A published figure is compared with a metric that this evaluation makes."""
+    _, scoring = cfg.eval_scoring
+    for name in cfg.expect or ():
+        scorer = name.partition("/")[0]  # or one of its criteria
+        if name not in cfg.benchmark and scorer not in scoring.scorers:
+            yield (
+                f"expect.{name}: no benchmark and no scorer of the evaluation has this name."
+                " Give benchmark=NAME, or expect=null."
+                f" {suggest(name, [*cfg.benchmark, *scoring.scorers])}"
+            )
+        elif cfg.evaluate.split != "test" and name in cfg.benchmark:
+            yield f"expect.{name}: benchmarks run on test alone. Give evaluate.split=test"
 
 
 def _check_gold(cfg: "Config") -> Iterator[str]:

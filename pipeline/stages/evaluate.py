@@ -44,6 +44,7 @@ from pipeline.report.analysis.chats import (
 from pipeline.report.analysis.cost import describe_cost
 from pipeline.report.analysis.distributions import describe_distributions
 from pipeline.report.analysis.eval_results import SFT, EvalResult, read_eval
+from pipeline.report.analysis.expected import compare_expected
 from pipeline.report.analysis.funnel import read_funnel
 from pipeline.report.analysis.gates import read_gates
 from pipeline.report.analysis.judges import judge_duels
@@ -198,6 +199,7 @@ def assemble_report(
         "ceiling": sanity_checks.check_ceiling(question, differences),
         "benchmarks": published,
         "retention": retained,
+        "expected": compare_expected(cfg.expect, question, models, published),
         "gates": gates,
         "annotators": [
             *found.annotators.agreement,

@@ -439,6 +439,7 @@ def a_report(name="round-1"):
         "annotators": [],
         "chats": {},
         "retention": [],
+        "expected": [],
         "gates": [],
         "funnel": {
             "prompts": {

@@ -88,6 +88,7 @@ def make_report(of: VerdictBasis, *gaps: dict[str, Any], **more: Any) -> dict[st
         "duels": [],
         "changes": [],
         "retention": [],
+        "expected": [],
         "verdict": reach_verdict(of, known, gaps),
         "control": sanity_checks.check_control(of, gaps, []),
         "proxy": sanity_checks.check_proxy(of, known, gaps),

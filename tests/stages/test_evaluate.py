@@ -27,6 +27,7 @@ CONFIG = ReportConfig(
     training="rules",
     gold=[],
     retention={},
+    expect=None,
 )
 IDS = [f"p{i:03d}" for i in range(60)]
 STAGE = {"base": "base", "sft": "sft", "round-1": "train", "round-2": "train"}
@@ -127,6 +128,7 @@ def add_step(run, stage, label, cost, config, seconds=1.0):
 def test_report_json_has_the_contracts_keys(run):
     report = whole(run).evaluate(chosen="round-2")
     contract = {"setup", "models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
+    contract |= {"expected"}
     doubts = {"slices", "control", "proxy", "ceiling", "annotators", "chats", "retention", "gates"}
     assert (
         set(report)

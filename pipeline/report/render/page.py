@@ -18,7 +18,8 @@ def render_page(
 ) -> str:
     """`answers` and `verdicts` as in their tables; without verdicts no contest can be browsed."""
     better = report["verdict"]["better"]
-    models, *tables = build_tables(report)
+    tables = build_tables(report)
+    first = 2 if report["expected"] else 1  # the models, and what was expected of them
     return render_document(
         "report.html",
         script="answers.js",
@@ -30,14 +31,14 @@ def render_page(
         tiles=header.list_tiles(report),
         settings=header.list_settings(report),
         report=report,
-        models=models,
+        first_tables=tables[:first],
         changes=group_changes(report),
         empty_lists=EMPTY_LISTS,
         changes_note=write_note(report),
         drawings=draw_figures(report),
         reliability=explain_reliability(report),
         answers=describe_answers(report, answers, verdicts),
-        tables=tables,
+        tables=tables[first:],
         footer=_list_terms(report["evaluation"]),
     )
 
