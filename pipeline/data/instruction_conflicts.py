@@ -59,7 +59,8 @@ APART = {
         PARAGRAPHS: (HIGHLIGHTS, BULLETS),
         FIRST_WORD: (TITLE, SENTENCES, BULLETS),
         ENDING: (POSTSCRIPT,),
-        BULLETS: (SENTENCES, HIGHLIGHTS),
+        # A bullet after the opening quotation mark does not begin its line.
+        BULLETS: (SENTENCES, HIGHLIGHTS, QUOTED),
         LETTERS: (SENTENCES, WORDS, CAPITAL_WORDS, UPPER),
     }.items()
     for other in others
