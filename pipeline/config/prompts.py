@@ -17,6 +17,7 @@ from pydantic import (
 
 from pipeline.config.base import Block, Local, Seed, Share
 from pipeline.config.rows import FileRows, HubDataset, HubRows
+from pipeline.errors import suggest
 
 PromptShape = Literal[
     "auto", "prompt", "messages", "alpaca", "sharegpt", "turns", "question", "columns"
@@ -140,13 +141,22 @@ ConstraintFamily = Literal[
 CONSTRAINT_FAMILIES: tuple[ConstraintFamily, ...] = get_args(ConstraintFamily)
 
 
+def _refuse_unknown(name: Any) -> Any:
+    """With the nearest one, as a bare list of 25 names would hide it."""
+    if name in CONSTRAINT_FAMILIES:
+        return name
+    hint = suggest(str(name), list(CONSTRAINT_FAMILIES))
+    raise ValueError(f"{name!r} is none of IFEval's instructions. {hint}")
+
+
 def _refuse_repeats(names: list[ConstraintFamily]) -> list[ConstraintFamily]:
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{repeated[0]} is in the list twice")
     return names
 
 
-Families = Annotated[list[ConstraintFamily], AfterValidator(_refuse_repeats)]
+KnownFamily = Annotated[ConstraintFamily, BeforeValidator(_refuse_unknown)]
+Families = Annotated[list[KnownFamily], AfterValidator(_refuse_repeats)]
 
 
 class InstructionPrompts(Block):

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, TypeGuard
 
+from pipeline.errors import pluralize
+
 Arguments = Mapping[str, Any]
 Constraints = Sequence[tuple[str, Arguments]]  # family and arguments
 
@@ -193,7 +195,7 @@ def _contradict_counts(one: str, given: Arguments, other: str, also: Arguments) 
     if one == other and same_text[0] == same_text[1] and needed > limit:
         return f"it asks for at least {needed} and for at most {limit} of {one}"
     if (one, other) == (SENTENCES, WORDS) and needed > MAX_WORDS * limit:
-        return f"it asks for at least {needed} words in at most {limit} sentences"
+        return f"it asks for at least {needed} words in at most {pluralize(limit, 'sentence')}"
     if one == WORDS and other in COUNTED and needed > limit:
         return f"it asks for at most {limit} words and for {needed} of {other}"
     return None

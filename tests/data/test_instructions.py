@@ -334,7 +334,8 @@ def test_prompts_that_overlap_with_an_ifeval_file_are_dropped(tmp_path):
 # ── faults ───────────────────────────────────────────────────────────────────────────────────────
 
 FAULTS = {
-    "prompts.held_out=[startend:quotes]": "prompts.held_out",
+    "prompts.held_out=[startend:quotes]": "Did you mean startend:quotation?",
+    "prompts.excluded=[7]": "7 is none of IFEval's instructions",
     "prompts.held_out=[startend:quotation,startend:quotation]": "startend:quotation is in the list",
     "prompts.excluded=[startend:quotation]": "startend:quotation is in held_out and in excluded",
     "prompts.constraints=[0,0]": "no number of constraints has a share",
@@ -374,7 +375,7 @@ def test_families_that_need_nltk_s_data_are_refused_before_anything_is_built(mon
 
 W, S = families.WORDS, families.SENTENCES
 CONTRADICTIONS = [
-    ({W: (300, "at least"), S: (2, "less than")}, "at least 300 words in at most 1 sentences"),
+    ({W: (300, "at least"), S: (2, "less than")}, "at least 300 words in at most 1 sentence"),
     ({W: (5, "less than"), S: (9, "at least")}, "at most 4 words and for 9"),
     ({W: (1, "less than")}, "less than one of words"),
     ({W: (20, "less than"), families.BULLETS: {"num_bullets": 25}}, "for 25 of"),
