@@ -182,7 +182,7 @@ class InstructionPrompts(Block):
     def _check_families(self) -> Self:
         if both := [name for name in self.held_out if name in self.excluded]:
             raise ValueError(f"{both[0]} is in held_out and in excluded; keep it in one of them")
-        if not self.trained:
+        if not self.trained_families:
             raise ValueError("held_out and excluded leave no family to train on; shorten them")
         if not any(self.constraints):
             raise ValueError(
@@ -197,7 +197,7 @@ class InstructionPrompts(Block):
         return self
 
     @property
-    def trained(self) -> list[ConstraintFamily]:
+    def trained_families(self) -> list[ConstraintFamily]:
         left_out = {*self.held_out, *self.excluded}
         return [name for name in CONSTRAINT_FAMILIES if name not in left_out]
 

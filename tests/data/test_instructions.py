@@ -88,7 +88,7 @@ def write_answer(asked: dict[str, dict[str, Any]]) -> str:
     letters = get(families.LETTERS, {})
     if letters.get("let_relation") == "at least":
         parts[-1] += " " + letters["letter"] * letters["let_frequency"]
-    body = join_parts(asked, pad(asked, parts))
+    body = join_parts(asked, fill_up(asked, parts))
     if families.POSTSCRIPT in asked:
         body += f" {asked[families.POSTSCRIPT]['postscript_marker']} so"
     if families.TITLE in asked:
@@ -132,7 +132,7 @@ def split_in_parts(asked: dict[str, dict[str, Any]]) -> list[str]:
     return [" ".join(part) for part in zip(labels, parts, strict=True)] if labels else parts
 
 
-def pad(asked: dict[str, dict[str, Any]], parts: list[str]) -> list[str]:
+def fill_up(asked: dict[str, dict[str, Any]], parts: list[str]) -> list[str]:
     """As many words as are asked for, and enough of them to tell the language."""
     words = asked.get(families.WORDS, {"relation": "less than", "num_words": 100})
     is_lower = words["relation"] == "at least"
