@@ -277,6 +277,8 @@ def test_numbers_follow_the_length_that_is_asked_for():
         return max(lengths)
 
     assert longest(60) == 60 and longest(400) > 350
+    parts = [named(row).get(families.FIRST_WORD, {}) for row in rows_of("prompts.max_words=900")]
+    assert max(given.get("num_paragraphs", 0) for given in parts) == 8
 
 
 def test_the_number_of_constraints_follows_its_shares():
