@@ -262,8 +262,8 @@ def _join_request(rng: random.Random, task: Task, before: str, ending: str) -> s
     elif task.has_room_before:
         request, mark = _ask_politely(rng, request, mark)
     if ending:
-        comma = "," if task.kind in LONG_SUBJECTS and ending[0] != "," else ""
-        request += f"{comma}{'' if ending[0] == ',' else ' '}{ending}"
+        is_clause = task.kind in LONG_SUBJECTS or " that " in request
+        request += ("" if ending[0] == "," else ", " if is_clause else " ") + ending
     return request if request.endswith((".", '."', '?"', '!"')) else request + mark
 
 
