@@ -135,7 +135,7 @@ def plan_report(
         duels = evals.plan_duels(cfg.evaluate.duels, evaluated, prompts / split)
     return Step(
         "evaluate",
-        cfg.evaluate.for_report(cfg.pair.pairing_scorer),
+        cfg.evaluate.for_report(cfg.pair.pairing_scorer, cfg.expect),
         at="report",
         prompts=prompts / split,
         evals=evaluated,

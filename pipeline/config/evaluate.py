@@ -55,6 +55,24 @@ class VerdictConfig(Block):
     seed: Seed
 
 
+class Expectation(Block):
+    """A metric as it was published for SFT and for the trained model, in the report's own unit."""
+
+    before: float | None
+    after: float | None
+    tolerance: NonNegativeFloat
+    source: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check_figures(self) -> Self:
+        if self.before is None and self.after is None:
+            raise ValueError(
+                "before and after are both null: nothing is expected. Give one of them, such as"
+                " after: 0.843, or leave this metric out"
+            )
+        return self
+
+
 class EvaluateConfig(VerdictConfig):
     split: Literal["test", "dev"]
     sample: SampleConfig
@@ -68,9 +86,11 @@ class EvaluateConfig(VerdictConfig):
     baselines: dict[Name, OtherModel]
     chats: dict[Name, ChatConfig]
 
-    def for_report(self, training: str | None) -> "ReportConfig":
+    def for_report(
+        self, training: str | None, expect: dict[str, Expectation] | None
+    ) -> "ReportConfig":
         values = {name: getattr(self, name) for name in VerdictConfig.model_fields}
-        return ReportConfig(**values, training=training, gold=self.gold_scorers)
+        return ReportConfig(**values, training=training, gold=self.gold_scorers, expect=expect)
 
     @property
     def gold_scorers(self) -> list[str]:
@@ -136,3 +156,4 @@ class ReportConfig(VerdictConfig):
     # The scorer that made the pairs; None where annotators or demonstrations did.
     training: str | None
     gold: list[str]  # the scorers that never made pairs
+    expect: dict[str, Expectation] | None

@@ -206,11 +206,8 @@ def _describe_error(
         source, file = composition.find_source(original), f"{file} copies {'.'.join(original)}"
     match error["type"]:
         case "extra_forbidden":
-            owner = f"stage '{path[0]}'" if len(path) > 1 else "the config"
             known = names.list_known(parent, copied[:-1])
-            fault = f"{key} is not a knob of {owner}. {suggest(path[-1], known)}"
-            if renamed.rename(path)[-1] in known:
-                fault = renamed.describe_renamed(path, iter_leaves(parent[path[-1]], path))
+            fault = _describe_unknown(path, parent, known)
         case "missing" | "union_tag_not_found" if file.endswith("/none.yaml"):
             group, source = path[0], composition.find_source(path[:1])
             fault = f"{group} is none, which takes no knobs. Choose another file of conf/{group}/."
@@ -248,6 +245,14 @@ def _write_knobs_in_full(message: str, path: KeyPath, block: Any, composition: C
         return mounts.get(key, key)
 
     return KNOB.sub(full, message) if path and isinstance(block, dict) else message
+
+
+def _describe_unknown(path: KeyPath, parent: dict[str, Any], known: list[str]) -> str:
+    """A key that is not a knob: by an old name, or one like a known name."""
+    if renamed.rename(path)[-1] in known:
+        return renamed.describe_renamed(path, iter_leaves(parent[path[-1]], path))
+    owner = f"stage '{path[0]}'" if len(path) > 1 else "the config"
+    return f"{'.'.join(path)} is not a knob of {owner}. {suggest(path[-1], known)}"
 
 
 def _suggest_scorers(key: str) -> str:

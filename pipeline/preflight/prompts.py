@@ -46,9 +46,8 @@ def check_columns(cfg: ScoreConfig, known: Collection[str]) -> None:
             faults.append(
                 f"the scorer {name} ({scorer.kind}) reads the prompts' column {missing[0]}, and no"
                 f" prompt has it (they have {', '.join(sorted(known)) or 'only their text'}).\n"
-                "  Give prompts with that column, or choose other scorers: score=own"
-                " +scorer@score.scorers.NAME=FILE +scorer@evaluate.score.scorers.NAME=FILE"
-                " pair.scorer=NAME, with FILE one of conf/scorer/."
+                "  Give prompts with that column, or choose another scorer: score=NAME, a file of"
+                " conf/score/."
             )
     if faults:
         raise UserError(*faults)

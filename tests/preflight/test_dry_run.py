@@ -75,6 +75,7 @@ def checkpoint(folder: Path, **files: object) -> None:
 
 def planned(*words: str):
     given = {
+        "score": "rules",
         "prompts.path": "prompts.jsonl",
         "sft.model": "./model",
         "prompts.split.dev": 5,

@@ -415,6 +415,15 @@ def a_report(name="round-1"):
             "chosen": name,
         }
         | {"training": "rules", "gold": []},
+        "setup": {
+            "model": "./my-<sft>",
+            "prompts": "prompts.jsonl",
+            "objective": "dpo (sigmoid), LoRA",
+            "beta": 0.1,
+            "learning_rate": 5e-6,
+            "rounds": 2,
+            "command": "strop run sft.model='./my-<sft>' rounds=2",
+        },
         "verdict": {"better": "yes", "why": "Because <it> is 95 % so."},
         "models": [{"name": n, **model, "repetition": 0.01, "kl": estimate} for n in ("sft", name)],
         "differences": [{"model": name, **gap, "detectable": 0.05}],
@@ -430,6 +439,7 @@ def a_report(name="round-1"):
         "annotators": [],
         "chats": {},
         "retention": [],
+        "expected": [],
         "gates": [],
         "funnel": {
             "prompts": {

@@ -82,11 +82,13 @@ def make_report(of: VerdictBasis, *gaps: dict[str, Any], **more: Any) -> dict[st
     known = [make_model("sft", 0.0, **names), make_model("round-1", **names)]
     shown = {
         "evaluation": {**vars(of)},
+        "setup": None,
         "models": known,
         "differences": list(gaps),
         "duels": [],
         "changes": [],
         "retention": [],
+        "expected": [],
         "verdict": reach_verdict(of, known, gaps),
         "control": sanity_checks.check_control(of, gaps, []),
         "proxy": sanity_checks.check_proxy(of, known, gaps),

@@ -391,7 +391,7 @@ def test_a_pair_model_on_vllm_is_refused():
 
 # ── in the plan ─────────────────────────────────────────────────────────────────────────────────
 
-ASKED = ["recipes=smoke", "scorer@evaluate.score.scorers.rules=reward_model", "reward=train"]
+ASKED = ["recipes=smoke", "+scorer@evaluate.score.scorers.rules=reward_model", "reward=train"]
 
 
 def test_only_a_score_that_asks_for_the_run_s_reward_model_has_its_edge():

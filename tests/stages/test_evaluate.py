@@ -27,6 +27,7 @@ CONFIG = ReportConfig(
     training="rules",
     gold=[],
     retention={},
+    expect=None,
 )
 IDS = [f"p{i:03d}" for i in range(60)]
 STAGE = {"base": "base", "sft": "sft", "round-1": "train", "round-2": "train"}
@@ -126,7 +127,8 @@ def add_step(run, stage, label, cost, config, seconds=1.0):
 
 def test_report_json_has_the_contracts_keys(run):
     report = whole(run).evaluate(chosen="round-2")
-    contract = {"models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
+    contract = {"setup", "models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
+    contract |= {"expected"}
     doubts = {"slices", "control", "proxy", "ceiling", "annotators", "chats", "retention", "gates"}
     assert (
         set(report)
@@ -291,6 +293,49 @@ def test_tokens_a_second_are_those_of_drawing_and_the_engine_s_start_stands_apar
 def test_without_the_list_of_ancestors_there_is_no_cost(run):
     report = run.add("sft", scored(0.5)).add("round-1", scored(0.6)).evaluate()
     assert report["cost"] == []
+
+
+def test_the_head_names_model_prompts_training_and_command(run):
+    whole(run)
+    training = {"trainer": "dpo", "loss": ["sigmoid", "sft"], "adapter": {"kind": "qlora"}}
+    configs = {
+        ("prompts", 0): {"kind": "file", "path": "data/asked.jsonl"},
+        ("sft", 0): {"kind": "checkpoint", "model": "./mine"},
+        ("train", 1): {**training, "beta": 0.3, "learning_rate": 1e-6},
+        ("train", 2): {**training, "beta": 0.3, "learning_rate": 1e-6},
+    }
+    for (stage, label), config in configs.items():
+        add_step(run, stage, label, {}, config)
+    listing = run.out / "step.json"
+    command = "strop run sft.model=./mine rounds=2"
+    step = {**json.loads(listing.read_text()), "command": f"{command} until=evaluate@report"}
+    write_json(listing, step)
+    report = run.evaluate(chosen="round-2")
+    assert report["setup"] == {
+        "model": "./mine",
+        "prompts": "data/asked.jsonl",
+        "objective": "dpo (sigmoid + sft), QLoRA",
+        "beta": 0.3,
+        "learning_rate": 1e-6,
+        "rounds": 2,
+        "command": command,
+    }
+    page, text = ((run.out / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert all(words in page for words in ("./mine", "data/asked.jsonl", command, "QLoRA", "1e-06"))
+    assert f"    {command}\n" in text and "- β: 0.3\n" in text
+
+
+def test_a_model_trained_here_is_named_by_its_base(run):
+    whole(run)
+    for stage, config in {
+        "prompts": {"kind": "hub", "dataset": "owner/asked"},
+        "base": {"kind": "checkpoint", "model": "owner/base"},
+        "sft": {"kind": "train"},
+    }.items():
+        add_step(run, stage, 0, {}, config)
+    setup = run.evaluate()["setup"]
+    assert (setup["model"], setup["prompts"]) == ("trained here from owner/base", "owner/asked")
+    assert setup["rounds"] == 0
 
 
 def test_the_same_exams_give_the_same_bytes(tmp_path):

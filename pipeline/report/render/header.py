@@ -1,4 +1,4 @@
-"""Below the verdict: its four figures, and links for a verdict that is not yes."""
+"""Below the verdict: what was run, four figures, and links for a verdict that is not yes."""
 
 from pipeline.errors import pluralize
 from pipeline.report.formatting import (
@@ -11,6 +11,24 @@ from pipeline.report.formatting import (
 from pipeline.report.render import reliability
 from pipeline.report.render.figures.contests import select_contests
 from pipeline.report.render.table import NO_METRIC, anchor_id, find_difference
+
+
+def list_settings(report: ReportRow) -> list[tuple[str, str]]:
+    """Model, prompts and training by their main knobs; the command has all others."""
+    setup, evaluation = report["setup"], report["evaluation"]
+    if not setup:
+        return []
+    asked = pluralize(evaluation["prompts"], f"{evaluation['split']} prompt", grouped=True)
+    settings = [("Model", setup["model"]), ("Prompts", f"{setup['prompts']} ({asked})")]
+    if not setup["rounds"]:
+        return settings
+    return [
+        *settings,
+        ("Objective", setup["objective"]),
+        ("β", f"{setup['beta']:g}"),
+        ("Learning rate", f"{setup['learning_rate']:g}"),
+        ("Rounds", str(setup["rounds"])),
+    ]
 
 
 def list_tiles(report: ReportRow) -> list[tuple[str, str, str]]:

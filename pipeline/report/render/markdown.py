@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.report.analysis import changes
 from pipeline.report.analysis.verdict import write_headline
+from pipeline.report.render.header import list_settings
 from pipeline.report.render.table import Cell, ReportTable
 from pipeline.report.render.tables import build_tables, origins
 
@@ -14,6 +15,9 @@ MADE_BY_STROP = "Made by Strop."
 def render_markdown(report: Mapping[str, Any]) -> str:
     headline, why = write_headline(report), report["verdict"]["why"]
     parts = ["# Evaluation", f"**{_escape_markdown(headline)}** {_escape_markdown(why)}"]
+    if settings := list_settings(report):
+        parts.append("\n".join(f"- {name}: {_escape_markdown(value)}" for name, value in settings))
+        parts.append(f"    {report['setup']['command']}")
     if report["control"] and report["control"]["stable"] is False:
         parts.append(f"**A/A control:** {_escape_markdown(report['control']['why'])}")
     if report["missing"]:

@@ -4,7 +4,7 @@ import polars as pl
 
 from pipeline.report.analysis.changes import EMPTY_LISTS, group_changes, write_note
 from pipeline.report.analysis.verdict import write_headline
-from pipeline.report.formatting import ReportRow, format_level
+from pipeline.report.formatting import BADGES, ReportRow, format_level
 from pipeline.report.render import header
 from pipeline.report.render.answers import describe_answers
 from pipeline.report.render.environment import render_document
@@ -12,15 +12,14 @@ from pipeline.report.render.figures import draw_figures
 from pipeline.report.render.reliability import explain_reliability
 from pipeline.report.render.tables import build_tables
 
-BADGES = {"yes": "Better", "no": "Not better", "unclear": "Unclear"}
-
 
 def render_page(
     report: ReportRow, answers: pl.DataFrame, verdicts: pl.DataFrame | None = None
 ) -> str:
     """`answers` and `verdicts` as in their tables; without verdicts no contest can be browsed."""
     better = report["verdict"]["better"]
-    models, *tables = build_tables(report)
+    tables = build_tables(report)
+    first = 2 if report["expected"] else 1  # the models, and what was expected of them
     return render_document(
         "report.html",
         script="answers.js",
@@ -30,15 +29,16 @@ def render_page(
         lead=report["verdict"]["why"],
         links=header.list_links(report),
         tiles=header.list_tiles(report),
+        settings=header.list_settings(report),
         report=report,
-        models=models,
+        first_tables=tables[:first],
         changes=group_changes(report),
         empty_lists=EMPTY_LISTS,
         changes_note=write_note(report),
         drawings=draw_figures(report),
         reliability=explain_reliability(report),
         answers=describe_answers(report, answers, verdicts),
-        tables=tables,
+        tables=tables[first:],
         footer=_list_terms(report["evaluation"]),
     )
 

@@ -7,6 +7,7 @@ from pipeline.report.render.tables import (
     benchmarks,
     chats,
     contests,
+    expected,
     gates,
     models,
     origins,
@@ -16,6 +17,7 @@ from pipeline.report.render.tables import (
 def build_tables(report: ReportRow) -> list[ReportTable]:
     tables = (
         models.build_models(report),
+        expected.build_expected(report),
         models.build_habits(report),
         models.build_criteria(report),
         models.build_slices(report),
