@@ -165,7 +165,10 @@ def _check_expect(cfg: "Config") -> Iterator[str]:
                 f" {suggest(name, [*cfg.benchmark, *scoring.scorers])}"
             )
         elif cfg.evaluate.split != "test" and name in cfg.benchmark:
-            yield f"expect.{name}: benchmarks run on test alone. Give evaluate.split=test"
+            yield (
+                f"expect.{name}: benchmarks run on test alone."
+                " Give evaluate.split=test, or expect=null."
+            )
 
 
 def _check_gold(cfg: "Config") -> Iterator[str]:
