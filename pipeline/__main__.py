@@ -15,9 +15,11 @@ from pipeline.commands.table import (
     CHOICES,
     COMMANDS,
     HELP,
+    RENAMED,
     Command,
     describe_command,
     describe_commands,
+    describe_usage,
 )
 from pipeline.errors import (
     DONE,
@@ -101,6 +103,9 @@ def run_command(words: list[str]) -> int:
         print(describe_commands())
         return DONE
     name, rest = (words[0], words[1:]) if words[0] in COMMANDS else ("run", words)
+    if now := RENAMED.get(words[0]):
+        print(f"strop {words[0]} is strop {now} now.\n  {describe_usage(now)}", file=sys.stderr)
+        return USER_ERROR
     if name != words[0] and words[0].isidentifier():
         print(f"{words[0]}: not a command. {suggest(words[0], list(COMMANDS))}", file=sys.stderr)
         return USER_ERROR

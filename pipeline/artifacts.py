@@ -184,6 +184,8 @@ def read_cost(out: Path) -> dict[str, float]:
 STEP_FILE = "step.json"  # what the driver asked of a step
 MANIFEST_FILE = "manifest.json"
 COST_FILE = "cost.json"
+DROPPED_FILE = "dropped.parquet"  # the rows that a stage left out, with their reasons
+FUNNEL_FILE = "funnel.json"  # how many rows came in, were dropped for each reason, and went out
 MODEL_FILE = "model.json"  # where a model's base and adapter are
 CARD_FILE = "README.md"  # for the user: outside content, since no stage reads it
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, which names the base by its path
@@ -362,10 +364,10 @@ class Pairs(Artifact):
         return read_table(self.path / "unpaired.parquet")
 
     def read_dropped(self) -> "pl.DataFrame":
-        return read_table(self.path / "dropped.parquet")
+        return read_table(self.path / DROPPED_FILE)
 
     def read_funnel(self) -> dict[str, Any]:
-        return read_json(self.path / "funnel.json")
+        return read_json(self.path / FUNNEL_FILE)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,16 @@ def exit_on_signals() -> None:
         signal.signal(number, leave)
 
 
+def unwind_on_signals() -> None:
+    """Exit with code 75 on SIGTERM and SIGINT after what is half written was removed."""
+
+    def leave(number: int, frame: Any) -> NoReturn:
+        raise SystemExit(INTERRUPTED)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+
+
 def ignore_signals() -> None:
     """Ignore SIGTERM and SIGINT from here on: the exit code is decided.
 

@@ -110,7 +110,7 @@ class EvalPlan:
             self.find_sampler_knob(name),
         )
         samples = Step("sample", request, at=label, knob=asks, policy=model, prompts=part)
-        scores = self.plan_scores("evaluate.score", self.cfg.evaluate.score, label, samples, part)
+        scores = self.plan_scores(*self.cfg.scoring_on("test"), label, samples, part)
         return {"model": model, "samples": samples, "scores": scores}
 
     def find_sampler_knob(self, name: str) -> str:
@@ -124,11 +124,11 @@ class EvalPlan:
         samples = Step(
             "sample", request, at=label, knob="evaluate.sample", policy=self.sft, prompts=part
         )
-        scorers, best = self.cfg.evaluate.score, None
+        (knob, scorers), best = self.cfg.scoring_on("test"), None
         if name.startswith(BEST_OF_PREFIX):
             best = self.plan_scores("score", self.cfg.score, label, samples, part)
             scorers = scorers.for_best_answers(self.cfg.pair.scorer)
-        scores = self.plan_scores("evaluate.score", scorers, label, samples, part, best)
+        scores = self.plan_scores(knob, scorers, label, samples, part, best)
         return {"model": self.sft, "samples": samples, "scores": scores}
 
     def plan_chat(self, name: str, evals: Mapping[str, EvalSteps]) -> dict[str, Input]:

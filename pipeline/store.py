@@ -94,6 +94,13 @@ def read_valid_manifest(path: Path) -> Manifest | None:
     return manifest if manifest and not find_missing_keys(manifest) else None
 
 
+def list_valid_manifests(root: Path, stage: str) -> list[Manifest]:
+    """Of a stage's finished steps, the newest first."""
+    folders = (path for path in (root / stage).glob("*/") if STEP_NAME.fullmatch(path.name))
+    manifests = [manifest for path in folders if (manifest := read_valid_manifest(path))]
+    return sorted(manifests, key=lambda manifest: str(manifest["created"]), reverse=True)
+
+
 def find_missing_keys(manifest: Manifest) -> list[str]:
     """The keys of every published manifest that this one lacks."""
     return [name for name in _MANIFEST_TYPES if name not in manifest and name != "pruned"]

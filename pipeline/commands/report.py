@@ -14,6 +14,7 @@ from pipeline.artifacts import list_steps, read_step, write_atomically, write_js
 from pipeline.commands.table import parse_words, reports_errors
 from pipeline.config import ReportConfig
 from pipeline.driver import worker
+from pipeline.driver.run_index import find_runs_folder, refresh_index
 from pipeline.errors import DONE, UserError
 from pipeline.stages import evaluate
 
@@ -51,6 +52,8 @@ def rewrite_report(run: Path) -> Path:
         evaluate.run(cfg, out, **worker.open_inputs(step["inputs"]))
         for file in out.glob("report.*"):
             write_atomically(run / file.name, file.read_bytes())
+    if runs := find_runs_folder(run):
+        refresh_index(runs)
     return run / "report.html"
 
 

@@ -109,6 +109,14 @@ COMMANDS = {
         knobs={"scorer": None, "out": "calibration.json"},
         takes_overrides=True,
     ),
+    "convert": Command(
+        "Write a training file of axolotl, alignment-handbook, LLaMA-Factory or TRL as a recipe.",
+        "FILE [gpus=1] [method=dpo|kto|orpo|cpo] [out=RECIPE.yaml]",
+        "strop convert dpo.yaml gpus=8 out=my/recipes/dpo.yaml",
+        "pipeline.commands.convert.__main__",
+        places=(1, 1),
+        knobs={"gpus": "1", "method": None, "out": None},
+    ),
     "edit": Command(
         "Write a round's pairs to pairs.jsonl, to correct and give back as pair.edits.ROUND=FILE.",
         "[RUN] [ROUND]",
@@ -116,12 +124,58 @@ COMMANDS = {
         "pipeline.commands.edit",
         places=(0, 2),
     ),
-    "merge": Command(
-        "Merge a trained adapter into its base, for tools that take no adapter.",
-        "RUN [OUT]",
-        "strop merge runs/latest my-model",
-        "pipeline.commands.merge",
-        places=(1, 2),
+    "chat": Command(
+        "Talk with a model, or with two and their answers next to each other.",
+        "[A] [B] [temperature=T] [top_p=P] [min_p=P] [max_tokens=N] [seed=N] [system=TEXT]"
+        " [template_kwargs=JSON] [dtype=auto]",
+        "strop chat runs/latest:sft runs/latest temperature=0",
+        "pipeline.commands.chat",
+        places=(0, 2),
+        knobs=dict.fromkeys(
+            (
+                "temperature",
+                "top_p",
+                "min_p",
+                "max_tokens",
+                "seed",
+                "system",
+                "template_kwargs",
+                "dtype",
+            )
+        ),
+    ),
+    "serve": Command(
+        "Start vLLM's OpenAI server on a model; an adapter is served next to its base.",
+        "[MODEL] [port=8000] [host=127.0.0.1] [context=N] [dtype=auto]",
+        "strop serve runs/latest port=8000",
+        "pipeline.commands.serve",
+        places=(0, 1),
+        knobs={"port": "8000", "host": "127.0.0.1", "context": None, "dtype": "auto"},
+    ),
+    "export": Command(
+        "Write a model's merged weights, adapter, tokenizer, card and licences to a new folder.",
+        "MODEL FOLDER [license=ID] [--gguf]",
+        "strop export runs/latest my-model",
+        "pipeline.commands.export",
+        places=(2, 2),
+        knobs={"license": None},
+        flags=("--gguf",),
+    ),
+    "publish": Command(
+        "Push an exported model and its data set to the hub. Lists both and asks first.",
+        "MODEL OWNER/NAME [data=OWNER/NAME-data] [license=ID] [--public] [--yes]",
+        "strop publish runs/latest my-org/my-model",
+        "pipeline.commands.publish",
+        places=(2, 2),
+        knobs={"data": None, "license": None},
+        flags=("--public", "--yes"),
+    ),
+    "doctor": Command(
+        "Say in at most ten lines what went wrong in a run, or what to try next.",
+        "[RUN]",
+        "strop doctor runs/latest",
+        "pipeline.commands.doctor",
+        places=(0, 1),
     ),
     "store": Command(
         "List the store and the runs that use it. --prune asks, then removes what no run needs.",
@@ -139,6 +193,9 @@ COMMANDS = {
         places=(0, 1),
     ),
 }
+
+# Commands that had another name before.
+RENAMED = {"merge": "export"}
 
 
 @dataclass(frozen=True)

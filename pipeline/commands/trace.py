@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.artifacts import Pairs, Samples, Scores, list_steps, read_table
+from pipeline.artifacts import DROPPED_FILE, Pairs, Samples, Scores, list_steps, read_table
 from pipeline.commands.table import parse_words, reports_errors
 from pipeline.errors import DONE, UserError, pluralize
 
@@ -47,7 +47,7 @@ def explain_no_samples(steps: list[Path], prompt_id: str, run: Path) -> str:
     folders = [step for step in steps if step.name.partition("-")[2].startswith("prompts")]
     is_asked = pl.col("prompt_id") == prompt_id
     for folder in folders:
-        if (dropped := folder / "dropped.parquet").is_file():
+        if (dropped := folder / DROPPED_FILE).is_file():
             for row in read_table(dropped).filter(is_asked).iter_rows(named=True):
                 detail = f" ({row['detail']})" if row["detail"] else ""
                 return f"{prompt_id}: {run} dropped this prompt: {row['reason']}{detail}."

@@ -15,6 +15,7 @@ from pipeline.config.base import (
     Dtype,
     Folder,
     Function,
+    GgufFile,
     Limits,
     Local,
     Prices,
@@ -43,6 +44,7 @@ from pipeline.config.evaluate import (
     PromptedBaseline,
     ReportConfig,
     VerdictConfig,
+    list_retention_names,
 )
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.judge import (
@@ -70,6 +72,7 @@ from pipeline.config.models import (
     BaseConfig,
     BestOfNConfig,
     Checkpoint,
+    GgufCheckpoint,
     OtherModel,
     SftConfig,
     SftTraining,
@@ -96,10 +99,13 @@ from pipeline.config.pair import (
     UserPairConfig,
 )
 from pipeline.config.prompts import (
+    CONSTRAINT_FAMILIES,
+    ConstraintFamily,
     DecontaminationConfig,
     EvaluationQuestions,
     FilePrompts,
     HubPrompts,
+    InstructionPrompts,
     PlaygroundPrompts,
     PromptCaps,
     PromptRows,
@@ -119,6 +125,7 @@ from pipeline.config.rows import FileRows, HubDataset, HubRows
 from pipeline.config.rule_scorers import (
     CheckRuntime,
     CheckScorer,
+    CodeExecution,
     CodeLimits,
     CodeScorer,
     IfevalScorer,
@@ -126,6 +133,7 @@ from pipeline.config.rule_scorers import (
     LanguageScorer,
     LengthScorer,
     MathScorer,
+    RefusalScorer,
     RegexScorer,
     RuleScorer,
 )
@@ -236,7 +244,8 @@ class Config(Block):
     def scoring_on(self, split: str) -> tuple[str, ScoreConfig]:
         """The scorers of a split and their knob. Gold scorers and paid judges see test only."""
         if split == "test":
-            return "evaluate.score", self.evaluate.score
+            is_inherited = self.evaluate.score == self.score
+            return "score" if is_inherited else "evaluate.score", self.evaluate.score
         if self.evaluate.dev_score:
             return "evaluate.dev_score", self.evaluate.dev_score
         return "score", self.score

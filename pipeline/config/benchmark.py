@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
 from pipeline.config.base import Block, Local, Seed
+from pipeline.config.rule_scorers import CodeExecution
 from pipeline.config.sample import TransformersBackend, VllmBackend
 
 
@@ -20,6 +21,7 @@ class BenchmarkConfig(Block):
     template_kwargs: dict[str, JsonValue]
     thinks_until: str | None
     max_new_tokens: PositiveInt | None
+    code: CodeExecution | None
     seed: Seed
     backend: Annotated[TransformersBackend | VllmBackend, Field(discriminator="kind")]
 

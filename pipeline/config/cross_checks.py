@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pipeline.config.evaluate import list_retention_names
 from pipeline.config.judge import PairwiseScorer
 from pipeline.config.models import SftTraining
 from pipeline.config.reward import RewardTraining
@@ -137,20 +138,36 @@ def _check_guards(cfg: "Config") -> Iterator[str]:
 
 
 def _check_retention(cfg: "Config") -> Iterator[str]:
-    """Retention needs a figure to watch."""
+    """Retention needs one figure to watch."""
     _, scoring = cfg.eval_scoring
-    known = [*cfg.benchmark, *scoring.scorers]
+    names = [*_list_chat_names(cfg)]
+    chats = [name for own in names for name in own]
     for name in cfg.evaluate.retention:
-        scorer = name.partition("/")[0]  # or one of its criteria
-        if name not in cfg.benchmark and scorer not in scoring.scorers:
+        base = name.partition("/")[0]  # a criterion may follow
+        is_chat = any(f"{name}/".startswith(f"{chat}/") for chat in chats)
+        if is_chat and base in scoring.scorers:
+            yield (
+                f"evaluate.retention.{name}: a scorer and a chat benchmark are both named {base}."
+                f" Give evaluate.chats.{base} another name."
+            )
+        elif not is_chat and name not in cfg.benchmark and base not in scoring.scorers:
+            known = [*cfg.benchmark, *(own[-1] for own in names), *scoring.scorers]
             yield (
                 f"evaluate.retention.{name}: no benchmark and no scorer has this name."
                 f" {suggest(name, known)}"
             )
-        elif cfg.evaluate.split != "test" and name in cfg.benchmark:
+        elif cfg.evaluate.split != "test" and (is_chat or name in cfg.benchmark):
             yield (
                 f"evaluate.retention.{name}: benchmarks run on test alone. Give evaluate.split=test"
             )
+
+
+def _list_chat_names(cfg: "Config") -> Iterator[list[str]]:
+    """For each scorer of a chat benchmark, what evaluate.retention may call it."""
+    for name, chat in cfg.evaluate.chats.items():
+        scorers = chat.score.scorers if chat.score else {}
+        for scorer in scorers:
+            yield list_retention_names(name, scorer, scorers)
 
 
 def _check_expect(cfg: "Config") -> Iterator[str]:

@@ -1,6 +1,6 @@
 """How models are evaluated, which one the next round starts from, and what the report covers."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -29,6 +29,18 @@ class ChatConfig(Block):
     turns: PositiveInt
     score: ScoreConfig | None
     duels: dict[Name, DuelConfig]
+
+
+def list_retention_names(chat: str, scorer: str, scorers: Collection[str]) -> list[str]:
+    """What evaluate.retention calls a scorer of a chat benchmark, or a criterion of it.
+
+    `chat/scorer`, and `chat` alone for the scorer of the same name, or the only one.
+    """
+    single, _, criterion = scorer.partition("/")
+    names = [f"{chat}/{scorer}"]
+    if single == chat or [*scorers] == [single]:
+        names.append(f"{chat}/{criterion}" if criterion else chat)
+    return names
 
 
 class VerdictConfig(Block):

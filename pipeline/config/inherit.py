@@ -27,9 +27,11 @@ def inherit_blocks(raw: dict[str, Any], choices: Mapping[str, str]) -> dict[KeyP
         parent = _find_parent(raw, path)
         if parent is None or source not in raw or f"{source}@{'.'.join(path)}" in choices:
             continue
-        block = _merge(raw[source], parent.get(path[-1]) or {})
+        base = _keep_comparing(raw[source]) if source == "score" else raw[source]
+        block = _merge(base, parent.get(path[-1]) or {})
         if source == "score":
-            block["scorers"] = _keep_comparing(block["scorers"])
+            kept = {name: one for name, one in block["scorers"].items() if one is not None}
+            block["scorers"] = kept
         parent[path[-1]] = block
         echoes |= _find_copies(block, raw[source], path, (source,))
     raw.pop("backend", None)  # the two above have it now
@@ -54,19 +56,16 @@ def _merge(base: Any, own: Any) -> Any:
     } | added
 
 
-def _keep_comparing(scorers: dict[str, Any]) -> dict[str, Any]:
-    """Without those set to null, and those that only rank the answers of one model."""
-    kept = {
-        name: scorer
+def _keep_comparing(score: dict[str, Any]) -> dict[str, Any]:
+    """Without the scorers that only rank the answers of one model, and ensembles of these."""
+    scorers = score["scorers"]
+    ranking = {name for name, scorer in scorers.items() if _find_kind(scorer) == "pairwise"}
+    ranking |= {
+        name
         for name, scorer in scorers.items()
-        if scorer is not None and _find_kind(scorer) != "pairwise"
+        if _find_kind(scorer) == "ensemble" and ranking & {*scorer.get("weights", ())}
     }
-    gone = scorers.keys() - kept.keys()
-    return {
-        name: scorer
-        for name, scorer in kept.items()
-        if _find_kind(scorer) != "ensemble" or not gone & {*scorer.get("weights", ())}
-    }
+    return {**score, "scorers": {name: scorers[name] for name in scorers if name not in ranking}}
 
 
 def _find_kind(scorer: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from pipeline.config.base import Block, Dtype, Seed, Template, Trust, Weights
+from pipeline.config.base import Block, Dtype, GgufFile, Seed, Template, Trust, Weights
 from pipeline.config.demonstrations import DemonstrationsConfig
 from pipeline.config.prompts import DecontaminationConfig
 from pipeline.config.sample import ServedModel
@@ -26,6 +26,15 @@ class Checkpoint(Block):
         return Path(self.model).expanduser() if self.model.is_local else str(self.model)
 
 
+class GgufCheckpoint(Block):
+    """A quantised model in one file, which is dequantised into the store."""
+
+    kind: Literal["gguf"]
+    path: GgufFile
+    template: Template
+    dtype: Dtype
+
+
 class TinyBase(Block):
     kind: Literal["tiny"]
     vocabulary: PositiveInt
@@ -36,7 +45,7 @@ class TinyBase(Block):
     seed: Seed
 
 
-BaseConfig = Annotated[Checkpoint | TinyBase, Field(discriminator="kind")]
+BaseConfig = Annotated[Checkpoint | GgufCheckpoint | TinyBase, Field(discriminator="kind")]
 
 
 class SftTraining(Optimization):
@@ -56,4 +65,4 @@ class BestOfNConfig(Optimization):
 
 # A baseline in the table: a checkpoint opened here, or a model behind a server.
 OtherModel = Annotated[Checkpoint | ServedModel, Field(discriminator="kind")]
-SftConfig = Annotated[Checkpoint | SftTraining, Field(discriminator="kind")]
+SftConfig = Annotated[Checkpoint | GgufCheckpoint | SftTraining, Field(discriminator="kind")]

@@ -1,23 +1,34 @@
 """Where prompts come from, what is left out of them, and how they are split."""
 
 import difflib
-from typing import Annotated, Any, ClassVar, Literal
+from collections import Counter
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
+    NonNegativeFloat,
     PositiveInt,
     Tag,
-    field_validator,
+    model_validator,
 )
 
-from pipeline.config.base import Block, Local, Seed
+from pipeline.config.base import Block, Local, Seed, Share
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 
 PromptShape = Literal[
-    "auto", "prompt", "messages", "alpaca", "sharegpt", "turns", "question", "columns"
+    "auto",
+    "prompt",
+    "messages",
+    "alpaca",
+    "sharegpt",
+    "turns",
+    "question",
+    "harmbench",
+    "wildjailbreak",
+    "columns",
 ]
 
 
@@ -54,6 +65,18 @@ def _expand_path(value: Any) -> Any:
 
 
 NamedRows = Annotated[PromptRows, BeforeValidator(_expand_path)]
+NearDuplicate = Annotated[float, Field(gt=0, le=1)] | None
+
+
+def _check_set_names(sets: dict[str, PromptRows]) -> dict[str, PromptRows]:
+    if taken := sorted({"train", "dev", "test"} & sets.keys()):
+        raise ValueError(
+            f"{taken[0]} is the name of a split of the prompts; give the set another name"
+        )
+    return sets
+
+
+EvaluationSets = Annotated[dict[str, NamedRows], AfterValidator(_check_set_names)]
 # This many prompts of the source, or a separate set.
 HeldOut = Annotated[
     Annotated[PositiveInt, Tag("count")] | Annotated[NamedRows, Tag("set")],
@@ -95,27 +118,109 @@ class PlaygroundPrompts(Block):
     evaluation: ClassVar[dict[str, PromptRows]] = {}
 
 
+# IFEval's verifiable instructions, as lm-eval registers them.
+ConstraintFamily = Literal[
+    "keywords:existence",
+    "keywords:frequency",
+    "keywords:forbidden_words",
+    "keywords:letter_frequency",
+    "language:response_language",
+    "length_constraints:number_sentences",
+    "length_constraints:number_paragraphs",
+    "length_constraints:number_words",
+    "length_constraints:nth_paragraph_first_word",
+    "detectable_content:number_placeholders",
+    "detectable_content:postscript",
+    "detectable_format:number_bullet_lists",
+    "detectable_format:constrained_response",
+    "detectable_format:number_highlighted_sections",
+    "detectable_format:multiple_sections",
+    "detectable_format:json_format",
+    "detectable_format:title",
+    "combination:two_responses",
+    "combination:repeat_prompt",
+    "startend:end_checker",
+    "startend:quotation",
+    "change_case:capital_word_frequency",
+    "change_case:english_capital",
+    "change_case:english_lowercase",
+    "punctuation:no_comma",
+]
+CONSTRAINT_FAMILIES: tuple[ConstraintFamily, ...] = get_args(ConstraintFamily)
+
+
+def _refuse_repeats(names: list[ConstraintFamily]) -> list[ConstraintFamily]:
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{repeated[0]} is in the list twice")
+    return names
+
+
+Families = Annotated[list[ConstraintFamily], AfterValidator(_refuse_repeats)]
+
+
+class InstructionPrompts(Block):
+    """Generated instructions with IFEval's constraints."""
+
+    kind: Literal["instructions"]
+    rows: PositiveInt
+    # Relative numbers of prompts with one, two and three constraints.
+    constraints: Annotated[list[NonNegativeFloat], Field(min_length=1, max_length=3)]
+    max_words: Annotated[int, Field(ge=40, le=1000)]
+    excluded: Families
+    held_out: Families
+    held_out_share: Share
+    near_duplicate_threshold: NearDuplicate
+    evaluation: EvaluationSets
+    seed: Seed
+    split: PromptSplit
+    decontamination: DecontaminationConfig
+
+    caps: ClassVar[None] = None
+
+    @model_validator(mode="after")
+    def _check_families(self) -> Self:
+        if both := [name for name in self.held_out if name in self.excluded]:
+            raise ValueError(f"{both[0]} is in held_out and in excluded; keep it in one of them")
+        if not self.trained:
+            raise ValueError("held_out and excluded leave no family to train on; shorten them")
+        if not any(self.constraints):
+            raise ValueError(
+                f"constraints={self.constraints}: no number of constraints has a share."
+                " Give a number above 0, such as [3, 2, 1]"
+            )
+        if self.held_out and not self.held_out_rows:
+            raise ValueError(
+                "held_out names families, and no prompt of dev or test is generated with them."
+                " Raise held_out_share, or give held_out=[]"
+            )
+        return self
+
+    @property
+    def trained(self) -> list[ConstraintFamily]:
+        left_out = {*self.held_out, *self.excluded}
+        return [name for name in CONSTRAINT_FAMILIES if name not in left_out]
+
+    @property
+    def held_out_rows(self) -> int:
+        """Prompts with a held-out family: a share of those that dev and test take."""
+        if not self.held_out:
+            return 0
+        taken = sum(wanted for _, wanted in self.split if isinstance(wanted, int))
+        return round(taken * self.held_out_share)
+
+
 class UserPrompts(Block):
     """The knobs of a user's own prompts, from a file or the hub."""
 
     shape: PromptShape
     columns: Columns
     on_bad_row: Literal["fail", "skip"]
-    near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)] | None
+    near_duplicate_threshold: NearDuplicate
     caps: PromptCaps | None
-    evaluation: dict[str, NamedRows]
+    evaluation: EvaluationSets
     seed: Seed
     split: PromptSplit
     decontamination: DecontaminationConfig
-
-    @field_validator("evaluation")
-    @classmethod
-    def _check_set_names(cls, sets: dict[str, PromptRows]) -> dict[str, PromptRows]:
-        if taken := sorted({"train", "dev", "test"} & sets.keys()):
-            raise ValueError(
-                f"{taken[0]} is the name of a split of the prompts; give the set another name"
-            )
-        return sets
 
 
 class FilePrompts(UserPrompts):
@@ -149,4 +254,7 @@ class HubPrompts(UserPrompts):
         )
 
 
-PromptsConfig = Annotated[PlaygroundPrompts | FilePrompts | HubPrompts, Field(discriminator="kind")]
+PromptsConfig = Annotated[
+    PlaygroundPrompts | InstructionPrompts | FilePrompts | HubPrompts,
+    Field(discriminator="kind"),
+]

@@ -14,7 +14,7 @@ class CheckRuntime(Block):
 
 class RuleScorer(Block):
     kind: Literal["rules"]
-    rule: Literal["playground"]
+    rule: Literal["playground", "unseen_constraints"]
     gold: bool
 
     @property
@@ -98,12 +98,26 @@ class CodeLimits(Block):
     file_mb: PositiveInt
 
 
-class CodeScorer(Block):
-    kind: Literal["code"]
-    column: str
+class CodeExecution(Block):
+    """A model's code on this machine: allowed by the user, and under limits."""
+
     allow_code_execution: bool
     network: bool
     limits: CodeLimits
+
+    @model_validator(mode="after")
+    def _check_permission(self) -> Self:
+        if not self.allow_code_execution:
+            raise ValueError(
+                "this runs a model's code on this machine, which is not allowed yet."
+                " Give allow_code_execution=true where that can do no harm"
+            )
+        return self
+
+
+class CodeScorer(CodeExecution):
+    kind: Literal["code"]
+    column: str
     gold: bool
     runtime: CheckRuntime
 
@@ -111,14 +125,12 @@ class CodeScorer(Block):
     def required_columns(self) -> list[str]:
         return [self.column]
 
-    @model_validator(mode="after")
-    def _check_permission(self) -> Self:
-        if not self.allow_code_execution:
-            raise ValueError(
-                "this scorer runs a model's code on this machine, which is not allowed yet."
-                " Give allow_code_execution=true where that can do no harm"
-            )
-        return self
+
+class RefusalScorer(Block):
+    kind: Literal["refusal"]
+    refused_by: str | None
+    threshold: float
+    gold: bool
 
 
 CheckScorer = (
@@ -130,4 +142,5 @@ CheckScorer = (
     | IfevalScorer
     | MathScorer
     | CodeScorer
+    | RefusalScorer
 )  # fmt: skip

@@ -17,7 +17,7 @@ from pipeline.config.base import (
     Workers,
 )
 from pipeline.config.judge import Judge, PairwiseScorer, RubricScorer, VllmEngine
-from pipeline.config.rule_scorers import CheckScorer
+from pipeline.config.rule_scorers import CheckScorer, RefusalScorer
 from pipeline.config.training import Quantization
 from pipeline.errors import suggest
 
@@ -126,15 +126,16 @@ class ScoreConfig(Block):
     @property
     def other_scorers(self) -> dict[str, ScorerConfig]:
         """Scorers that ask a server, start their own processes, or are quick."""
-        rest = self.scorers.keys() - self.local_model_scorers.keys() - self.ensembles.keys()
+        rest = self.scorers.keys() - self.local_model_scorers.keys() - self.joint_scorers.keys()
         return {name: self.scorers[name] for name in sorted(rest)}
 
     @property
-    def ensembles(self) -> dict[str, EnsembleScorer]:
+    def joint_scorers(self) -> dict[str, EnsembleScorer | RefusalScorer]:
+        """Scorers that are computed from the scores of others."""
         return {
             name: one
             for name, one in sorted(self.scorers.items())
-            if isinstance(one, EnsembleScorer)
+            if isinstance(one, EnsembleScorer | RefusalScorer) and list_members(one)
         }
 
     @property
@@ -154,8 +155,8 @@ class ScoreConfig(Block):
         return BestAnswersConfig(**dict(self), best_by=scorer)
 
     @model_validator(mode="after")
-    def _check_ensembles(self) -> Self:
-        if faults := list(_find_ensemble_faults(self.scorers)):
+    def _check_members(self) -> Self:
+        if faults := list(_find_member_faults(self.scorers)):
             raise ValueError("\n".join(faults))
         return self
 
@@ -177,16 +178,25 @@ def count_gpus(scorer: Any) -> int:
             return 0
 
 
-def _find_ensemble_faults(scorers: dict[str, Any]) -> Iterator[str]:
-    single = [name for name, scorer in scorers.items() if scorer.kind != "ensemble"]
-    for name, ensemble in scorers.items():
-        for member in ensemble.members if ensemble.kind == "ensemble" else []:
+def list_members(scorer: Any) -> list[str]:
+    """The scorers of the same block whose scores a scorer reads."""
+    match scorer:
+        case EnsembleScorer():
+            return scorer.members
+        case RefusalScorer(refused_by=str(guard)):
+            return [guard]
+        case _:
+            return []
+
+
+def _find_member_faults(scorers: dict[str, Any]) -> Iterator[str]:
+    single = [name for name, scorer in scorers.items() if not list_members(scorer)]
+    for name, joint in scorers.items():
+        for member in list_members(joint):
             if member not in single:
-                yield (
-                    f"scorers.{name}: its member {member} is not a single scorer of this block."
-                    f" {suggest(member, single)}"
-                )
-            elif scorers[member].gold and not ensemble.gold:
+                known = suggest(member, single) if single else "Add it: +scorer@…=FILE"
+                yield f"scorers.{name}: {member} is not a single scorer of this block. {known}"
+            elif scorers[member].gold and not joint.gold:
                 yield f"scorers.{name}: its member {member} is gold, so it has to be gold as well"
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import write_json, write_table
+from pipeline.artifacts import DROPPED_FILE, FUNNEL_FILE, write_json, write_table
 from pipeline.errors import UserError
 
 KeptAndDropped = tuple[pl.DataFrame, pl.DataFrame]  # the second has a log's columns, or more
-DROPPED_FILE, FUNNEL_FILE = "dropped.parquet", "funnel.json"
 BAD_ROW = "bad row"
 
 

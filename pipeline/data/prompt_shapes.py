@@ -71,6 +71,20 @@ def _read_turns(row: Row) -> Messages:
     return _to_messages(turns[0], "turns")
 
 
+def _read_harmbench(row: Row) -> Messages:
+    """A contextual behaviour is asked after its context, as HarmBench does."""
+    behaviour, context = _require(row, "Behavior"), row.get("ContextString")
+    if not isinstance(behaviour, str) or not isinstance(context, str | None):
+        raise RowFault("Behavior and ContextString are not both text")
+    return _to_messages(f"{context}\n\n---\n\n{behaviour}" if context else behaviour, "Behavior")
+
+
+def _read_wildjailbreak(row: Row) -> Messages:
+    """The adversarial request, or the plain one where the row has no other."""
+    adversarial, vanilla = _require(row, "adversarial"), row.get("vanilla")
+    return _to_messages(adversarial or vanilla, "adversarial")
+
+
 BY_COLUMNS = "auto", "columns"
 SHAPES: Mapping[str, Callable[[Row], Messages]] = {
     "prompt": _read_prompt,
@@ -79,6 +93,8 @@ SHAPES: Mapping[str, Callable[[Row], Messages]] = {
     "alpaca": _read_alpaca,
     "turns": _read_turns,
     "question": _read_question,
+    "harmbench": _read_harmbench,
+    "wildjailbreak": _read_wildjailbreak,
 }
 # The column that identifies a shape, the surest first: many files hold their prompt twice.
 SHAPE_COLUMNS = {
@@ -88,6 +104,8 @@ SHAPE_COLUMNS = {
     "instruction": "alpaca",
     "turns": "turns",
     "question": "question",
+    "Behavior": "harmbench",
+    "adversarial": "wildjailbreak",
 }
 SPEAKERS = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant",

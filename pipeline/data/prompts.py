@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.config import FileRows, PromptRows
+from pipeline.data.instruction_conflicts import find_contradiction
 from pipeline.data.jsonl import SHOWN, find_unwritable
 from pipeline.data.prompt_checks import PromptSummary
 from pipeline.data.prompt_shapes import BY_COLUMNS, SHAPES, Messages, detect_shape
@@ -97,12 +98,19 @@ def _convert_rows(source: PromptRows, knob: str, found: PromptSet) -> Iterator[R
             row = _rename_columns(source.columns, row)
             shape = shape if shape not in BY_COLUMNS else detect_shape(row, knob)
             converted = _check_id(convert_row(shape, row), ids)
+            if knob == "prompts":  # an evaluation set is used as it was published
+                _check_constraints(row)
         except RowFault as error:
             found.bad.append((place, make_printable(str(error))))
             continue
         for name, why in converted.pop("left_out").items():
             found.left_out.setdefault(name, LeftOutColumn(place, why)).rows += 1
         yield converted
+
+
+def _check_constraints(row: Row) -> None:
+    if fault := find_contradiction(row.get("instruction_id_list"), row.get("kwargs")):
+        raise RowFault(f"no answer can follow its instruction_id_list: {fault}")
 
 
 def _check_id(row: Row, ids: set[str]) -> Row:

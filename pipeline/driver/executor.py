@@ -13,7 +13,7 @@ from pipeline import hardware, preflight, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config, TrainConfig, renamed
 from pipeline.driver.child_process import describe_failure, read_summary_lines, run_worker
-from pipeline.driver.ledger import Ledger, summarize_cost
+from pipeline.driver.ledger import FAILED_SIGN, Ledger, summarize_cost
 from pipeline.errors import (
     ALREADY_BUILT,
     DONE,
@@ -27,6 +27,7 @@ from pipeline.errors import (
 from pipeline.hashing import ContentCache
 from pipeline.models.merging import MERGED
 from pipeline.preflight import capacity, durations
+from pipeline.preflight.training_fits import TrainingFits
 from pipeline.status import (
     PRUNED,
     RunPlan,
@@ -43,11 +44,11 @@ describe_device = cache(hardware.describe_device)  # it starts nvidia-smi
 
 
 class StepFailed(Exception):
-    """A Step failed. The text says why; `code` is the exit code of the driver."""
+    """A Step failed. The text says why; `code` is the driver's exit code, and then the worker's."""
 
-    def __init__(self, message: str, code: int):
+    def __init__(self, message: str, code: int, worker_exit: int):
         super().__init__(message)
-        self.code = code
+        self.code, self.worker_exit = code, worker_exit
 
 
 def select_targets(last: Step, until: str | None) -> list[Step]:
@@ -123,7 +124,7 @@ def _hash_if_any(cache: ContentCache, path: str) -> str:
         return f"? {path}"
 
 
-def show_dry_run(cfg: Config, run_plan: RunPlan) -> dict[str, StepStatus]:
+def show_dry_run(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> dict[str, StepStatus]:
     """Print what is built, what a run would build, and its memory and time. Changes nothing."""
     ledger, statuses = Ledger(None), read_statuses(run_plan, cfg.verify)
     for step in run_plan.steps:
@@ -135,18 +136,22 @@ def show_dry_run(cfg: Config, run_plan: RunPlan) -> dict[str, StepStatus]:
             reason = "will be merged, without training again"
         ledger.add_line("○" if manifest is None else "✓", step, shown, note=reason)
     to_do = [step for step in run_plan.steps if statuses[run_plan.fingerprint(step)][0] is None]
-    memory = capacity.describe_memory(run_plan, statuses)
-    times = durations.Durations(run_plan).describe(to_do)
+    memory = capacity.describe_memory(run_plan, fits, to_do)
+    times = durations.Durations(run_plan, fits).describe(to_do)
     for line in chain(capacity.describe_dtype(cfg), memory, times):
         print(line)
     return statuses
 
 
+def write_plan(run_plan: RunPlan, run_dir: Path) -> None:
+    """The fingerprints of all Steps that the run needs, by which it is known as a run."""
+    stages = {run_plan.fingerprint(step): step.stage for step in run_plan.steps}
+    write_json(run_dir / store.PLAN, {**find_named_steps(run_plan), **stages})
+
+
 def build_missing(cfg: Config, run_plan: RunPlan, run_dir: Path) -> Path:
     """Build what is missing, in order. Returns the folder of the last Step."""
     ledger = Ledger(run_dir)
-    stages = {run_plan.fingerprint(step): step.stage for step in run_plan.steps}
-    write_json(run_dir / store.PLAN, {**find_named_steps(run_plan), **stages})
     head = f"{cfg.recipe}: {pluralize(len(run_plan.steps), 'step')} · {run_dir}"
     print("\n".join([head, *capacity.describe_dtype(cfg)]))
     try:
@@ -228,9 +233,9 @@ def _build_step(
     code = run_worker(record, log, show, ledger.print_note)
     manifest = store.read_manifest(final)
     if code not in (DONE, ALREADY_BUILT) or manifest is None:
-        ledger.add_line("✗", step, fingerprint, seconds=time.monotonic() - started)
+        ledger.add_line(FAILED_SIGN, step, fingerprint, seconds=time.monotonic() - started)
         failure = describe_failure(step, fingerprint, code, log)
-        raise StepFailed(failure, USER_ERROR if code == USER_ERROR else FAILED)
+        raise StepFailed(failure, USER_ERROR if code == USER_ERROR else FAILED, code)
     sign, is_new = ("■", True) if code == DONE else ("✓", False)
     note, seconds = summarize_cost(manifest["cost"]), manifest["seconds"]
     ledger.add_line(sign, step, fingerprint, seconds=seconds, note=note, counted=is_new)

@@ -6,16 +6,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import write_json
+from pipeline.artifacts import DROPPED_FILE, write_json
 from pipeline.errors import pluralize
 from pipeline.step import Step
 
+LEDGER = "ledger.json"
+FAILED_SIGN = "✗"
 QUIET = 30.0  # seconds between two progress lines without a terminal
 
 
 class Ledger:
     def __init__(self, run_dir: Path | None):
-        self._file = run_dir / "ledger.json" if run_dir else None
+        self._file = run_dir / LEDGER if run_dir else None
         self._lines: list[dict[str, Any]] = []
         self._terminal = sys.stdout.isatty()
         self._shown = time.monotonic()
@@ -83,5 +85,5 @@ def summarize_cost(cost: dict[str, Any]) -> str:
         blind = "" if cost.get("watched") else ", which do not measure KL"
         parts.append(f"{cost['processes']} processes{blind}")
     if dropped := cost.get("dropped"):
-        parts.append(f"{dropped} dropped (dropped.parquet)")
+        parts.append(f"{dropped} dropped ({DROPPED_FILE})")
     return " · ".join(parts)

@@ -8,6 +8,8 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,15 @@ from pipeline.driver.executor import (
     outline_plan,
     select_targets,
     show_dry_run,
+    write_plan,
 )
+from pipeline.driver.run_index import refresh_index
+from pipeline.driver.run_record import RunEnd, record_run
 from pipeline.driver.store_users import register_runs
 from pipeline.errors import (
     DONE,
+    FAILED,
+    INTERRUPTED,
     USER_ERROR,
     UserError,
     collect_faults,
@@ -37,6 +44,7 @@ from pipeline.errors import (
 from pipeline.hashing import resolve_commit
 from pipeline.plan import plan
 from pipeline.preflight import capacity
+from pipeline.preflight.training_fits import TrainingFits
 from pipeline.status import RunPlan, list_unbuilt
 from pipeline.step import pin_revisions
 
@@ -50,58 +58,84 @@ def run_point(cfg: Config, run_dir: Path | None = None) -> int:
     try:
         cfg = cfg if cfg.dry_run else pin_revisions(cfg, functools.cache(resolve_commit))
         run_plan = outline_plan(cfg, select_targets(plan(cfg), cfg.until))
+        fits = TrainingFits(run_plan)
         if cfg.dry_run:
-            show_plan(cfg, run_plan)
+            show_plan(cfg, run_plan, fits)
             return DONE
-        if faults := find_faults(run_plan):
+        if faults := find_faults(run_plan, fits):
             raise UserError(*faults)
         print_warnings(run_plan)
         on_wait = functools.partial(print, f"waiting: {cfg.store} is being pruned", flush=True)
         with store.lock_shared(cfg.store, on_wait):
             register_runs(cfg.store, cfg.runs)
             run_dir = open_run_dir(cfg, run_dir)
-            last = copy_report(build_missing(cfg, run_plan, run_dir), run_dir)
-            if is_finished(run_dir):
-                link_latest(cfg.runs, run_dir)
+            write_plan(run_plan, run_dir)
+            with keep_records(cfg.runs, run_dir, len(run_plan.steps)):
+                last = copy_report(build_missing(cfg, run_plan, run_dir), run_dir)
+                if is_finished(run_dir):
+                    link_latest(cfg.runs, run_dir)
             print(last)
         return DONE
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR
-    except OSError as error:
-        if not (explanation := explain_disk_fault(error, run_dir or cfg.runs)):
+    except (UserError, OSError, StepFailed) as error:
+        if (end := explain_end(error, run_dir or cfg.runs)) is None:
             raise
-        print(explanation, file=sys.stderr)
-        return USER_ERROR
-    except StepFailed as failure:
-        print(failure, file=sys.stderr)
-        return failure.code
+        print(end.message, file=sys.stderr)
+        return end.code
     except RunInterrupted as signal_name:
         print()  # ends the line that was being painted
         print(describe_interrupt(str(signal_name)), file=sys.stderr)
         raise
 
 
-def find_faults(run_plan: RunPlan) -> list[str]:
+@contextmanager
+def keep_records(runs: Path, run_dir: Path, steps: int) -> Iterator[None]:
+    """Write what becomes of a run: run.json in its folder, and the page of all runs."""
+
+    def explain(error: BaseException) -> RunEnd:
+        return explain_end(error, run_dir) or RunEnd(FAILED, repr(error))
+
+    try:
+        with record_run(run_dir, steps, explain):
+            refresh_index(runs)
+            yield
+    finally:
+        refresh_index(runs)
+
+
+def explain_end(error: BaseException, place: Path) -> RunEnd | None:
+    """How a run ends by this error; None for an error that needs its traceback."""
+    match error:
+        case UserError():
+            return RunEnd(USER_ERROR, str(error))
+        case StepFailed():
+            return RunEnd(error.code, str(error), error.worker_exit)
+        case RunInterrupted():
+            return RunEnd(INTERRUPTED, describe_interrupt(str(error)))
+        case OSError() if explanation := explain_disk_fault(error, place):
+            return RunEnd(USER_ERROR, explanation)
+    return None
+
+
+def find_faults(run_plan: RunPlan, fits: TrainingFits) -> list[str]:
     """Every reason to refuse a run of this plan before anything is built."""
     coming = list_unbuilt(run_plan)
     built = [step for step in run_plan.steps if step not in coming] if coming else []
     checks = chain(
         preflight.list_checks(coming),
         *(preflight.list_artifact_checks(step, run_plan.folder, coming) for step in built),
-        capacity.list_checks(run_plan, coming),
+        capacity.list_checks(run_plan, fits, coming),
     )
     return [*run_plan.faults, *collect_faults(checks)]
 
 
-def show_plan(cfg: Config, run_plan: RunPlan) -> None:
+def show_plan(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> None:
     """Print the plan, then each reason why a run here would be refused, then the count of both."""
-    statuses = show_dry_run(cfg, run_plan)
+    statuses = show_dry_run(cfg, run_plan, fits)
     for line in preflight.describe_unread(list_unbuilt(run_plan)):
         print(line)
     sys.stdout.flush()
     print_warnings(run_plan)
-    faults = find_faults(run_plan)
+    faults = find_faults(run_plan, fits)
     if faults:
         print("A run here would be refused:")
     for fault in faults:
@@ -116,7 +150,7 @@ def print_warnings(run_plan: RunPlan) -> None:
     """Print what is wrong now and may be right when it is needed."""
     coming = list_unbuilt(run_plan)
     slow, silent = capacity.warn_of_slow_dtypes(coming), preflight.warn_of_silent_servers(coming)
-    for warning in chain(slow, silent):
+    for warning in chain(slow, silent, preflight.warn_of_one_sided_sets(coming)):
         print(warning, file=sys.stderr, flush=True)
 
 

@@ -21,7 +21,7 @@ from pipeline.artifacts import write_text
 from pipeline.config import Config
 from pipeline.config.compose import CONF, Arguments, quote, read_overrides, validate_point
 from pipeline.driver import store_users
-from pipeline.driver.run import make_run_dir, run_point
+from pipeline.driver.run import keep_records, make_run_dir, run_point
 from pipeline.errors import DONE, FAILED, UserError, pluralize
 
 STATUS = {0: "done", 2: "refused", 75: "stopped"}
@@ -35,14 +35,15 @@ def run_sweep(arguments: Arguments, points: list[Config]) -> int:
     print(f"{points[0].recipe}: {pluralize(len(points), 'point')} · {folder}")
     output = f"hydra.sweep.dir={quote(str(folder))}"
     sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, output]
-    try:
-        launch()
-    except OSError as error:
-        error.filename = error.filename or str(folder)  # Hydra's own files name none on a full disk
-        raise
-    written = json.loads((folder / "points.json").read_text())
-    finished = len(written) == len(points) and all(line["status"] == "done" for line in written)
-    page, code = finish_sweep(points[0], folder, written, arguments.flags)
+    with keep_records(points[0].runs, folder, len(points)):
+        try:
+            launch()
+        except OSError as error:
+            error.filename = error.filename or str(folder)  # Hydra's files name none on a full disk
+            raise
+        written = json.loads((folder / "points.json").read_text())
+        finished = len(written) == len(points) and all(line["status"] == "done" for line in written)
+        page, code = finish_sweep(points[0], folder, written, arguments.flags)
     print(page)
     return code or (DONE if finished else FAILED)
 

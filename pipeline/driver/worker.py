@@ -179,7 +179,7 @@ def _merge_adapter(step: dict[str, Any], final: Path) -> None:
     wanted = step["stage"] == "train" and step["config"]["adapter"].get("save_merged")
     if wanted and not (final / merging.MERGED).exists():
         print_progress("merging")
-        merging.merge(final, final / merging.MERGED)
+        merging.merge(final)
         print_note(f"merged weights are in {final / merging.MERGED}")
 
 

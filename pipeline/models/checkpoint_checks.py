@@ -148,7 +148,7 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", folder: Path, name: s
 
 def check_template(tokenizer: "PreTrainedTokenizerBase", settings: Template, name: str) -> None:
     if not tokenizer.chat_template:
-        raise _make_template_error(name)
+        raise make_template_error(name)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{name}: its tokenizer has no EOS token, so no answer would ever end.\n"
@@ -188,10 +188,10 @@ def check_template_file(folder: Path, settings: Template, name: str) -> None:
     if settings.chat_template or not config.is_file() or has_file:
         return
     if not read_json(config).get("chat_template"):
-        raise _make_template_error(name)
+        raise make_template_error(name)
 
 
-def _make_template_error(name: str) -> UserError:
+def make_template_error(name: str) -> UserError:
     return UserError(
         f"{name}: its tokenizer has no chat template, so the format of its prompts is unknown.\n"
         "  Give template.chat_template=FILE, a Jinja template;"

@@ -4,26 +4,24 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from pipeline.config import Checkpoint, RewardCheckpoint, SampleRequest
+from pipeline.config import Checkpoint, GgufCheckpoint, RewardCheckpoint, SampleRequest
 from pipeline.errors import run_all
 from pipeline.models.checkpoint import check_files
+from pipeline.models.gguf import check_source
 from pipeline.preflight.context_length import check_context
 from pipeline.preflight.environment import check_engine, check_keys, check_packages
 from pipeline.preflight.inputs import check_lengths, check_offline, check_prompts
 from pipeline.preflight.rows import describe_unread as describe_unread
 from pipeline.preflight.rows import list_row_checks
+from pipeline.preflight.rows import warn_of_one_sided_sets as warn_of_one_sided_sets
 from pipeline.preflight.scorers import exists, list_scorer_checks
 from pipeline.preflight.servers import warn_of_silent_servers as warn_of_silent_servers
 from pipeline.preflight.templates import check_template
 from pipeline.step import Step
 
 
-def check_steps(coming: Iterable[Step]) -> None:
-    """Check the Steps to be built; those in the store need no GPU or server. Reports all faults."""
-    run_all(list_checks(coming))
-
-
 def list_checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
+    """Checks of the Steps to be built; those in the store need no GPU or server."""
     coming, engines = list(coming), list[object]()
     yield partial(check_packages, {step.stage for step in coming})
     for step in coming:
@@ -43,6 +41,8 @@ def list_checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
 
 def list_checkpoint_checks(cfg: object) -> Iterator[Callable[[], object]]:
     """Checks of a local checkpoint's files."""
+    if isinstance(cfg, GgufCheckpoint):
+        yield partial(check_source, cfg)
     if isinstance(cfg, Checkpoint | RewardCheckpoint) and cfg.model.is_local and exists(cfg.model):
         yield partial(check_files, cfg)
 

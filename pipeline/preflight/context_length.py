@@ -1,9 +1,9 @@
 """The context length of the model that is sampled, as far as it is known before it is opened."""
 
-from pipeline.config import Checkpoint, SampleRequest, TinyBase
+from pipeline.config import Checkpoint, GgufCheckpoint, SampleRequest, TinyBase
 from pipeline.errors import UserError
 from pipeline.hashing import find_local_folder
-from pipeline.preflight.lineage import trace_lineage
+from pipeline.preflight.lineage import read_gguf_config, trace_lineage
 from pipeline.resources.model_shape import read_model_config
 from pipeline.step import Step
 
@@ -26,7 +26,7 @@ def find_context(sample: Step) -> int | None:
 
 
 def read_context(step: Step) -> int | None:
-    """The context of a model to be made or of a local checkpoint; None for any other."""
+    """The context of a model to be made or of a local one; None for any other."""
     match step.config:
         case TinyBase():
             return step.config.context
@@ -34,5 +34,7 @@ def read_context(step: Step) -> int | None:
             folder = find_local_folder(step.config.name_or_path, step.config.revision)
             known = read_model_config(folder) if folder else {}
             return known.get("text_config", known).get("max_position_embeddings")
+        case GgufCheckpoint() as cfg:
+            return read_gguf_config(cfg.path).get("max_position_embeddings")
         case _:
             return None

@@ -21,8 +21,9 @@ from pipeline.config import (
     TrainConfig,
 )
 from pipeline.errors import pluralize
-from pipeline.preflight import capacity
 from pipeline.preflight.lineage import find_shape
+from pipeline.preflight.row_counts import count_pairs_at_most, count_published_prompts
+from pipeline.preflight.training_fits import TrainingFits
 from pipeline.resources.training_fit import format_duration
 from pipeline.status import RunPlan
 from pipeline.step import Step
@@ -39,29 +40,25 @@ class MeasuredCost:
     config: dict[str, Any]
     cost: dict[str, float]
     seconds: float
-    created: str
 
 
 class Durations:
-    def __init__(self, run_plan: RunPlan):
-        self._run_plan = run_plan
-        self._parts = capacity.count_published_prompts(run_plan)
+    def __init__(self, run_plan: RunPlan, fits: TrainingFits):
+        self._run_plan, self._fits = run_plan, fits
+        self._parts = count_published_prompts(run_plan)
         stages = "sample", "score", "reference"
         self._measured = {stage: [*self._read_measured(stage)] for stage in stages}
 
     def _read_measured(self, stage: str) -> Iterator[MeasuredCost]:
-        """Steps of a stage on this device, newest first."""
-        device, measured = hardware.describe_device(), []
-        for folder in (self._run_plan.root / stage).glob("*/"):
-            made = store.read_valid_manifest(folder)
-            if made and made.get("provenance", {}).get("device") == device:
-                config, cost, created = made["config"], made["cost"], str(made["created"])
-                measured.append(MeasuredCost(config, cost, made["seconds"], created))
-        for folder in (self._run_plan.root / stage).glob("*.partial/"):
+        """Steps of a stage on this device: those that sample now, then the newest first."""
+        root, device = self._run_plan.root, hardware.describe_device()
+        for folder in (root / stage).glob("*.partial/"):
             step, cost = _read_if_valid(folder / STEP_FILE), _read_if_valid(folder / COST_FILE)
             if step and cost and step.get("device") == device and "tokens_per_second" in cost:
-                measured.append(MeasuredCost(step["config"], cost, 0.0, "now"))
-        yield from sorted(measured, key=lambda one: one.created, reverse=True)
+                yield MeasuredCost(step["config"], cost, 0.0)
+        for made in store.list_valid_manifests(root, stage):
+            if made.get("provenance", {}).get("device") == device:
+                yield MeasuredCost(made["config"], made["cost"], made["seconds"])
 
     def estimate(self, step: Step) -> float | None:
         """Seconds; None if nothing like it was measured or its number of rows is not known."""
@@ -73,7 +70,7 @@ class Durations:
             case ScoreConfig():
                 return self._estimate_score(step, step.config)
             case TrainConfig():
-                return capacity.estimate_training_seconds(self._run_plan, step, step.config)
+                return self._fits.find(step, step.config).seconds
         return None
 
     def _estimate_sample(self, step: Step, cfg: SampleRequest) -> float | None:
@@ -137,7 +134,7 @@ class Durations:
             every = self._count_completions(source)
             each = sum(setting.n for setting in source.config.settings.values())
             return every // each * kl.n if kl and every else None
-        pairs = capacity.count_pairs_at_most(self._run_plan, source)
+        pairs = count_pairs_at_most(self._run_plan, source)
         return 2 * pairs if pairs else None
 
     def describe(self, to_do: list[Step]) -> Iterator[str]:
@@ -172,7 +169,8 @@ class TimeLeft:
     def _estimate(self) -> str:
         folder = self._run_plan.folder
         to_do = [step for step in self._steps if store.read_manifest(folder(step)) is None]
-        durations = Durations(self._run_plan)
+        # Pairs that are built since the last estimate change what a training takes.
+        durations = Durations(self._run_plan, TrainingFits(self._run_plan))
         known = [seconds for step in to_do if (seconds := durations.estimate(step)) is not None]
         if not known:
             return ""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 
-from pipeline.artifacts import MODEL_FILE, Model, Prompts, read_object
+from pipeline.artifacts import FUNNEL_FILE, MODEL_FILE, Model, Prompts, read_object
 from pipeline.config import PairRound, SampleRequest, ScriptedBackend, SftTraining
 from pipeline.errors import UserError, run_all
 from pipeline.preflight.context_length import find_context
@@ -15,7 +15,7 @@ from pipeline.step import Part, Step
 
 def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     """Whether these prompts suffice for all rounds and have the columns that are read."""
-    funnel = folder / "funnel.json"
+    funnel = folder / FUNNEL_FILE
     if made.stage != "prompts" or not funnel.exists():
         return
     rows = read_object(funnel, out=dict)["out"]
@@ -29,7 +29,7 @@ def read_column_names(folder: Path, part: str) -> set[str]:
 
 def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     """Whether offline rows suffice for all rounds, before anything is sampled to mix with them."""
-    funnel = folder / "funnel.json"
+    funnel = folder / FUNNEL_FILE
     if made.stage != "offline" or not funnel.exists():
         return
     rows = read_object(funnel, pairs=int)["pairs"]

@@ -1,12 +1,15 @@
 """What a plan's models are made from, and so their weights and shape. Uses no network."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pipeline.artifacts import MODEL_FILE, Model, open_artifact
-from pipeline.config import Checkpoint, TinyBase
+from pipeline.config import Checkpoint, GgufCheckpoint, GgufFile, TinyBase
 from pipeline.errors import UserError
 from pipeline.hashing import find_local_folder
+from pipeline.models.gguf import read_local_header
 from pipeline.resources import model_shape
 from pipeline.status import RunPlan
 from pipeline.step import Step
@@ -26,11 +29,32 @@ def trace_lineage(model: Step) -> Iterator[Step]:
 
 
 def find_shape(run_plan: RunPlan, model: Step) -> model_shape.Shape | None:
-    """The shape of a built model, of its nearest built ancestor, or of a tiny model to be made."""
+    """The shape of a built model, of its nearest built ancestor, or of a model to be made."""
     if folder := find_weights(run_plan, model):
         return model_shape.read_shape(folder)
-    tiny = _find_nearest(run_plan, model).config
-    return _make_tiny_shape(tiny) if isinstance(tiny, TinyBase) else None
+    match _find_nearest(run_plan, model).config:
+        case TinyBase() as tiny:
+            return _make_tiny_shape(tiny)
+        case GgufCheckpoint() as cfg:
+            return model_shape.parse_shape(read_gguf_config(cfg.path))
+        case _:
+            return None
+
+
+def read_gguf_config(path: GgufFile) -> dict[str, Any]:
+    """What a local GGUF file's config.json will have; empty for a wheel or a broken file."""
+    file = Path(path).expanduser()
+    if not path.is_local or not file.is_file():
+        return {}
+    return _read_gguf_config(path, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)  # several Steps ask for the same model
+def _read_gguf_config(path: GgufFile, _mtime: int) -> dict[str, Any]:
+    try:
+        return model_shape.drop_impossible(read_local_header(path).to_model_config())
+    except (OSError, UserError):  # the preflight reports it
+        return {}
 
 
 def find_weights(run_plan: RunPlan, model: Step) -> Path | None:

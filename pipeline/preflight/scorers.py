@@ -18,10 +18,10 @@ from pipeline.config import (
     ScoreConfig,
 )
 from pipeline.config.score import count_gpus
+from pipeline.data.label_files import read_sample_labels, read_votes
 from pipeline.preflight.environment import check_gpus
 from pipeline.scorers.judging import PACKAGES, not_installed_error
 from pipeline.scorers.judging.template import PAIRWISE_FIELDS, RUBRIC_FIELDS, JudgeTemplate
-from pipeline.scorers.label_files import read_labels, read_votes
 from pipeline.scorers.user_files import check_function, load_schema
 from pipeline.step import Step
 from pipeline.text import check_languages
@@ -78,4 +78,4 @@ def check_scorer(knob: str, scorer: object) -> None:
         case FunctionScorer(function=own) if own.file is None or exists(own.file):
             check_function(own, own.source, own.name, own.file is not None, knob)
         case LabelsScorer(path=path) if exists(path):
-            read_labels(Path(path).expanduser())
+            read_sample_labels(Path(path).expanduser())

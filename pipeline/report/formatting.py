@@ -8,6 +8,7 @@ from typing import Any
 ReportRow = Mapping[str, Any]
 
 UNKNOWN = "–"
+BADGES = {"yes": "Better", "no": "Not better", "unclear": "Unclear"}  # of a verdict
 ROUNDING_ERROR = 1e-9  # sums of the same scores in another order differ by less
 NO_SPREAD = (
     "How small a difference this many prompts can detect is not known: "

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.resources.model_shape import (
+    DTYPE_BYTES,
     Shape,
     format_bytes,
     parse_shape,
@@ -19,7 +20,6 @@ from pipeline.resources.model_shape import (
     read_tensor_files,
 )
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Names as in a safetensors header. Floats are loaded in the dtype that the config asks for;
 # quantised tensors keep theirs.
 FLOATS = {"F64", "F32", "F16", "BF16"}

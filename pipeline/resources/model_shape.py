@@ -15,7 +15,7 @@ from pipeline.config import FullAdapter, LoraAdapter, TrainConfig
 from pipeline.hashing import find_local_folder
 
 GIB, MIB = 1 << 30, 1 << 20
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Optimizer state in bytes a parameter, by a part of the optimizer's name. AdamW's two moments in
 # float32 take 8; Lion keeps one, 8-bit optimizers two of one byte, SGD none, Adafactor only row and
 # column sums.
@@ -104,10 +104,10 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return _drop_impossible(config)
+    return drop_impossible(config)
 
 
-def _drop_impossible(config: Any) -> dict[str, Any]:
+def drop_impossible(config: Any) -> dict[str, Any]:
     if not isinstance(config, dict):
         return {}
     known = {
@@ -117,7 +117,7 @@ def _drop_impossible(config: Any) -> dict[str, Any]:
     }
     if not isinstance(known.get("layer_types", []), list):
         del known["layer_types"]
-    text = _drop_impossible(known.pop("text_config", None))
+    text = drop_impossible(known.pop("text_config", None))
     return {**known, "text_config": text} if text else known
 
 

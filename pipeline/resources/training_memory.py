@@ -39,14 +39,7 @@ class MemoryEstimate:
 
     @property
     def parts(self) -> dict[str, float]:
-        parts = {
-            "weights": self.weights,
-            "gradients": self.gradients,
-            "optimizer": self.optimizer,
-            "activations": self.activations,
-            "logits": self.logits,
-        }
-        return parts | ({"libraries": self.libraries} if self.libraries else {})
+        return {name: size for name, size in vars(self).items() if size or name != "libraries"}
 
     @property
     def total(self) -> float:
@@ -57,44 +50,15 @@ class MemoryEstimate:
         return f"{format_bytes(self.total)} ({', '.join(parts)})"
 
 
-def estimate_memory(
-    shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int, gpu: bool = True
-) -> MemoryEstimate:
-    """The fullest moment on each of `world` devices.
-
-    `rows` pairs of at most `longest` tokens a side are in memory at once. On a CPU this is the
-    whole process as the kernel counts it (VmHWM), on a GPU what torch allocates.
-
-    Assumes that rehearsed demonstrations are as long as the pairs, and that rows are padded, so
-    attention has a mask.
-    """
-    moments = ProcessMemory(shape, cfg, rows, longest, world, gpu).moments()
-    fullest = max(moments, key=lambda moment: moment.total)
-    return fullest if gpu else replace(fullest, libraries=LIBRARIES)
-
-
-def largest_micro_batch(
-    shape: Shape,
-    cfg: TrainConfig,
-    each: int,
-    longest: int,
-    world: int,
-    available: float,
-    gpu: bool = True,
-) -> int:
-    """The largest divisor of a process' rows a step that fits; 1 where even one row does not."""
-    divisors = [rows for rows in range(1, each + 1) if each % rows == 0]
-    fitting = [
-        rows
-        for rows in divisors
-        if estimate_memory(shape, cfg, rows, longest, world, gpu).total <= available
-    ]
-    return max(fitting, default=1)
-
-
 @dataclass(frozen=True)
 class ProcessMemory:
-    """What one of `world` training processes holds, in bytes."""
+    """What one of `world` training processes holds, in bytes.
+
+    `rows` pairs of at most `longest` tokens a side are in memory at once. On a CPU this is the
+    whole process as the kernel counts it (VmHWM), on a GPU what torch allocates. Assumes that
+    rehearsed demonstrations are as long as the pairs, and that rows are padded, so attention has a
+    mask.
+    """
 
     shape: Shape
     cfg: TrainConfig
@@ -107,6 +71,12 @@ class ProcessMemory:
     def token(self) -> TokenMemory:
         return TokenMemory(self.shape, self.cfg, self.longest)
 
+    @cached_property
+    def peak(self) -> MemoryEstimate:
+        """The fullest moment."""
+        fullest = max(self.moments(), key=lambda moment: moment.total)
+        return fullest if self.gpu else replace(fullest, libraries=LIBRARIES)
+
     def moments(self) -> Iterator[MemoryEstimate]:
         """In the order of a step; the last one is an evaluation of the dev pairs."""
         yield from self._moments_at_head()
@@ -117,22 +87,14 @@ class ProcessMemory:
 
     def _moments_at_head(self) -> Iterator[MemoryEstimate]:
         """The end of the forward pass, then the backward passes of untiled and of tiled logits."""
-        a_token, carried = (
-            self.kept_per_token + self.token.after_last_block,
-            self.gradients_carried,
-        )
-        activations = self.tokens_in_pass * a_token
+        a_token = self.kept_per_token + self.token.after_last_block
+        activations, carried = self.tokens_in_pass * a_token, self.gradients_carried
         yield self._moment(self.rounded_copies, carried, activations, self._logits_forward)
-        yield self._moment(
-            self.rounded_copies_backward, carried, activations, self._logits_backward
-        )
-        a_token += self.token.head_input_gradient
-        yield self._moment(
-            self.rounded_copies_backward,
-            carried + self.head_gradient,
-            self.pair_tokens * a_token,
-            self._tile_bytes(COPIED_BACKWARD),
-        )
+        copies = self.rounded_copies_backward
+        yield self._moment(copies, carried, activations, self._logits_backward)
+        activations = self.pair_tokens * (a_token + self.token.head_input_gradient)
+        gradients = carried + self.head_gradient
+        yield self._moment(copies, gradients, activations, self._tile_bytes(COPIED_BACKWARD))
 
     def _moments_in_blocks(self) -> Iterator[MemoryEstimate]:
         """Backward through the last block while the others wait, then through the first one."""
@@ -158,6 +120,16 @@ class ProcessMemory:
 
     # ── whatever is read ────────────────────────────────────────────────────────────────────────
 
+    @property
+    def weight_shares(self) -> int:
+        """Among how many processes the weights are divided."""
+        return self.world if self.cfg.runtime.launch in SHARDED_WEIGHTS else 1
+
+    @property
+    def state_shares(self) -> int:
+        """Among how many processes the optimizer's state is divided."""
+        return self.world if self.cfg.runtime.launch in SHARDED_STATE else 1
+
     @cached_property
     def trained_parameters(self) -> int:
         return count_trained(self.shape, self.cfg)
@@ -171,11 +143,10 @@ class ProcessMemory:
         else:  # the policy in float32, and as much again for a reference that runs live
             models = 2 if self.cfg.reference_logps == "online" else 1
             weights = 4.0 * self.shape.parameters * models
-        if self.cfg.runtime.launch in SHARDED_WEIGHTS:
-            # Each process has its share, and one block at a time is gathered.
-            gathered = 4.0 * self.shape.linear_parameters / self.shape.layers
-            return weights / self.world + gathered
-        return weights
+        if self.weight_shares == 1:
+            return weights
+        # Each process has its share, and one block at a time is gathered.
+        return weights / self.weight_shares + 4.0 * self.shape.linear_parameters / self.shape.layers
 
     @property
     def generates_answers(self) -> bool:
@@ -188,8 +159,7 @@ class ProcessMemory:
         """A full reference is loaded for an evaluation and freed; an adapter's is its own base."""
         if not (self.generates_answers and self.token.is_full) or self.cfg.keeps_reference:
             return 0.0
-        shares = self.world if self.cfg.runtime.launch in SHARDED_WEIGHTS else 1
-        return float(self.token.size * self.shape.parameters) / shares
+        return float(self.token.size * self.shape.parameters) / self.weight_shares
 
     @property
     def rounded_copies(self) -> float:
@@ -204,8 +174,7 @@ class ProcessMemory:
         if not self.token.is_mixed:
             return 0.0
         # torch.autocast caches a bfloat16 copy of each linear layer until the pass ends.
-        copies = float(self.token.size * self.shape.linear_parameters)
-        return copies / self.world if self.cfg.runtime.launch in SHARDED_WEIGHTS else copies
+        return float(self.token.size * self.shape.linear_parameters) / self.weight_shares
 
     @property
     def rounded_copies_of_block(self) -> float:
@@ -222,24 +191,19 @@ class ProcessMemory:
 
     @property
     def optimizer(self) -> float:
-        state = float(optimizer_bytes(self.cfg) * self.trained_parameters)
-        return state / self.world if self.cfg.runtime.launch in SHARDED_STATE else state
+        return float(optimizer_bytes(self.cfg) * self.trained_parameters) / self.state_shares
 
     @property
     def ddp_buckets(self) -> float:
         """DDP's buckets are a second copy of all gradients, from the first step to the last."""
-        if self.world == 1 or self.cfg.runtime.launch in SHARDED_STATE:
-            return 0.0
-        return 4.0 * self.trained_parameters
+        uses_ddp = self.world > 1 and self.state_shares == 1
+        return 4.0 * self.trained_parameters if uses_ddp else 0.0
 
     @property
     def gradients(self) -> float:
         """All gradients, in float32, when a step's last backward pass ends."""
-        launch = self.cfg.runtime.launch
-        is_shared = (
-            launch in SHARDED_STATE and launch != "zero1"
-        )  # ZeRO-1 shares optimizer state only
-        shares = self.world if is_shared else 1
+        # ZeRO-1 shares optimizer state only.
+        shares = 1 if self.cfg.runtime.launch == "zero1" else self.state_shares
         return 4.0 * self.trained_parameters / shares + self.ddp_buckets
 
     @property
@@ -345,6 +309,11 @@ class ProcessMemory:
         libraries = 0 if self.gpu else LIBRARIES
         weights = self.weights + self.rounded_copies
         return weights + self.ddp_buckets + self.optimizer + libraries
+
+    def count_answers_at_once(self, available: float, most: int) -> int:
+        """As many of the longest answers as fit between two steps, but at least one."""
+        free = available - self.between_steps
+        return max(1, min(most, int(free // self.token.generated_answer)))
 
 
 def _base_weights(shape: Shape, adapter: LoraAdapter, size: int) -> float:

@@ -11,13 +11,21 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Prompts, Samples, note_cost, read_cost, read_table, write_table
+from pipeline.artifacts import (
+    DROPPED_FILE,
+    Prompts,
+    Samples,
+    note_cost,
+    read_cost,
+    read_table,
+    write_table,
+)
 from pipeline.backends import Message
 from pipeline.errors import UserError
 from pipeline.text import strip_reasoning
 
 TURNS = "scratch/turns"
-LIST_FILES = "dropped.parquet", "failed.parquet"
+LIST_FILES = DROPPED_FILE, "failed.parquet"
 DIFFERENCE = "quantization_difference"
 
 

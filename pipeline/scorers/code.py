@@ -16,7 +16,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.config import CodeScorer
+from pipeline.config import CodeExecution, CodeScorer
 from pipeline.errors import UserError
 from pipeline.scorers import Answer, Check
 from pipeline.scorers.code_harness import NO_NETWORK_SIGN
@@ -50,7 +50,7 @@ def extract_code(completion: str) -> str:
 
 
 def run_tests(
-    cfg: CodeScorer, code: str, tests: list[str], knob: str = "score.scorers.NAME"
+    cfg: CodeExecution, code: str, tests: list[str], knob: str = "score.scorers.NAME"
 ) -> set[int]:
     """The indices of the tests that pass."""
     nonce = secrets.token_hex(16)  # so that what the code prints is not taken for a verdict

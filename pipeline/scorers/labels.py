@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import LabelsScorer
+from pipeline.data.label_files import Label, find_majority, read_sample_labels
 from pipeline.scorers import Answer, Score
-from pipeline.scorers.label_files import Preference, Rating, read_labels
 
 Votes = Mapping[str, float]  # annotator → value
 
@@ -44,66 +44,44 @@ NOT_LABELLED = Opinion(None, "no annotator labelled it")
 
 
 def load_opinions(cfg: LabelsScorer) -> dict[str, Opinion]:
-    rows = read_labels(Path(cfg.path))
-    annotators = sorted({row.annotator for row in rows})
-    if ratings := [row for row in rows if isinstance(row, Rating)]:
-        combined = _combine_ratings(cfg, ratings)
-    else:
-        combined = _combine_preferences(cfg, [row for row in rows if isinstance(row, Preference)])
-    return {
-        key: Opinion(score, _format_detail(score, votes, annotators))
-        for key, (score, votes) in combined.items()
-    }
-
-
-def _combine_ratings(
-    cfg: LabelsScorer, ratings: list[Rating]
-) -> dict[str, tuple[float | None, Votes]]:
-    votes: dict[str, dict[str, float]] = defaultdict(dict)
-    for rating in ratings:
-        votes[rating.sample_id][rating.annotator] = rating.score
-    return {key: (aggregate_votes(cfg, list(own.values())), own) for key, own in votes.items()}
-
-
-def _combine_preferences(
-    cfg: LabelsScorer, preferences: list[Preference]
-) -> dict[str, tuple[float | None, Votes]]:
-    """An answer's score is its mean over the decided pairs: 1 won, 0 lost, a tie in between."""
-    by_pair: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
-    for one in preferences:
-        by_pair[one.a_id, one.b_id][one.annotator] = one.a_wins
+    """An answer's score is its rating, or its mean over the decided pairs: 1 won, 0 lost."""
+    labels = read_sample_labels(Path(cfg.path))
+    annotators = sorted({label.annotator for label in labels})
     scores: dict[str, list[float]] = defaultdict(list)
     votes: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (a, b), by_annotator in by_pair.items():
-        decision = aggregate_votes(cfg, list(by_annotator.values()))
-        for key, is_a in ((a, True), (b, False)):
-            scores[key] += [] if decision is None else [_points_of(decision, is_a)]
-            for annotator, vote in by_annotator.items():
-                votes[key][annotator].append(_points_of(vote, is_a))
-    means = {
-        key: {annotator: sum(own) / len(own) for annotator, own in by_annotator.items()}
-        for key, by_annotator in votes.items()
-    }
-    return {key: (_mean(scores[key]), means[key]) for key in votes}
+    for ids, group in _group_labels(labels).items():
+        decision = aggregate_votes(cfg, [label.value for label in group])
+        for key in ids:
+            is_first = key == ids[0]
+            scores[key] += [] if decision is None else [_points_of(decision, is_first)]
+            for label in group:
+                votes[key][label.annotator].append(_points_of(label.value, is_first))
+    opinions = {}
+    for key, own in votes.items():
+        means = {annotator: sum(values) / len(values) for annotator, values in own.items()}
+        score = sum(scores[key]) / len(scores[key]) if scores[key] else None
+        opinions[key] = Opinion(score, _format_detail(score, means, annotators))
+    return opinions
 
 
-def _points_of(a_wins: float, is_a: bool) -> float:
-    return a_wins if is_a else 1 - a_wins
+def _group_labels(labels: list[Label]) -> dict[tuple[str, ...], list[Label]]:
+    """The labels of each answer, or of each pair in the order of its ids."""
+    groups: dict[tuple[str, ...], list[Label]] = defaultdict(list)
+    for label in labels:
+        in_order = label if label.ids == tuple(sorted(label.ids)) else label.swap()
+        groups[in_order.ids].append(in_order)
+    return groups
 
 
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _points_of(value: float, is_first: bool) -> float:
+    return value if is_first else 1 - value
 
 
 def aggregate_votes(cfg: LabelsScorer, votes: list[float]) -> float | None:
     """The annotators' common value; None where too few agree or no value has the majority."""
-    ranked = Counter(votes).most_common()
-    if ranked[0][1] / len(votes) < cfg.min_agreement:
+    if max(Counter(votes).values()) / len(votes) < cfg.min_agreement:
         return None
-    if cfg.combine == "mean":
-        return sum(votes) / len(votes)
-    is_split = len(ranked) > 1 and ranked[0][1] == ranked[1][1]
-    return None if is_split else ranked[0][0]
+    return sum(votes) / len(votes) if cfg.combine == "mean" else find_majority(votes)
 
 
 def _format_detail(score: float | None, votes: Votes, annotators: list[str]) -> str:

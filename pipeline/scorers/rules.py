@@ -15,9 +15,17 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.config import CheckScorer, CodeScorer, IfevalScorer, MathScorer, RuleScorer
+from pipeline.config import (
+    CheckScorer,
+    CodeScorer,
+    IfevalScorer,
+    MathScorer,
+    RefusalScorer,
+    RuleScorer,
+)
 from pipeline.errors import StageError, UserError
-from pipeline.scorers import Answer, Check, Score, text_rules
+from pipeline.scorers import Answer, Check, Score, refusal, text_rules
+from pipeline.scorers.unseen_constraints import check_unseen_constraints
 
 Columns = dict[str, Any]
 
@@ -130,6 +138,8 @@ def make_check(cfg: CheckScorer, knob: str = "score.scorers.NAME") -> Check:
             from pipeline.scorers import code
 
             return code.make_check(cfg, knob)
+        case RefusalScorer():
+            return refusal.make_check(cfg)
         case _:
             return text_rules.make_check(cfg, knob)
 
@@ -193,4 +203,4 @@ def _split_sentences(text: str) -> list[str]:
     return [part for part in re.split(r"(?<=[.!?])\s+", text) if part]
 
 
-RULES = {"playground": check_playground}
+RULES = {"playground": check_playground, "unseen_constraints": check_unseen_constraints}

@@ -1,4 +1,4 @@
-"""base: the model before SFT (a checkpoint or a tiny untrained model), or one to compare with."""
+"""base: the model before SFT (a checkpoint, a GGUF file or an untrained model), or a baseline."""
 
 import shutil
 from collections.abc import Iterator
@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import MODEL_FILE, Model, write_json
-from pipeline.config import Checkpoint, PlaygroundDemonstrations, ServedModel, TinyBase
+from pipeline.config import (
+    Checkpoint,
+    GgufCheckpoint,
+    PlaygroundDemonstrations,
+    ServedModel,
+    TinyBase,
+)
 from pipeline.data import synthetic
 from pipeline.errors import UserError
 from pipeline.models.checkpoint import import_checkpoint, save_weights
+from pipeline.models.gguf import import_gguf
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -30,9 +37,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def run(cfg: Checkpoint | TinyBase | ServedModel, out: Path, *, like: Model | None = None) -> Model:
+def run(
+    cfg: Checkpoint | GgufCheckpoint | TinyBase | ServedModel,
+    out: Path,
+    *,
+    like: Model | None = None,
+) -> Model:
     if isinstance(cfg, Checkpoint):
         return import_checkpoint(cfg, out)
+    if isinstance(cfg, GgufCheckpoint):
+        return import_gguf(cfg, out)
     if isinstance(cfg, ServedModel):
         assert like
         return make_served_model(cfg, like, out)

@@ -77,6 +77,7 @@ def evaluate_tasks(
         limit=cfg.limit,
         gen_kwargs={"max_gen_toks": cfg.max_new_tokens} if cfg.max_new_tokens else None,
         apply_chat_template=cfg.chat,
+        confirm_run_unsafe_code=cfg.code is not None,
         fewshot_as_multiturn=cfg.chat,
         bootstrap_iters=BOOTSTRAPS,
         random_seed=cfg.seed,

@@ -23,10 +23,11 @@ from pipeline.artifacts import (
     write_text,
 )
 from pipeline.config import CONTROL, ReportConfig
+from pipeline.data.label_files import Label, read_votes
 from pipeline.errors import UserError, suggest
 from pipeline.report.analysis import aggregate, sanity_checks
 from pipeline.report.analysis.ancestors import list_members, read_ancestors
-from pipeline.report.analysis.annotators import HumanResults, Vote, collect_human_results
+from pipeline.report.analysis.annotators import HumanResults, collect_human_results
 from pipeline.report.analysis.benchmarks import (
     apply_retention,
     check_retention,
@@ -34,7 +35,12 @@ from pipeline.report.analysis.benchmarks import (
     list_unavailable,
 )
 from pipeline.report.analysis.changes import describe_changes
-from pipeline.report.analysis.chats import QuestionSet, describe_chat, read_question_set
+from pipeline.report.analysis.chats import (
+    QuestionSet,
+    describe_chat,
+    list_watched_differences,
+    read_question_set,
+)
 from pipeline.report.analysis.cost import describe_cost
 from pipeline.report.analysis.distributions import describe_distributions
 from pipeline.report.analysis.eval_results import SFT, EvalResult, read_eval
@@ -50,7 +56,6 @@ from pipeline.report.render.answer_files import write_answers
 from pipeline.report.render.answers import tabulate_answers
 from pipeline.report.render.markdown import render_markdown
 from pipeline.report.render.page import render_page
-from pipeline.scorers.label_files import read_votes
 
 
 def run(
@@ -105,6 +110,14 @@ class Findings:
     annotators: HumanResults
     chats: dict[str, tuple[dict[str, Any], HumanResults]]
 
+    @property
+    def chat_reports(self) -> dict[str, dict[str, Any]]:
+        return {name: report for name, (report, _) in self.chats.items()}
+
+    def list_watched(self, differences: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What evaluate.retention may name: of the test prompts, and of the question sets."""
+        return [*differences, *list_watched_differences(self.chat_reports)]
+
     def list_missing(self) -> list[dict[str, str]]:
         own = [
             *aggregate.list_missing(self.results),
@@ -126,7 +139,10 @@ def collect_findings(
     The others go to the evaluation's prompts.
     """
     draw, names = aggregate.bootstrap_config(cfg), aggregate.list_scorers(results, cfg.scorer)
-    votes = {name: read_label_votes(name, path) for name, path in sorted(cfg.labels.items())}
+    votes = {
+        name: read_votes(path, f"evaluate.labels.{name}")
+        for name, path in sorted(cfg.labels.items())
+    }
     judges = [*aggregate.score_duels(results, names, draw), *judge_duels(duels, results, draw)]
     others = {name: exclude_votes(given, sets) for name, given in votes.items()}
     annotators = collect_human_results(results, others, judges, draw)
@@ -167,7 +183,7 @@ def assemble_report(
     )
     gates = read_gates(out)
     verdict = reach_verdict(question, models, differences, gates[-1] if gates else None)
-    retained = check_retention(cfg.retention, question, published, differences)
+    retained = check_retention(cfg.retention, question, published, found.list_watched(differences))
     return {
         "evaluation": asdict(question),
         "setup": describe_setup(out),
@@ -189,7 +205,7 @@ def assemble_report(
             *found.annotators.agreement,
             *(row for _, said in found.chats.values() for row in said.agreement),
         ],
-        "chats": {name: chat for name, (chat, _) in found.chats.items()},
+        "chats": found.chat_reports,
         "funnel": read_funnel(out, pairs),
         "training": aggregate.describe_training(results),
         "cost": describe_cost(out),
@@ -197,18 +213,13 @@ def assemble_report(
     }
 
 
-def select_votes(of: QuestionSet, votes: list[Vote]) -> list[Vote]:
+def select_votes(of: QuestionSet, votes: list[Label]) -> list[Label]:
     return [vote for vote in votes if of.contains(vote)]
 
 
-def exclude_votes(votes: list[Vote], sets: list[QuestionSet]) -> list[Vote]:
+def exclude_votes(votes: list[Label], sets: list[QuestionSet]) -> list[Label]:
     """Votes about no set of questions: about the evaluation's prompts, or about nothing."""
     return [vote for vote in votes if not any(of.contains(vote) for of in sets)]
-
-
-def read_label_votes(name: str, path: str) -> list[Vote]:
-    labels = read_votes(path, f"evaluate.labels.{name}")
-    return [Vote(one.a_id, one.b_id, one.a_wins, one.annotator) for one in labels]
 
 
 def check_scorer(scorer: str, results: list[EvalResult]) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipeline.artifacts import (
+    DROPPED_FILE,
+    FUNNEL_FILE,
     Logps,
     Model,
     Pairs,
@@ -244,10 +246,10 @@ class PairBuilder:
         train, dev = split.split_pairs(self.cfg, pairs)
         unpaired = self._collect_unpaired(pairs)
         self._summarize_pairs(dropped, train, dev, unpaired)
-        write_table(self.out / "dropped.parquet", dropped)
-        write_json(self.out / "funnel.json", self.summary)
+        write_table(self.out / DROPPED_FILE, dropped)
+        write_json(self.out / FUNNEL_FILE, self.summary)
         if not pairs.height and not any(each.height for each in self.unpaired):
-            raise UserError(funnel.no_pairs_error(self.summary, self.out / "dropped.parquet"))
+            raise UserError(funnel.no_pairs_error(self.summary, self.out / DROPPED_FILE))
         token_checks.check_pairs(self.cfg, pairs, self.chat)
         write_table(self.out / "train.parquet", train)
         write_table(self.out / "dev.parquet", dev)

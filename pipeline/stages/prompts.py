@@ -14,11 +14,17 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Prompts, note_cost, write_table
-from pipeline.config import EvaluationQuestions, PlaygroundPrompts, PromptCaps, PromptsConfig
-from pipeline.data import synthetic
+from pipeline.artifacts import DROPPED_FILE, Prompts, note_cost, write_table
+from pipeline.config import (
+    EvaluationQuestions,
+    InstructionPrompts,
+    PlaygroundPrompts,
+    PromptCaps,
+    PromptsConfig,
+)
+from pipeline.data import instructions, synthetic
 from pipeline.data.decontamination import OverlapIndex, ngram_table
-from pipeline.data.drop_log import BAD_ROW, DROPPED_FILE, DropLog, KeptAndDropped
+from pipeline.data.drop_log import BAD_ROW, DropLog, KeptAndDropped
 from pipeline.data.duplicates import find_duplicates
 from pipeline.data.prompt_checks import check_caps, check_split
 from pipeline.data.prompts import (
@@ -55,6 +61,7 @@ def run(cfg: PromptsConfig | EvaluationQuestions, out: Path) -> Prompts:
 
     indexes = [build_index(cfg, sets)]
     rows = log.record(drop_overlaps(rows, indexes[0]))
+    rows = put_held_out_first(cfg, rows)
     test, rows = hold_out_part(cfg, "test", read, rows, log)
     indexes.append(build_index(cfg, {"test": test}))
     rows = log.record(drop_overlaps(rows, indexes[1]))
@@ -119,11 +126,15 @@ def read_sets(cfg: PromptsConfig) -> dict[str, PromptSet]:
 
 
 def read_source(cfg: PromptsConfig) -> PromptSet:
-    if isinstance(cfg, PlaygroundPrompts):
-        generated = synthetic.generate_prompts(cfg.rows, cfg.constraints, cfg.seed)
-        rows = [build_prompt_row(row["prompt"], row["columns"]) for row in generated]
-        return PromptSet(pl.DataFrame(rows, schema=PROMPT_ROW))
-    return read_prompts(cfg.prompt_rows, "prompts", cfg.on_bad_row)
+    match cfg:
+        case PlaygroundPrompts():
+            generated = synthetic.generate_prompts(cfg.rows, cfg.constraints, cfg.seed)
+        case InstructionPrompts():
+            generated = instructions.generate_prompts(cfg)
+        case _:
+            return read_prompts(cfg.prompt_rows, "prompts", cfg.on_bad_row)
+    rows = [build_prompt_row(row["prompt"], row["columns"]) for row in generated]
+    return PromptSet(pl.DataFrame(rows, schema=PROMPT_ROW))
 
 
 # ── filters and splits ───────────────────────────────────────────────────────────────────────────
@@ -157,6 +168,22 @@ def cap_categories(rows: pl.DataFrame, caps: PromptCaps | None) -> KeptAndDroppe
     detail = pl.format("{} has {} prompts before it in hash order", "category", pl.lit(caps.max))
     dropped = over.with_columns(reason=pl.lit("over the cap"), detail=detail)
     return _remove_rows(rows, over["at"]), dropped
+
+
+def put_held_out_first(cfg: PromptsConfig, rows: pl.DataFrame) -> pl.DataFrame:
+    """The prompts that dev and test take first: all with held-out families, and enough others.
+
+    These are mixed by another hash. What is dropped later moves rows up and never down, so that no
+    held-out family reaches train.
+    """
+    if not isinstance(cfg, InstructionPrompts):
+        return rows
+    names = (json.loads(columns)["families"] for columns in rows["columns"])
+    is_held_out = pl.Series([name != instructions.TRAINED for name in names], dtype=pl.Boolean)
+    taken = sum(wanted for _, wanted in cfg.split if isinstance(wanted, int))
+    is_filler = (~is_held_out).cum_sum() <= taken - is_held_out.sum()
+    first = is_held_out | is_filler
+    return pl.concat([rows.filter(first).sort("hash"), rows.filter(~first)])
 
 
 def hold_out_part(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline import hardware
 from pipeline.artifacts import (
+    DROPPED_FILE,
     Model,
     Prompts,
     Samples,
@@ -67,7 +68,7 @@ def run(
         lambda: open_backend(cfg.backend, policy, knob).tokenizer,
         select_prompts(cfg, prompts, scores or []),
     )
-    write_table(out / "dropped.parquet", dropped)
+    write_table(out / DROPPED_FILE, dropped)
     finished = ShardList(shards, shards.write_prompts(kept))
     wanted, lost = kept.height, dropped.height
     del kept, dropped  # every worker reads what it needs

@@ -25,13 +25,20 @@ from pipeline.artifacts import (
     read_table,
     write_table,
 )
-from pipeline.config import BestAnswersConfig, EnsembleScorer, ScoreConfig, ScorerConfig
+from pipeline.config import (
+    BestAnswersConfig,
+    EnsembleScorer,
+    RefusalScorer,
+    ScoreConfig,
+    ScorerConfig,
+)
 from pipeline.errors import StageError, UserError, pluralize
 from pipeline.progress import Progress, print_phase
 from pipeline.resources.gpu_sets import worker_environments
 from pipeline.resources.worker_pool import Worker, run_shards
 from pipeline.scorers import Answer, PaidScorer, Score, Scorer, open_scorer
-from pipeline.scorers.ensemble import combine_scores
+from pipeline.scorers.ensemble import ScoresByMember, combine_scores
+from pipeline.scorers.refusal import score_by_guard
 
 SCORE = {
     "sample_id": pl.String,
@@ -82,7 +89,7 @@ def run(
                 read_local_scores(out / LOCAL_SCORES / shard) if cfg.local_model_scorers else {}
             )
             scores |= {name: [*each] for name, each in arriving.items()}
-            write_table(out / "scores" / shard, build_table(scores, cfg.ensembles, answers))
+            write_table(out / "scores" / shard, build_table(scores, cfg.joint_scorers, answers))
             note_cost(out, **add_bills(bill, sum_costs(scorers)))
             progress.advance()
     check_opinions(out, knob)
@@ -213,7 +220,9 @@ def read_local_scores(path: Path) -> ScoresByScorer:
 
 
 def build_table(
-    single: ScoresByScorer, ensembles: Mapping[str, EnsembleScorer], answers: list[Answer]
+    single: ScoresByScorer,
+    joint_scorers: Mapping[str, EnsembleScorer | RefusalScorer],
+    answers: list[Answer],
 ) -> pl.DataFrame:
     """A row for each score, in the order of the answers.
 
@@ -222,9 +231,7 @@ def build_table(
     whole = {}
     for name, scores in single.items():
         whole[name] = {score.sample_id: score for score in scores if not score.criterion}
-    joint = {
-        name: [*combine_scores(ensemble, answers, whole)] for name, ensemble in ensembles.items()
-    }
+    joint = {name: [*score_jointly(one, answers, whole)] for name, one in joint_scorers.items()}
     prompt_of = {answer.sample_id: answer.prompt_id for answer in answers}
     rows: dict[str, list[dict[str, Any]]] = {answer.sample_id: [] for answer in answers}
     for name, scores in (*sorted(single.items()), *joint.items()):
@@ -240,6 +247,16 @@ def build_table(
                 }
             )
     return pl.DataFrame(list(chain.from_iterable(rows.values())), schema=SCORE)
+
+
+def score_jointly(
+    cfg: EnsembleScorer | RefusalScorer, answers: list[Answer], whole: ScoresByMember
+) -> Iterator[Score]:
+    """`whole`: every single scorer's overall scores."""
+    if isinstance(cfg, EnsembleScorer):
+        return combine_scores(cfg, answers, whole)
+    assert cfg.refused_by is not None
+    return score_by_guard(cfg, answers, whole[cfg.refused_by])
 
 
 def _count_cut(table: pl.DataFrame) -> dict[str, int]:

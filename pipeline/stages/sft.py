@@ -1,4 +1,4 @@
-"""sft: a checkpoint (checked; merged if an adapter), or a model trained on demonstrations.
+"""sft: a checkpoint (checked; merged if an adapter; dequantised if GGUF), or a model trained here.
 
 `best_of_n` trains a round's policy on the best of its samples, whose prompts do not overlap
 evaluation sets. Demonstrations that overlap an evaluation prompt or are too long are dropped:
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Decontamination, Model, Samples, Scores, note_cost
-from pipeline.config import BestOfNConfig, Checkpoint, SftTraining
+from pipeline.config import BestOfNConfig, Checkpoint, GgufCheckpoint, SftTraining
 from pipeline.errors import UserError, pluralize
 from pipeline.progress import print_warning
 from pipeline.training.launch import expose_one_device
@@ -27,7 +27,7 @@ MORE_SAMPLES = (
 
 
 def run(
-    cfg: Checkpoint | SftTraining | BestOfNConfig,
+    cfg: Checkpoint | GgufCheckpoint | SftTraining | BestOfNConfig,
     out: Path,
     *,
     base: Model | None = None,
@@ -36,9 +36,14 @@ def run(
     scores: list[Scores] | None = None,
 ) -> Model:
     from pipeline.models.checkpoint import import_checkpoint
+    from pipeline.models.gguf import import_gguf
 
-    if isinstance(cfg, Checkpoint):
-        model = import_checkpoint(cfg, out)
+    if isinstance(cfg, Checkpoint | GgufCheckpoint):
+        model = (
+            import_gguf(cfg, out)
+            if isinstance(cfg, GgufCheckpoint)
+            else import_checkpoint(cfg, out)
+        )
         _check_template(model, cfg)
         return model
     if isinstance(cfg, BestOfNConfig):
@@ -52,7 +57,7 @@ def run(
     return _train(cfg, out, base, decontamination)
 
 
-def _check_template(model: Model, cfg: Checkpoint) -> None:
+def _check_template(model: Model, cfg: Checkpoint | GgufCheckpoint) -> None:
     """Refuses before any sampling what `pair` would refuse after it."""
     from pipeline.backends.chat import ModelTokenizer
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import (
+    FUNNEL_FILE,
     STEP_FILE,
     Decontamination,
     Logps,
@@ -54,10 +55,9 @@ def run(
     if world == 1:
         launch.expose_one_device()
     rows = _read_rows(cfg, out, init, pairs, logps or [], decontamination)
-    auto, cfg = (
-        cfg.runtime.micro_batch == "auto",
-        micro_batch.choose_micro_batch(cfg, init, rows, world, out),
-    )
+    fit = micro_batch.check_fit(cfg, init, rows, world, out)
+    auto = cfg.runtime.micro_batch == "auto"
+    cfg = micro_batch.with_micro_batch(cfg, fit.micro_batch)
 
     def start(cfg: TrainConfig) -> None:
         if world > 1:
@@ -81,11 +81,8 @@ def run(
     )
     if cfg.runtime.keep_checkpoints:
         _keep_checkpoints(out)
-    shared = {"processes": world, "watched": cfg.runtime.eval_when_distributed}
-    several = shared if world > 1 else {}
-    note_cost(
-        out, tokens=micro_batch.count_tokens(cfg, rows), pairs=rows["train"].height, **several
-    )
+    if world > 1:
+        note_cost(out, processes=world, watched=cfg.runtime.eval_when_distributed)
     return Model(out)
 
 
@@ -137,7 +134,7 @@ def prepare_pairs(
     tables = [one.read_train() if part == "train" else one.read_dev() for one in pairs]
     table = pl.concat(tables)
     if part == "train" and not table.height:
-        funnel = pairs[0].path / "funnel.json"
+        funnel = pairs[0].path / FUNNEL_FILE
         raise UserError(
             f"train: there is not one pair to train on ({funnel} says where they went)."
         )

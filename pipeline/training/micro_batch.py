@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import Model, note_cost, write_json
@@ -15,6 +14,7 @@ from pipeline.config import TrainConfig
 from pipeline.errors import StageError, UserError, pluralize
 from pipeline.progress import print_progress, print_warning
 from pipeline.resources import model_shape, training_fit
+from pipeline.resources.training_fit import TrainingFit, TrainingRows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,69 +27,47 @@ class OutOfMemory(Exception):
     """A process of this training could not allocate device memory."""
 
 
-def choose_micro_batch(
+def check_fit(
     cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", world: int, out: Path
-) -> TrainConfig:
-    """The config with a number as `micro_batch`. Print the estimate; raise where it cannot fit."""
-    table, shape = rows["train"], model_shape.read_shape(Path(init.weights))
-    lengths, steps = (
-        training_fit.sequence_lengths(table),
-        model_shape.count_steps(cfg, table.height),
-    )
-    tokens = count_tokens(cfg, rows)
-    longest = max(
-        training_fit.sequence_lengths(rows["rehearsal"]) + lengths if cfg.rehearsal else lengths
-    )
-    histogram = training_fit.build_histogram(lengths)
-    if few := cfg.explain_few_steps(steps):
+) -> TrainingFit:
+    """Print and note what this training takes. Raise where it cannot fit."""
+    shape = model_shape.read_shape(Path(init.weights))
+    lengths = training_fit.sequence_lengths(rows["train"])
+    rehearsed = training_fit.sequence_lengths(rows["rehearsal"]) if cfg.rehearsal else []
+    reads = training_fit.count_training(cfg, rows["train"].height, lengths, rehearsed)
+    fit = training_fit.fit_training(shape, _keep_micro_batch(cfg, world, out), reads, world)
+    _announce(fit, reads, out)
+    if fault := fit.explain_shortage(out):
+        raise UserError(fault)
+    if cfg.runtime.micro_batch == "auto":
+        write_json(out / "scratch" / MICRO_BATCH_FILE, fit.micro_batch)
+    return fit
+
+
+def _announce(fit: TrainingFit, reads: TrainingRows, out: Path) -> None:
+    histogram, amount = training_fit.build_histogram(reads.lengths), reads.describe(fit.cfg.batch)
+    if few := fit.cfg.explain_few_steps(reads.steps):
         print_warning(f"train: {few}.")
-    estimate = {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": histogram}
-    write_json(out / "ahead.json", estimate)
-    auto = cfg.runtime.micro_batch == "auto"
-    cfg = with_micro_batch(cfg, _find_micro_batch(cfg, shape, longest, world, out))
-    at_once = cfg.runtime.per_device
-    height = pluralize(table.height, "row", grouped=True)
-    amount = f"{pluralize(steps, 'step')} of {cfg.batch} · {height} · {tokens:,} tokens"
-    print_progress(f"train {amount} · {at_once} at once")
-    log_lines(
-        f"ahead    {amount}",
-        training_fit.format_histogram(histogram),
-        *training_fit.describe_needs(shape, cfg, longest, world, tokens),
-    )
-    note_cost(out, micro_batch=at_once, steps=steps)
-    if shape:
-        note_cost(out, parameters=shape.parameters)
-        takes = training_fit.estimate_needs(shape, cfg, at_once, longest, world)
-        note_cost(out, memory_estimate_gib=round(takes.total / model_shape.GIB, 3))
-        short = training_fit.memory_shortage(shape, cfg, at_once, longest, world)
-        short = short or training_fit.disk_shortage(shape, cfg, out)
-        if short:
-            raise UserError(short)
-    if auto:
-        write_json(out / "scratch" / MICRO_BATCH_FILE, at_once)
-    return cfg
+    counts = {"rows": reads.count, "steps": reads.steps, "tokens": reads.tokens}
+    write_json(out / "ahead.json", {**counts, "lengths": histogram})
+    print_progress(f"train {amount} · {fit.micro_batch} at once")
+    log_lines(f"ahead    {amount}", training_fit.format_histogram(histogram), *fit.describe())
+    figures = {"steps": reads.steps, "tokens": reads.tokens, "pairs": reads.count}
+    note_cost(out, micro_batch=fit.micro_batch, **figures)
+    if fit.shape and fit.memory:
+        gib = round(fit.memory.total / model_shape.GIB, 3)
+        note_cost(out, parameters=fit.shape.parameters, memory_estimate_gib=gib)
 
 
-def count_tokens(cfg: TrainConfig, rows: "dict[str, pl.DataFrame]") -> int:
-    """Tokens that the whole training reads, those of rehearsed demonstrations included."""
-    pairs = cfg.epochs * sum(training_fit.sequence_lengths(rows["train"]))
-    if not cfg.rehearsal:
-        return round(pairs)
-    per_step = fmean(training_fit.sequence_lengths(rows["rehearsal"])) * cfg.rehearsal_rows
-    return round(pairs + per_step * model_shape.count_steps(cfg, rows["train"].height))
-
-
-def _find_micro_batch(
-    cfg: TrainConfig, shape: model_shape.Shape | None, longest: int, world: int, out: Path
-) -> int:
-    """The number of an interrupted attempt, or what fits into memory by the estimate."""
+def _keep_micro_batch(cfg: TrainConfig, world: int, out: Path) -> TrainConfig:
+    """For `auto`, the number of an interrupted attempt."""
     file = out / "scratch" / MICRO_BATCH_FILE
     if cfg.runtime.micro_batch == "auto" and file.exists():
         known: int = json.loads(file.read_text())
         # The batch may be shared by another number of processes than before.
         if cfg.batch // world % known == 0:
-            return known
-    return training_fit.choose_micro_batch(shape, cfg, longest, world)
+            return with_micro_batch(cfg, known)
+    return cfg
 
 
 def with_micro_batch(cfg: TrainConfig, rows: int) -> TrainConfig:

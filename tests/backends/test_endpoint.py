@@ -718,7 +718,7 @@ def test_an_exam_through_an_endpoint_is_refused_at_the_door():
     with pytest.raises(
         UserError, match="Give backend@evaluate.sample.backend=vllm or transformers"
     ):
-        composed(*GIVEN[:2], "backend@evaluate.sample.backend=endpoint", *words)
+        composed(*GIVEN[:3], "backend@evaluate.sample.backend=endpoint", *words)
 
 
 # ── vLLM's own server ─────────────────────────────────────────────────────────────────────────────

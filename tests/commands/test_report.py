@@ -64,6 +64,14 @@ def test_the_report_is_written_anew_from_the_store(story, capsys):
     assert (made.out / "report.json").exists()
 
 
+def test_the_page_of_all_runs_is_written_too(story):
+    run, _, _ = story
+    write_json(run.parent / ".strop-runs", {"format": 1})
+    write_json(run / "plan.json", {})
+    assert reprint.main([str(run)]) == 0
+    assert 'href="run/report.html"' in (run.parent / "index.html").read_text()
+
+
 def test_what_was_pruned_and_what_never_was_is_refused(story, capsys):
     run, _, made = story
     write_json(

@@ -31,9 +31,9 @@ def usage(toys: Toys, *words: str, code: int = 0) -> str:
 
 def forget_runs(toys: Toys) -> None:
     """As a person does who lets every run's work go."""
-    for folder in (toys.folder / "runs").iterdir():
-        if not folder.name.startswith("."):
-            folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+    for path in (toys.folder / "runs").iterdir():
+        if path.is_dir():
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
 
 @pytest.mark.long

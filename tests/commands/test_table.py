@@ -59,3 +59,8 @@ def test_a_fault_is_printed_and_is_an_exit_code(error, code, capsys):
         raise error
 
     assert fail([]) == code and capsys.readouterr().err == "no\n"
+
+
+def test_a_command_that_has_another_name_now_is_named(capsys):
+    assert run_command(["merge", "runs/latest"]) == USER_ERROR
+    assert "strop merge is strop export now" in capsys.readouterr().err

@@ -24,12 +24,11 @@ from pipeline.data import decontamination
 from pipeline.driver import worker
 from pipeline.errors import UserError
 from pipeline.plan import plan
-from pipeline.preflight import check_steps
 from pipeline.stages import offline, sample
 from pipeline.step import Step
 from tests.data.test_preferences import config as offline_config
 from tests.golden.chat_families import FAMILIES, TEXT, write_checkpoint, write_model
-from tests.support.house import HOUSE, composed, identity_of
+from tests.support.house import HOUSE, check_steps, composed, identity_of
 
 model = pytest.mark.model
 every_family = pytest.mark.parametrize("name", FAMILIES)

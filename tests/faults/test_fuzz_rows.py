@@ -11,10 +11,10 @@ from pydantic import TypeAdapter
 
 from pipeline.config import DemonstrationsConfig, FileRows, PreferenceRows, PromptRows
 from pipeline.data.demonstrations import read_demonstrations
+from pipeline.data.label_files import read_labels
 from pipeline.data.preferences import read_preferences
 from pipeline.data.prompts import build_prompt_row, read_prompts
 from pipeline.errors import UserError
-from pipeline.scorers.label_files import read_labels
 from tests.faults.fuzzing import briefly, for_a_while, texts, values
 
 NAMES = [

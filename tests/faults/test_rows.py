@@ -18,15 +18,16 @@ from pipeline.artifacts import scan_tables
 from pipeline.config import FileRows, PreferenceRows, PromptRows
 from pipeline.data import readers
 from pipeline.data.jsonl import MAX_DEPTH, read_lines
+from pipeline.data.label_files import read_labels
 from pipeline.data.preferences import read_preferences
 from pipeline.data.prompts import read_prompts
 from pipeline.errors import UserError
-from pipeline.scorers.label_files import read_labels
 from tests.faults.planted import SCRIPTED, Fault, World, hold
 
 GOOD = [{"prompt": f"Tell me {number} things about the sea."} for number in range(30)]
 ROWS = [
     "until=prompts",
+    "score=rules",
     "sft.model=hub/model",
     f"sft.revision={'0' * 40}",
     "prompts.near_duplicate_threshold=null",

@@ -11,8 +11,9 @@ from pipeline.driver.executor import prepare_plan
 from pipeline.plan import plan
 from pipeline.preflight import durations
 from pipeline.preflight.durations import Durations, TimeLeft
+from pipeline.preflight.training_fits import TrainingFits
 from tests.resources.test_training_fit import LLAMA_1B, shape
-from tests.support.house import composed
+from tests.support.house import composed, describe_memory
 
 PARAMETERS = shape(LLAMA_1B).parameters
 DRAWN = {
@@ -66,7 +67,11 @@ def steps_of(planned):
 
 def lines(planned) -> list[str]:
     to_do = [step for step in planned.steps if store.read_manifest(planned.folder(step)) is None]
-    return list(Durations(planned).describe(to_do))
+    return list(durations_of(planned).describe(to_do))
+
+
+def durations_of(planned) -> Durations:
+    return Durations(planned, TrainingFits(planned))
 
 
 def test_before_anything_is_measured_the_plan_says_when_it_will_be_known(planned):
@@ -85,7 +90,7 @@ def test_before_anything_is_measured_the_plan_says_when_it_will_be_known(planned
 def test_a_measured_draw_tells_the_others_and_the_exams(planned):
     steps = steps_of(planned)
     build(planned, steps["sample@1"], DRAWN)
-    found = Durations(planned)
+    found = durations_of(planned)
     # 100 prompts × 8 answers of 50 tokens at 100 tokens a second, after an engine's start.
     assert found.estimate(steps["sample@2"]) == 20 + 100 * 8 * 50 / 100
     evaluation = steps["sample@test round-1"]
@@ -114,7 +119,7 @@ def test_a_measured_draw_tells_the_others_and_the_exams(planned):
 def test_what_was_measured_of_something_else_is_not_used(planned, change):
     steps = steps_of(planned)
     build(planned, steps["sample@1"], **{"cost": DRAWN, **change})
-    assert Durations(planned).estimate(steps["sample@2"]) is None
+    assert durations_of(planned).estimate(steps["sample@2"]) is None
 
 
 def test_another_backend_has_its_own_speed(planned):
@@ -129,7 +134,7 @@ def test_another_backend_has_its_own_speed(planned):
             "config": {**made["config"], "backend": {"kind": "transformers", "dtype": "bfloat16"}},
         },
     )
-    assert Durations(planned).estimate(steps["sample@2"]) is None
+    assert durations_of(planned).estimate(steps["sample@2"]) is None
 
 
 def test_the_newest_measure_counts(planned):
@@ -149,7 +154,7 @@ def test_the_newest_measure_counts(planned):
     )
     evaluation = steps["sample@test round-2"]
     each = sum(setting.n for setting in evaluation.config.settings.values())
-    assert Durations(planned).estimate(evaluation) == 20 + 30 * each * 50 / 200
+    assert durations_of(planned).estimate(evaluation) == 20 + 30 * each * 50 / 200
 
 
 def test_references_and_marks_are_told_by_rows(planned):
@@ -161,7 +166,7 @@ def test_references_and_marks_are_told_by_rows(planned):
         seconds=50,
     )
     build(planned, steps["score@1"], {"answers": 800, "scores": 800}, seconds=40)
-    found = Durations(planned)
+    found = durations_of(planned)
     assert (
         found.estimate(steps["reference@2"])
         == 2 * 100 * steps["pair@2"].config.pairs_per_prompt * 50 / 100
@@ -178,14 +183,10 @@ def test_a_training_s_time_has_its_looks_in_it(planned):
     cost = {"tokens": 1000, "steps": 3, "evaluation_seconds": 30.0, "parameters": PARAMETERS}
     build(planned, steps["train@1"], cost, seconds=160)
     # 1000 tokens in 160 s, of which 60 were the evaluations at the start and at the end.
-    assert Durations(planned).estimate(steps["train@2"]) == pytest.approx(
+    assert durations_of(planned).estimate(steps["train@2"]) == pytest.approx(
         tokens / 10 + 60, rel=1e-6
     )
-    from pipeline.preflight import capacity
-
-    shown = capacity.describe_memory(
-        planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
-    )
+    shown = describe_memory(planned)
     assert any("as measured before, of it 1.0 min in 2 evaluations" in line for line in shown)
 
 

@@ -27,7 +27,7 @@ from pipeline.sampling.prompt_selection import split_by_length
 from pipeline.step import Identity, Step
 from tests.stages import test_sample
 from tests.support import evals
-from tests.support.house import HOUSE, composed, identity_of
+from tests.support.house import HOUSE, check_steps, composed, identity_of
 from tests.support.tiny import CHAT, tiny_model
 
 GIVEN = ["score=rules", "prompts.path=p.jsonl", "sft.model=hub/model"]
@@ -51,16 +51,14 @@ def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     asked = steps(*GIVEN, f"sample.backend.runtime.tensor_parallel={wanted}")
-    preflight.check_steps(
-        step for step in asked if step.stage != "sample"
-    )  # what is built needs no GPU
+    check_steps(step for step in asked if step.stage != "sample")  # what is built needs no GPU
     if there == "2 GPUs" and wanted == 2:
-        preflight.check_steps(asked)
+        check_steps(asked)
     else:
         with pytest.raises(
             UserError, match=rf"tensor_parallel={wanted}: this machine shows {there}[. ].*\n  Give"
         ):
-            preflight.check_steps(asked)
+            check_steps(asked)
 
 
 def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
@@ -68,28 +66,26 @@ def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
         UserError,
         match=r"^evaluate.sample.backend.runtime.tensor_parallel=3: this machine shows 2 GPUs",
     ):
-        preflight.check_steps(steps(*GIVEN, "evaluate.sample.backend.runtime.tensor_parallel=3"))
+        check_steps(steps(*GIVEN, "evaluate.sample.backend.runtime.tensor_parallel=3"))
     with pytest.raises(
         UserError,
         match=r"^evaluate.sample.runtime.workers=3 of 1 GPU each: this machine shows 2 GPUs",
     ):
-        preflight.check_steps(steps(*GIVEN, "evaluate.sample.runtime.workers=3"))
+        check_steps(steps(*GIVEN, "evaluate.sample.runtime.workers=3"))
 
 
 @pytest.mark.parametrize(
     "word", ["backend@sample.backend=vllm", "backend@sample.backend=transformers"]
 )
 def test_more_workers_than_gpus_are_refused_before_anything_is_trained(two_gpus, monkeypatch, word):
-    preflight.check_steps(steps(*GIVEN, word, "sample.runtime.workers=2"))
+    check_steps(steps(*GIVEN, word, "sample.runtime.workers=2"))
     with pytest.raises(
         UserError,
         match=r"workers=3 of 1 GPU each: this machine shows 2 .*\n  Give a number up to 2",
     ):
-        preflight.check_steps(steps(*GIVEN, word, "sample.runtime.workers=3"))
+        check_steps(steps(*GIVEN, word, "sample.runtime.workers=3"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    preflight.check_steps(
-        steps(*GIVEN, word, "sample.runtime.workers=3")
-    )  # on a CPU they share its cores
+    check_steps(steps(*GIVEN, word, "sample.runtime.workers=3"))  # on a CPU they share its cores
 
 
 def test_more_scorers_than_gpus(two_gpus):
@@ -100,17 +96,17 @@ def test_more_scorers_than_gpus(two_gpus):
         "reward.model=hub/reward",
         "pair.scorer=reward",
     ]
-    preflight.check_steps(steps(*marks, "score.runtime.workers=2"))
+    check_steps(steps(*marks, "score.runtime.workers=2"))
     with pytest.raises(
         UserError, match=r"score.runtime.workers=3 of 1 GPU each: this machine shows 2"
     ):
-        preflight.check_steps(steps(*marks, "score.runtime.workers=3"))
+        check_steps(steps(*marks, "score.runtime.workers=3"))
     at = "score.scorers.judge"
     judge = [f"+scorer@{at}=rubric", f"engine@{at}.engine=vllm", f"{at}.engine.model=hub/judge"]
     with pytest.raises(
         UserError, match=r"judge.engine.runtime.tensor_parallel=3: this machine shows 2"
     ):
-        preflight.check_steps(steps(*marks, *judge, f"{at}.engine.runtime.tensor_parallel=3"))
+        check_steps(steps(*marks, *judge, f"{at}.engine.runtime.tensor_parallel=3"))
 
 
 OWN = """\
@@ -165,10 +161,10 @@ def test_what_scorers_are_given_is_read_before_anything_is_sampled(
     cfg = ScoreConfig(scorers={"s": {**knobs, "gold": False}}, max_failed=0, runtime={"workers": 1})
     scoring = Step("score", cfg)
     if said is None:
-        preflight.check_steps([scoring])
+        check_steps([scoring])
     else:
         with pytest.raises(UserError, match=said):
-            preflight.check_steps([scoring])
+            check_steps([scoring])
 
 
 def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_path):
@@ -189,7 +185,7 @@ def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_
 
 def test_an_unknown_language_of_pairs():
     with pytest.raises(UserError, match=r"pair\.filters\.languages: klingon"):
-        preflight.check_steps(
+        check_steps(
             step
             for step in steps("recipes=smoke", "pair.filters.languages=[klingon]")
             if step.stage == "pair"
@@ -218,7 +214,8 @@ def test_every_file_that_is_not_there_is_said_at_once(tmp_path):
         "sft.model": "./nowhere",
     }
     cfg = composed(
-        *(f"{knob}={path}" for knob, path in given.items()), f"store={tmp_path}", "dry_run=true"
+        *(f"{knob}={path}" for knob, path in given.items()),
+        *("score=length", f"store={tmp_path}", "dry_run=true"),
     )
     with pytest.raises(UserError) as refusal:
         prepare_plan(cfg, [plan(cfg)])
@@ -248,7 +245,7 @@ def test_all_that_is_wrong_at_the_door_is_said_at_once(tmp_path):
     ]
     words = [*people, f"evaluate.labels.panel={tmp_path}/marks.csv", "pair.filters.languages=[xx]"]
     with pytest.raises(UserError) as refusal:
-        preflight.check_steps(steps(*GIVEN, *words, "rounds=2", "sample.per_round=9"))
+        check_steps(steps(*GIVEN, *words, "rounds=2", "sample.per_round=9"))
     said = str(refusal.value)
     assert said.count("languages: xx") == said.count("score='high' is not a number") == 1
     assert "evaluate.labels.panel=" in said and "a contest needs verdicts on two" in said
@@ -260,11 +257,11 @@ def test_completions_that_fill_the_context():
         "backend@sample.backend=transformers",
         "backend@evaluate.sample.backend=transformers",
     ]
-    preflight.check_steps(steps(*words))
+    check_steps(steps(*words))
     with pytest.raises(
         UserError, match=r"limits.completion=4096: the model has a context of \d+ tokens"
     ):
-        preflight.check_steps(steps(*words, "limits.completion=4096"))
+        check_steps(steps(*words, "limits.completion=4096"))
 
 
 TALK = (
@@ -452,7 +449,7 @@ def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
         "sft",
         "train",
     }
-    preflight.check_steps(draws)
+    check_steps(draws)
 
 
 SCRIPTED = "backend@sample.backend=scripted", "backend@evaluate.sample.backend=scripted"
@@ -499,7 +496,7 @@ def test_columns_that_no_prompt_has_are_missed_before_anything_is_drawn(tmp_path
         *(f"+scorer@{at}.scorers.m=math" for at in ("score", "evaluate.score")),
     ]
     with pytest.raises(
-        UserError, match=r"(?s)scorer rules .* column constraints, .* have category.*score=own"
+        UserError, match=r"(?s)scorer rules .* column constraints, .* have category.*score=NAME"
     ):
         at_the_door(tmp_path)
     with pytest.raises(UserError, match=r"scorer m \(math\) reads the prompts' column answer"):
@@ -526,13 +523,13 @@ def test_a_judge_s_key_is_missed_before_anything_is_built(monkeypatch):
     }
     for knob, judge in judges.items():
         monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
-        preflight.check_steps(steps(*GIVEN, *judge))
+        check_steps(steps(*GIVEN, *judge))
         monkeypatch.delenv("OPENAI_API_KEY")
         with pytest.raises(
             UserError,
             match=rf"^{knob}\.runtime\.api_key_env=OPENAI_API_KEY: this environment variable is",
         ):
-            preflight.check_steps(steps(*GIVEN, *judge))
+            check_steps(steps(*GIVEN, *judge))
 
 
 def asked_at(url: str) -> list[str]:
@@ -571,7 +568,7 @@ def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(
     where = "score.scorers.j.engine.runtime.base_url"
     [said] = preflight.warn_of_silent_servers(planned)
     silence = f"! {where}={url}: no server answers there now"
-    assert said.startswith(f"{silence} (Connection refused).\n  score round 1 asks it first: ")
+    assert said.startswith(f"{silence} (Connection refused).\n  score test base asks it first: ")
     assert said.endswith(f"or give {where}=ADDRESS of one that runs.")
     later = [step for step in planned if step.stage != "score"]  # scored already
     assert "! evaluate.baselines.big.runtime.base_url=" in next(

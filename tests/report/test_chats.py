@@ -378,6 +378,19 @@ def test_each_turn_has_its_mean_and_the_whole_its_difference(tmp_path):
     assert ">mt</h2>" in page and "turn 2" in page
 
 
+@pytest.mark.parametrize("name", ["mt", "mt/rules"])
+def test_what_a_question_set_lost_makes_the_verdict_a_no(tmp_path, name):
+    run = Chat(tmp_path).talk("sft", 0.6, 0.6).talk("round-1", 0.5, 0.5)
+    report = run.report(retention={name: 0.05, "mt/rules/none": 0})
+    lost, unknown = report["retention"]
+    assert (lost["state"], lost["change"]["n"]) == ("lost", 40)
+    assert lost["change"]["mean"] == pytest.approx(-0.1)
+    assert unknown["state"] == "unknown", "a criterion that nothing scored"
+    assert report["verdict"]["better"] == "no" and f"{name} was lost" in report["verdict"]["why"]
+    assert f"round-1 lost {name}." in (run.out / "report.html").read_text()
+    assert run.report(retention={name: 0.2})["verdict"]["better"] == "yes"
+
+
 def test_a_set_that_nothing_marks_has_no_columns_of_marks(tmp_path):
     run = Chat(tmp_path).talk("sft", 0.6, 0.2).talk("round-1", 0.8, 0.6)
     for evaluation in run.asked.values():

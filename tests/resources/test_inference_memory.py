@@ -17,7 +17,7 @@ from pipeline.resources.inference_memory import EngineNeeds, EnginePlace, shorta
 from pipeline.resources.model_shape import GIB
 from tests.backends.test_backends import LIMITS, VLLM, open_sampler
 from tests.resources.test_training_fit import LLAMA_1B, LLAMA_7B, planned_on, shape
-from tests.support.house import composed
+from tests.support.house import check_capacity, composed
 from tests.support.tiny import tiny_model
 
 
@@ -111,7 +111,7 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
     planned = planned_on(tmp_path, LLAMA_7B, "adapter=qlora")
     card(80, 12)
     with pytest.raises(UserError) as refusal:
-        capacity.check_capacity(planned, planned.steps)
+        check_capacity(planned)
     needs, runtime = (
         "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)",
         "evaluate.sample.backend.runtime",

@@ -11,10 +11,10 @@ from pipeline.artifacts import Model, write_json, write_table
 from pipeline.driver.executor import prepare_plan
 from pipeline.errors import UserError
 from pipeline.plan import plan
-from pipeline.preflight import capacity, lineage
+from pipeline.preflight import lineage
 from pipeline.resources import model_shape, training_fit, training_memory
 from pipeline.training import micro_batch
-from tests.support.house import SMALL, composed
+from tests.support.house import SMALL, check_capacity, composed, describe_memory
 from tests.support.preferences import FULL, LORA, QLORA, dpo
 
 # As their config.json has them; the parameter counts beside them are those of the published
@@ -43,6 +43,15 @@ def training(
     known: model_shape.Shape, cfg, rows: int, longest: int, gpu: bool = True, world: int = 1
 ):
     return training_memory.ProcessMemory(known, cfg, rows, longest, world, gpu)
+
+
+def fit(
+    known: model_shape.Shape | None, cfg, longest: int | None = 2048, count: int = 64
+) -> training_fit.TrainingFit:
+    """Of one process; `longest=None`: its pairs are not built yet."""
+    lengths = [longest] * 2 * count if longest else []
+    rows = training_fit.count_training(cfg, count, lengths)
+    return training_fit.fit_training(known, cfg, rows, world=1)
 
 
 def settled(adapter, **changes):
@@ -108,23 +117,21 @@ def test_the_fullest_moment_of_a_7b_by_hand():
     copies are there: 32 inputs of 4096 float32, the mask, the last norm in and out, its output and
     a copy. Without, the head's backward pass: blocks of norms 2 × 8 × 4096, heads 2 × 4 × 4096, the
     mask, gates 6 × 11008, inputs 2 × (5 × 4096 + 11008)."""
-    found = training_memory.estimate_memory(shape(LLAMA_7B), settled(FULL), 1, 1024, 1)
+    found = training(shape(LLAMA_7B), settled(FULL), 1, 1024).peak
     after = 8 * 4096 + 2 * 4 * 4096
     assert found.activations == 2048 * (32 * 4 * 4096 + 1024 + after)
     assert found.weights == 4 * 6_738_415_616 + 2 * 6_476_005_376
     assert found.gradients == 4 * 6_738_415_616, "of the three micro-batches before"
     whole = settled(FULL).model_copy(update={"gradient_checkpointing": False})
     block = 16 * 4096 + 2 * (4 * 4096 + 1024) + 6 * 11008 + 2 * (5 * 4096 + 11008)
-    found = training_memory.estimate_memory(shape(LLAMA_7B), whole, 1, 1024, 1)
+    found = training(shape(LLAMA_7B), whole, 1, 1024).peak
     assert found.activations == 2048 * (32 * block + 1024 + after + 4 * 4096)
     assert found.gradients == 4 * (6_738_415_616 + 32000 * 4096), "the output layer's beside them"
 
 
 def test_a_step_of_one_micro_batch_has_no_gradients_until_its_backward_pass():
     one, four = (
-        training_memory.estimate_memory(
-            shape(LLAMA_7B), settled(FULL, batch=n, micro_batch=1), 1, 1024, 1
-        )
+        training(shape(LLAMA_7B), settled(FULL, batch=n, micro_batch=1), 1, 1024).peak
         for n in (1, 4)
     )
     assert one.total < four.total - 0.5 * 4 * 6_738_415_616
@@ -192,32 +199,24 @@ def test_disk_by_hand():
 def test_auto_takes_the_most_rows_that_fit_and_divide(card):
     cfg = settled(RANK_16, batch=48, micro_batch="auto")
     card(80)
-    most = training_fit.choose_micro_batch(shape(LLAMA_7B), cfg, 2048, 1)
+    most = fit(shape(LLAMA_7B), cfg).micro_batch
     assert 48 % most == 0 and most > 1
-    room = training_fit.available_memory(cfg)[0]
+    room = fit(shape(LLAMA_7B), cfg).available
     larger = next(n for n in range(most + 1, 49) if 48 % n == 0)
-    taken = [
-        training_memory.estimate_memory(shape(LLAMA_7B), cfg, n, 2048, 1).total
-        for n in (most, larger)
-    ]
+    taken = [training(shape(LLAMA_7B), cfg, n, 2048).peak.total for n in (most, larger)]
     assert taken[0] <= room < taken[1]
     card(24)
-    assert training_fit.choose_micro_batch(shape(LLAMA_7B), cfg, 2048, 1) < most
-    assert (
-        training_fit.choose_micro_batch(
-            shape(LLAMA_7B), settled(RANK_16, batch=48, micro_batch=3), 2048, 1
-        )
-        == 3
-    )
+    assert fit(shape(LLAMA_7B), cfg).micro_batch < most
+    assert fit(shape(LLAMA_7B), settled(RANK_16, batch=48, micro_batch=3)).micro_batch == 3
 
 
 def test_auto_on_a_cpu_and_where_rows_belong_together(card):
     card()
-    assert training_fit.choose_micro_batch(None, dpo(batch=20, micro_batch="auto"), 100, 1) == 5
+    assert fit(None, dpo(batch=20, micro_batch="auto")).micro_batch == 5
     coupled = dpo(
         batch=12, micro_batch="auto", loss=["aot"], loss_group=6, args={"label_smoothing": 0.0}
     )
-    assert training_fit.choose_micro_batch(None, coupled, 100, 1) == 6
+    assert fit(None, coupled).micro_batch == 6
 
 
 def test_an_evaluation_at_the_end_is_counted():
@@ -238,13 +237,8 @@ def test_a_plan_tells_what_a_look_at_own_answers_may_come_to(card):
     card(80)
 
     def told(**changes) -> list[str]:
-        return [
-            line
-            for line in training_fit.describe_needs(
-                shape(LLAMA_7B), settled(RANK_16, **changes), 64, 1, None
-            )
-            if "evaluation" in line
-        ]
+        needs = fit(shape(LLAMA_7B), settled(RANK_16, **changes), longest=64)
+        return [line for line in needs.describe() if "generates" in line]
 
     [line] = told()
     assert "4 answers at once" in line
@@ -271,9 +265,7 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
 
     def choose_micro_batch(name: str, free: float) -> int:
         card(80, free=free)
-        return micro_batch.choose_micro_batch(
-            cfg, init, rows, 1, tmp_path / name
-        ).runtime.per_device
+        return micro_batch.check_fit(cfg, init, rows, 1, tmp_path / name).micro_batch
 
     tight, roomy = choose_micro_batch("tight", 6), choose_micro_batch("roomy", 80)
     assert tight < roomy == 8
@@ -289,15 +281,15 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
 
 def test_too_little_memory_says_what_it_needs_what_there_is_and_what_to_lower(card):
     card(24)
-    said = training_fit.memory_shortage(shape(LLAMA_7B), settled(FULL), 2, 2048, 1)
+    said = fit(shape(LLAMA_7B), settled(FULL, micro_batch=2)).explain_memory_shortage()
     assert said and "weights 37.2 GiB, gradients 25.1 GiB, optimizer 50.2 GiB" in said
     assert "There are 21.6 GiB (train.runtime.memory=0.9 of 24 GiB free on NVIDIA H100" in said
     assert (
         "Lower train.runtime.micro_batch, limits, or give" in said
         and "adapter=lora or qlora" in said
     )
-    overruled = settled(FULL, runtime={"memory": 9.0})
-    assert training_fit.memory_shortage(shape(LLAMA_7B), overruled, 2, 2048, 1) is None
+    overruled = settled(FULL, micro_batch=2, runtime={"memory": 9.0})
+    assert fit(shape(LLAMA_7B), overruled).explain_memory_shortage() is None
 
 
 @pytest.mark.parametrize(
@@ -330,11 +322,7 @@ def planned_on(tmp_path, config: dict, *words: str):
 def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     card(80)
     planned = planned_on(tmp_path, LLAMA_7B, "adapter=lora", "cost.gpu_hour=2.5")
-    shown = list(
-        capacity.describe_memory(
-            planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
-        )
-    )
+    shown = describe_memory(planned)
     engine = "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)"
     assert (
         shown[0] == f"  sample test sft and 3 more: memory {engine}"
@@ -365,12 +353,12 @@ def test_a_round_after_a_gate_has_the_size_of_what_it_chose_or_may_choose(card, 
     write_json(sft / "model.json", {"weights": str(tmp_path / "model")})
     write_json(planned.folder(init) / "model.json", {"target": f"sft/{sft.name}", "content": "0"})
     assert lineage.find_shape(planned, init) == shape(LLAMA_1B), "behind its pointer"
-    capacity.check_capacity(planned, planned.steps)
+    check_capacity(planned)
     write_json(
         sft / "model.json", {"base": "train/pruned", "adapter": "adapter", "tokenizer": "tokenizer"}
     )
     assert lineage.find_shape(planned, init) is None
-    capacity.check_capacity(planned, planned.steps)
+    check_capacity(planned)
 
 
 def test_what_is_rehearsed_beside_the_pairs_needs_memory_too():
@@ -406,11 +394,7 @@ def test_a_plan_says_that_its_steps_are_too_few_for_the_warm_up(card, tmp_path, 
     planned = planned_on(
         tmp_path, LLAMA_1B, *words, "train.epochs=4" if not words else "train.epochs=1"
     )
-    shown = list(
-        capacity.describe_memory(
-            planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
-        )
-    )
+    shown = describe_memory(planned)
     said = [
         line
         for line in shown
@@ -426,11 +410,7 @@ def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
         (["pair.unpaired_threshold=0.5"], "how many rows is not known"),
     ):
         planned = planned_on(tmp_path, LLAMA_1B, "train=kto", *words)
-        shown = list(
-            capacity.describe_memory(
-                planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
-            )
-        )
+        shown = describe_memory(planned)
         assert "memory 2.36 GiB at least" in shown[0] and shown[0].endswith(
             "on a GPU (here there is none: main memory)"
         )
@@ -451,11 +431,7 @@ def test_a_plan_counts_the_thumbs_that_are_there_without_those_of_dev_prompts(ca
     write_table(folder / "unpaired.parquet", pl.DataFrame(thumbs))
     for part, prompt in (("train", "a"), ("dev", "b")):
         write_table(folder / f"{part}.parquet", pl.DataFrame({"prompt_id": [prompt]}))
-    shown = list(
-        capacity.describe_memory(
-            planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
-        )
-    )
+    shown = describe_memory(planned)
     assert "1 step of 64 · 2 rows · 4 tokens" in shown[1]
 
 
@@ -463,12 +439,8 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
     card(24)
     planned = planned_on(tmp_path, LLAMA_7B, "train.learning_rate=1e-8")
     with pytest.raises(UserError, match="train needs at least 101 GiB .weights"):
-        capacity.check_capacity(planned, planned.steps)
-    shown = list(
-        capacity.describe_memory(
-            planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
-        )
-    )
+        check_capacity(planned)
+    shown = describe_memory(planned)
     assert any(
         "! a run here refuses this: train needs at least 101 GiB (weights" in line for line in shown
     )
@@ -477,11 +449,11 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
     )
     card(80, 80, visible="3")
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=3: this machine has no GPU 3"):
-        capacity.check_capacity(planned, planned.steps)
+        check_capacity(planned)
     card(80, 80)
     two = planned_on(tmp_path, LLAMA_1B, "train.runtime.processes=3")
     with pytest.raises(UserError, match="processes=3: this machine has 2 GPUs"):
-        capacity.check_capacity(two, two.steps)
+        check_capacity(two)
 
 
 def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, tmp_path):
@@ -497,9 +469,9 @@ def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, 
     with pytest.raises(
         UserError, match=rf"targets: q_prjo: no module of this model .*\n.*{expected}"
     ):
-        capacity.check_capacity(wrong, wrong.steps)
-    capacity.check_capacity(pattern, pattern.steps)  # its whole names are checked in training
-    capacity.check_capacity(right, right.steps)
+        check_capacity(wrong)
+    check_capacity(pattern)  # its whole names are checked in training
+    check_capacity(right)
 
 
 def test_a_disk_that_is_too_small_is_refused(card, tmp_path, monkeypatch):
@@ -511,10 +483,19 @@ def test_a_disk_that_is_too_small_is_refused(card, tmp_path, monkeypatch):
         "disk_usage",
         lambda path: _ntuple_diskusage(0, 0, 10 * model_shape.GIB),
     )
-    said = training_fit.disk_shortage(shape(LLAMA_1B), settled(FULL), tmp_path / "not" / "yet")
+    full, lora = (fit(shape(LLAMA_1B), settled(adapter)) for adapter in (FULL, RANK_16))
+    said = full.explain_disk_shortage(tmp_path / "not" / "yet")
     assert (
         said
         and "needs 29.9 GiB of disk: a checkpoint of 13.8 GiB and the one before it," in said
         and "10 GiB free" in said
     )
-    assert training_fit.disk_shortage(shape(LLAMA_1B), settled(RANK_16), tmp_path) is None
+    assert lora.explain_disk_shortage(tmp_path) is None
+
+
+def test_a_plan_of_more_processes_than_pairs_a_step_says_so_and_still_estimates(card, tmp_path):
+    card()
+    words = ["train.batch=4", "train.runtime.processes=8", "train.runtime.micro_batch=auto"]
+    shown = describe_memory(planned_on(tmp_path, LLAMA_1B, *words))
+    assert any("for 1 row at once" in line for line in shown)
+    assert any("refuses this: train.batch=4 does not divide evenly among 8" in at for at in shown)

@@ -15,13 +15,15 @@ import pytest
 from pipeline.artifacts import Prompts, Samples, write_table
 from pipeline.commands import calibrate, label
 from pipeline.config import LabelsScorer, Local, ScoreConfig
+from pipeline.data.human_pairs import HumanComparison, read_human_comparisons
+from pipeline.data.label_files import find_majority
 from pipeline.errors import UserError
 from pipeline.pairing.label_noise import add_signs
 from pipeline.scorers import Answer, open_scorer
-from pipeline.scorers.human_pairs import read_human_comparisons
 from pipeline.stages.score import run as run_score
 from tests.stages.test_pair import SAMPLE
 from tests.stages.test_score import sample_row
+from tests.support.house import HOUSE
 
 NASTY = "</script><script>document.title='run'</script><img src=x onerror=alert(1)> \u2028 "
 
@@ -29,6 +31,10 @@ NASTY = "</script><script>document.title='run'</script><img src=x onerror=alert(
 def rows_file(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def majority(pair: HumanComparison) -> float | None:
+    return find_majority(pair.votes.values())
 
 
 def score_labels(
@@ -138,17 +144,15 @@ def test_what_argilla_exports_is_read_back(tmp_path):
     assert [score for score, _, _ in found.values()] == [0.875, 0.25, 0.0]
     first, second = read_human_comparisons(file)
     assert (first.first, first.second, first.votes) == ("a", "b", {"kim": 1.0, "lee": 0.5})
-    assert first.prompt[0]["content"] == "q" and second.majority == 0.0
+    assert first.prompt[0]["content"] == "q" and majority(second) == 0.0
     file.write_text(json.dumps(export_nested({"a b": {"kim": "a"}}, "preference")))
     with pytest.raises(
         UserError,
-        match="record 1: its question is preference, not verdict. Name the dataset's question",
+        match="row 1: its question is preference, not verdict. Name the dataset's question",
     ):
         score_labels(file, "ab")
     file.write_text("[]")
-    with pytest.raises(
-        UserError, match="not a list of Argilla's records.*Give a JSONL or CSV file"
-    ):
+    with pytest.raises(UserError, match="no row has a label. Expected sample_id.score"):
         score_labels(file, "ab")
 
 
@@ -392,7 +396,7 @@ def test_the_spreadsheet_runs_no_formula_and_is_read_back_as_it_was(run, tmp_pat
         sheet.writerows({**row, "verdict": "a" if i < 10 else ""} for i, row in enumerate(table))
     judged = read_human_comparisons(filled)
     assert [(j.first, j.second) for j in judged] == [(pair["a"], pair["b"]) for pair in pairs[:10]]
-    assert {j.majority for j in judged} == {1.0}
+    assert {majority(j) for j in judged} == {1.0}
     records = [
         json.loads(line) for line in (run / "label" / "pairs.jsonl").read_text().split("\n") if line
     ]
@@ -508,14 +512,24 @@ def test_the_published_formats_are_read(tmp_path):
     )
     assert (
         list(first.votes.values()) == [1.0, 0.5, 1.0]
-        and first.majority == 1.0
-        and second.majority is None
+        and majority(first) == 1.0
+        and majority(second) is None
     )
     (tmp_path / "llmbar.json").write_text(
         json.dumps([{"input": "i", "output_1": "x", "output_2": "y", "label": 2}])
     )
     [bar] = read_human_comparisons(tmp_path / "llmbar.json")
-    assert (bar.first, bar.second, bar.majority) == ("x", "y", 0.0)
+    assert (bar.first, bar.second, majority(bar)) == ("x", "y", 0.0)
+
+
+def test_a_published_pair_names_no_sample_and_a_verdict_without_texts_is_not_calibrated(tmp_path):
+    published = tmp_path / "llmbar.json"
+    published.write_text(json.dumps([{"input": "i", "output_1": "x", "output_2": "y", "label": 2}]))
+    with pytest.raises(UserError, match=r"row 1: this pair does not name its .*\bids\b.*calibrate"):
+        score_labels(published, "ab")
+    bare = rows_file(tmp_path / "v.jsonl", [{"a_id": "a", "b_id": "b", "verdict": "a"}])
+    with pytest.raises(UserError, match=r"v.jsonl:1: .*texts.* Give rows with prompt, a and b"):
+        read_human_comparisons(bare)
 
 
 def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
@@ -536,7 +550,7 @@ def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
     [judged] = read_human_comparisons(path)
     assert (
         judged.votes == {"kim": 1.0, "lee": 1.0, "mo": 0.0}
-        and judged.majority == 1.0
+        and majority(judged) == 1.0
         and judged.first == "x"
     )
 
@@ -547,13 +561,13 @@ def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
         ("{}", "not a list of objects"),
         ("[{}]", "row 1: its columns are"),
         ("[", "cannot be read as JSON"),
-        ("[]", "it has no judged pair"),
+        ("[]", "no row has a label"),
         ("[" * 100_000, "cannot be read as JSON"),
         ('[{"input": 1, "output_1": "x", "output_2": "y", "label": 1}]', "row 1: the prompt is"),
-        ('[{"fields": {}, "metadata": null, "responses": {}}]', "record 1: it is not as"),
+        ('[{"fields": {}, "metadata": null, "responses": {}}]', "row 1: it is not as"),
         (
             '[{"fields": {}, "metadata": {}, "responses": {"verdict": ["a"]}}]',
-            "record 1: it is not as",
+            "row 1: it is not as",
         ),
     ],
 )
@@ -605,25 +619,34 @@ SHORTER = [
 ]
 
 
-def test_a_reader_that_leaves_early_is_no_fault(monkeypatch):
+def test_a_reader_that_leaves_early_is_no_fault(tmp_path):
+    file = people_s(tmp_path, 3)
     reading, writing = os.pipe()
     os.close(reading)
-    with os.fdopen(writing, "w") as left:
-        monkeypatch.setattr(sys, "stdout", left)
-        calibrate.print_lines(["a table"])
-        left.write("and what Python itself has to say")  # which it does when it closes
+    command = [sys.executable, "-m", "pipeline", "calibrate", str(file)]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(HOUSE)},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "calibration.json").is_file()
 
 
 def run_calibrate(tmp_path: Path, file: Path, *words: str) -> dict:
     out = tmp_path / "calibration.json"
-    assert calibrate.main([str(file), f"out={out}", *words]) == 0
+    assert calibrate.main([str(file), f"out={out}", "score=rules", *words]) == 0
     return json.loads(out.read_text())
 
 
 def test_the_table_of_another_file_is_not_written_over(tmp_path, capsys):
     file = people_s(tmp_path, 3)
     before, other = run_calibrate(tmp_path, file), file.rename(file.with_name(f"b-{file.name}"))
-    assert calibrate.main([str(other), f"out={tmp_path / 'calibration.json'}"]) == 2
+    assert calibrate.main([str(other), f"out={tmp_path / 'calibration.json'}", "score=rules"]) == 2
     assert f"out=calibration-{other.stem}.json" in capsys.readouterr().err
     assert json.loads((tmp_path / "calibration.json").read_text()) == before
 

@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from pipeline import preflight
 from pipeline.artifacts import read_table
 from pipeline.config import Checkpoint, EvaluateConfig, ServedModel
 from pipeline.config.cross_checks import find_mismatches
@@ -15,7 +14,7 @@ from pipeline.stages import base, sample
 from tests.stages import test_sample
 from tests.stages.test_evaluate import Run, scored
 from tests.stages.test_evaluate import named as row_of
-from tests.support.house import SMALL, composed, identity_of, named
+from tests.support.house import SMALL, check_steps, composed, identity_of, named
 from tests.support.servers import serving
 from tests.support.tiny import tiny_model
 
@@ -120,7 +119,7 @@ def test_a_key_that_is_not_there_is_said_before_anything_is_built(cfg, monkeypat
     with pytest.raises(
         UserError, match=r"evaluate\.baselines\.rival\.runtime\.api_key_env=RIVAL_KEY"
     ):
-        preflight.check_steps([step])
+        check_steps([step])
 
 
 def test_another_model_is_a_row_with_differences_and_contests_and_no_kl(tmp_path):

@@ -23,7 +23,7 @@ from pipeline.artifacts import (
     write_table,
     write_text,
 )
-from pipeline.benchmarks import lm_eval_model, tasks
+from pipeline.benchmarks import code_eval, lm_eval_model, tasks
 from pipeline.config import BenchmarkConfig
 from pipeline.errors import UserError
 from pipeline.plan import plan
@@ -451,10 +451,61 @@ def sum_of(draw, at):
     }
 
 
+def written_choice(draw, at):
+    wrong = draw.sample(WORDS, 3)
+    given = {f"Incorrect Answer {n}": word for n, word in enumerate(wrong, start=1)}
+    return {
+        "Question": f"What is {at} near the {draw.choice(WORDS)}?",
+        "Correct Answer": f"the mill of {at}",
+        **given,
+    }
+
+
+def problem(draw, at):
+    return {"problem": f"What is {at} + {at}?", "answer": str(2 * at), "solution": "Add them."}
+
+
+def function(draw, at):
+    return {
+        "task_id": f"HumanEval/{at}",
+        "prompt": f'from typing import List\n\ndef add_{at}(a):\n    """Add {at} to a."""\n',
+        "canonical_solution": f"    return a + {at}\n",
+        "test": f"def check(candidate):\n    assert candidate(2) == {2 + at}\n",
+        "entry_point": f"add_{at}",
+    }
+
+
+def task_of_code(draw, at):
+    return {
+        "task_id": 11 + at,
+        "text": f"Write a function that adds {at}.",
+        "code": f"def add(a):\n    return a + {at}",
+        "test_list": [f"assert add({n}) == {n + at}" for n in range(3)],
+    }
+
+
 SHAPES = {
     "arc": ("arc", arc, {"test": 12, "train": 2}),
     "truthfulqa": ("truthfulqa", mc, {"validation": 12}),
     "gsm8k": ("gsm8k", sum_of, {"test": 8, "train": 5}),
+    "gpqa": ("gpqa/zeroshot", written_choice, {"train": 12}),
+    "math_500": (None, problem, {"test": 8}),
+    "aime": ("aime", problem, {"test": 8}),
+    "humaneval": (None, function, {"test": 8}),
+    "mbpp": (None, task_of_code, {"test": 8}),
+}
+# A right and a wrong answer as a chat model writes them, to question `at`.
+ANSWERS = {
+    "math_500": ("So $x = {at}$ and twice that is $\\boxed{{{twice}}}$.", "It is $\\boxed{{1}}$."),
+    "aime": ("Twice ${at}$ is $\\boxed{{{twice}}}$.", "It is $\\boxed{{1}}$."),
+    "humaneval": (
+        "Here:\n```python\ndef add_{at}(a: List[int]):\n    return a + {at}\n```\nIt adds.",
+        "```python\ndef add_{at}(a):\n    return a - 1\n```",
+    ),
+    "mbpp": ("```\ndef add(a):\n    return a + {at}\n```", "import os; os._exit(0)"),
+}
+ALLOWED = {
+    name: f"benchmark.{name}.code.allow_code_execution=true" for name in ("humaneval", "mbpp")
 }
 
 
@@ -468,24 +519,23 @@ def published(folder, name, *more):
             Path(data[split]), "".join(json.dumps(row(draw, at)) + "\n" for at in range(rows))
         )
     given = ", ".join(f"{split}: {file}" for split, file in data.items())
-    words = [
-        f"benchmark={name}",
-        f"benchmark.{name}.tasks={OWN_TASKS / own}",
-        f"benchmark.{name}.data={{{given}}}",
-    ]
+    words = [f"benchmark={name}", f"benchmark.{name}.data={{{given}}}"]
+    words += [f"benchmark.{name}.tasks={OWN_TASKS / own}"] if own else []
+    words += [ALLOWED[name]] if name in ALLOWED else []
     return composed(*SMALL, "dtype=float32", *words, *more).benchmark[name]
 
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory) -> Model:
-    return tiny_model(tmp_path_factory.mktemp("store") / "sft" / "b", context=1024)
+    return tiny_model(tmp_path_factory.mktemp("store") / "sft" / "b", context=2048)
 
 
 @pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize("name", SHAPES)
 def test_each_published_task_reads_rows_of_the_hub_s_shape(tmp_path, roomy, name):
-    short = ["benchmark.gsm8k.max_new_tokens=16"] if name == "gsm8k" else []
+    generates = name == "gsm8k" or name in ANSWERS
+    short = [f"benchmark.{name}.max_new_tokens=16"] if generates else []
     cfg = published(tmp_path, name, *short)
     found = benchmark.run(cfg, tmp_path / "out", model=roomy)
     read, items = found.read(), found.read_items().filter(pl.col("metric") == cfg.metric)
@@ -495,8 +545,49 @@ def test_each_published_task_reads_rows_of_the_hub_s_shape(tmp_path, roomy, name
         0,
     )
     assert read["chief"]["value"] == pytest.approx(items["value"].mean())
-    assert name == "gsm8k" or 0 < read["chief"]["value"] < 1  # sixteen tokens by chance are no sum
+    assert generates or 0 < read["chief"]["value"] < 1  # sixteen tokens by chance are no sum
     assert read["few_shot"] == {cfg.task: 5 if name == "gsm8k" else 0}
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_a_chat_model_writes_is_marked_right_or_wrong(tmp_path, roomy, name):
+    """The answers are where a killed run would have left them."""
+    cfg = published(tmp_path, name, f"benchmark.{name}.max_new_tokens=16")
+    texts = [ANSWERS[name][at % 2].format(at=at, twice=2 * at) for at in range(8)]
+    write_json(tmp_path / "out/scratch/answers/generate_until-00000000.json", texts)
+    items = benchmark.run(cfg, tmp_path / "out", model=roomy).read_items()
+    assert items.filter(metric=cfg.metric).sort("doc_id")["value"].to_list() == [1.0, 0.0] * 4
+
+
+@pytest.mark.model
+def test_gpqa_shows_the_choices_in_one_order_to_every_model(tmp_path, roomy):
+    cfg = published(tmp_path, "gpqa")
+    for name in ("one", "two"):
+        random.seed(name)  # whatever ran before in this process
+        benchmark.run(cfg, tmp_path / name, model=roomy)
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+
+
+def test_a_model_s_code_runs_with_permission_alone(tmp_path):
+    with pytest.raises(
+        UserError, match=r"benchmark\.mbpp\.code.* Give .*allow_code_execution=true"
+    ):
+        composed(*SMALL, "benchmark=mbpp")
+    unlimited = published(tmp_path, "mbpp", "benchmark.mbpp.code=null")
+    with pytest.raises(
+        UserError, match=r"(?s)benchmark\.mbpp\.code does not say how\..*Give benchmark=humaneval"
+    ):
+        benchmark.run(unlimited, tmp_path / "out", model=Model(tmp_path), knob="benchmark.mbpp")
+
+
+def test_a_chance_of_passing_counts_every_answer():
+    cfg = composed(*SMALL, "benchmark=mbpp", ALLOWED["mbpp"]).benchmark["mbpp"].code
+    metric = code_eval.SandboxedCodeEval(cfg, "benchmark.mbpp.code")
+    answers = [["x = 1", "x = 2", "raise SystemExit"], ["x = 1", "x = 1", "import os; os._exit(0)"]]
+    means, _ = metric.compute(["assert x == 1"] * 2, answers, k=[1, 2, 9])
+    assert means == {"pass@1": pytest.approx(1 / 2), "pass@2": pytest.approx((2 / 3 + 1) / 2)}
 
 
 @pytest.mark.model
@@ -532,6 +623,41 @@ def test_mmlu_reads_a_folder_as_the_hub_has_it_and_weighs_all_its_questions(tmp_
         and 0.1 < read["chief"]["value"] < 0.5
     )
     assert {*read["few_shot"].values()} == {2}
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_mmlu_pro_reads_a_folder_as_the_hub_has_it(tmp_path, roomy):
+    subjects = sorted(
+        file.stem.removeprefix("mmlu_pro_").replace("_", " ")
+        for file in (OWN_TASKS / "mmlu_pro").glob("mmlu_pro_*.yaml")
+    )
+    draw = random.Random(0)
+    for split, rows in (("test", 2), ("validation", 1)):
+        asked = [
+            {
+                "question": choice(draw, at)["question"],
+                "options": draw.sample(WORDS, 4),
+                "answer": draw.choice("ABCD"),
+                "cot_content": "A: Let's think step by step. It is there. The answer is (A).",
+                "category": subject,
+            }
+            for subject in subjects
+            for at in range(rows)
+        ]
+        file = tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet"
+        write_table(file, pl.DataFrame(asked))
+    words = ["benchmark=mmlu_pro", f"benchmark.mmlu_pro.tasks={OWN_TASKS / 'mmlu_pro'}"]
+    words += [f"benchmark.mmlu_pro.data={tmp_path / 'hub'}", "benchmark.mmlu_pro.few_shot=1"]
+    words += ["benchmark.mmlu_pro.limit=1", "benchmark.mmlu_pro.max_new_tokens=16"]
+    cfg = composed(*SMALL, "dtype=float32", *words).benchmark["mmlu_pro"]
+    texts = ["So the answer is (A)." if at % 2 else "I do not know." for at in range(14)]
+    write_json(tmp_path / "out/scratch/answers/generate_until-00000000.json", texts)
+    found = benchmark.run(cfg, tmp_path / "out", model=roomy)
+    read, items = found.read(), found.read_items().filter(metric=cfg.metric)
+    assert (len(subjects), items["task"].n_unique(), read["chief"]["n"]) == (14, 14, 14)
+    assert read["chief"]["value"] == pytest.approx(items["value"].mean())
+    assert items["value"].is_in([0.0, 1.0]).all()
 
 
 @pytest.mark.slow

@@ -29,6 +29,8 @@ FUNNEL = {
     "prompts_in": 400,
     "dropped_prompts": {"one usable sample": 2, "tie": 31},
     "ties": {"prompts": 31, "all_easy": 20, "all_hard": 11},
+    "pairs_in": 367,
+    "dropped_pairs": {},
     "pairs": 367,
     "train": 331,
     "dev": 36,

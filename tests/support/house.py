@@ -5,13 +5,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline import preflight
 from pipeline.config import Config
 from pipeline.config.compose import Arguments, compose
+from pipeline.errors import run_all
 from pipeline.hashing import ContentCache
 from pipeline.plan import plan
+from pipeline.preflight import capacity
+from pipeline.preflight.training_fits import TrainingFits
+from pipeline.status import RunPlan
 from pipeline.step import Identity, Step
 
 HOUSE = Path(__file__).parents[2]
@@ -41,6 +47,22 @@ def named(last: Step) -> dict[str, Step]:
 def identity_of(step: Step) -> str:
     cache = ContentCache(Path(os.devnull) / "none")
     return Identity(lambda path: cache.hash_path(Path(path))).fingerprint(step)
+
+
+def check_steps(coming: Iterable[Step]) -> None:
+    """Raise what the preflight refuses of these Steps."""
+    run_all(preflight.list_checks(coming))
+
+
+def check_capacity(run_plan: RunPlan, coming: Iterable[Step] | None = None) -> None:
+    """Raise what this machine has no room for; by default of the whole plan."""
+    steps = run_plan.steps if coming is None else list(coming)
+    run_all(capacity.list_checks(run_plan, TrainingFits(run_plan), steps))
+
+
+def describe_memory(run_plan: RunPlan) -> list[str]:
+    """What a plan prints of memory while nothing is built."""
+    return [*capacity.describe_memory(run_plan, TrainingFits(run_plan), run_plan.steps)]
 
 
 class Toys:

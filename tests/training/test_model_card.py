@@ -52,6 +52,9 @@ def trained_folder(tmp_path) -> Path:
     for stage, config in ancestors.items():
         folder = tmp_path / "store" / stage / "aaaaaaaaaaaa"
         write_json(folder / "manifest.json", {"config": config})
+        if stage == "sft":
+            record = {"weights": "weights", "gguf": {"license": "apache-2.0"}}
+            write_json(folder / "model.json", record)
         listed.append({"stage": stage, "label": 0, "fingerprint": folder.name, "path": str(folder)})
     rehearsal = f"train.rehearsal.data.path={tmp_path}/rows.jsonl"
     command = f"strop run sft.model=owner/sft-model {rehearsal} until=train@1"
@@ -73,6 +76,7 @@ def test_the_hub_reads_the_card(trained_folder):
 
     known = ModelCard(read(trained_folder)).data.to_dict()
     assert known["base_model"] == ["owner/sft-model"] and known["datasets"] == ["owner/prompts"]
+    assert known["license"] == "apache-2.0"
     assert known["library_name"] == "transformers" and {"trl", "dpo", "sigmoid"} <= set(
         known["tags"]
     )

@@ -1,6 +1,5 @@
 """A published adapter opens in PEFT and transformers, from anywhere, after its store was moved."""
 
-import errno
 import json
 import shutil
 import subprocess
@@ -11,10 +10,10 @@ import pytest
 
 from pipeline import store
 from pipeline.artifacts import PLACE_FILE, Model, write_adapter_config, write_json
-from pipeline.commands.merge import find_step
-from pipeline.commands.merge import main as merge
+from pipeline.commands.export import main as export
 from pipeline.config import TrainConfig
-from pipeline.errors import ALREADY_BUILT, UserError
+from pipeline.errors import ALREADY_BUILT
+from pipeline.models import merging
 from pipeline.models.merging import MERGED
 from pipeline.stages import train
 from tests.support.house import HOUSE, SMALL, Toys, fingerprints
@@ -185,7 +184,7 @@ def test_merged_weights_are_had_after_training_and_nothing_is_trained_again(tmp_
     )
     assert not store.find_fault(model.path, manifest, {}, verify=True)
 
-    assert merge([str(model.path), str(tmp_path / "mine")]) == 0
+    assert export([str(model.path), str(tmp_path / "mine")]) == 0
     for folder in (model.path / MERGED, tmp_path / "mine"):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -194,28 +193,8 @@ def test_merged_weights_are_had_after_training_and_nothing_is_trained_again(tmp_
         )
         whole = AutoModelForCausalLM.from_pretrained(folder)(**ids).logits[0, -1].sum().item()
         assert whole == pytest.approx(opened_elsewhere(model.adapter, tmp_path)[0], abs=1e-2)
-    assert merge([str(model.path), str(tmp_path / "mine")]) == 2
+    assert export([str(model.path), str(tmp_path / "mine")]) == 2
     assert f"{tmp_path / 'mine'}:" in capsys.readouterr().err
-
-
-def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(tmp_path, capsys):
-    run = tmp_path / "runs" / "latest"
-    (run / "store").mkdir(parents=True)
-    for number in (1, 2):
-        step = write_records(tmp_path / "store", {"weights": "weights"}).path.with_name(
-            f"{number}" * 12
-        )
-        write_json(step / "manifest.json", {"files": [], "config": {"dtype": "float32"}})
-        write_json(step / "model.json", {"weights": "weights", "tokenizer": "weights"})
-        (run / "store" / f"00{number}-train-{number}").symlink_to(step)
-    assert find_step(run).name == "222222222222"
-    assert merge([str(run)]) == 2 and "whole already" in capsys.readouterr().err
-    write_json(
-        step / "manifest.json", {"files": [], "pruned": True, "config": {"dtype": "float32"}}
-    )
-    assert merge([str(run)]) == 2 and "pruned" in capsys.readouterr().err
-    with pytest.raises(UserError, match="no run that has trained a model"):
-        find_step(tmp_path / "elsewhere")
 
 
 @pytest.fixture
@@ -233,57 +212,12 @@ def adapter(tmp_path, monkeypatch):
     return model.path
 
 
-def test_merging_removes_no_folder_of_the_user_s_and_leaves_none(adapter, tmp_path, monkeypatch):
-    mine = tmp_path / ".my model.tmp" / "thesis.txt"
-    write_json(mine, "years")
-    assert merge([str(adapter), "my model"]) == 0 and mine.is_file()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        mine.parent.name,
-        "my model",
-        "store",
-    ]
-
-    def fill_disk(model: Model, dtype: str, folder: Path) -> None:
-        write_json(folder / "config.json", {})
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr("pipeline.models.loading.save_merged", fill_disk)
-    with pytest.raises(OSError):
-        merge([str(adapter), "other"])
-    assert not list(tmp_path.glob("*other*"))
-
-
 def test_what_merging_adds_to_a_step_is_no_foreign_file_and_what_the_user_adds_is(adapter):
-    assert merge([str(adapter)]) == 0
+    merging.merge(adapter)
     assert (adapter / MERGED / "config.json").is_file()
     write_json(adapter / MERGED / "model-q4.gguf", "mine")
     files = [file.name for file in store.find_foreign_files(adapter)]
     assert files == ["model-q4.gguf", "model.json"], "the fixture's manifest lists no file"
-
-
-@pytest.mark.parametrize("out", ["taken", "nowhere", "~nosuchuser/x"])
-def test_a_place_that_cannot_be_merged_into_is_refused_before_anything_is_written(
-    adapter, tmp_path, monkeypatch, capsys, out
-):
-    (tmp_path / "taken").symlink_to(tmp_path)
-    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
-    monkeypatch.setattr("pipeline.models.loading.save_merged", lambda *_: pytest.fail("merged"))
-    assert merge([str(adapter), out]) == 2
-    assert f"{out}: " in capsys.readouterr().err and not (adapter.parent / ".locks").exists()
-
-
-def test_a_step_that_was_copied_out_of_its_store_is_refused_and_its_place_stays_clean(
-    adapter, tmp_path, capsys
-):
-    shutil.copytree(adapter, tmp_path / "models" / "mine")
-    assert merge(["models/mine", "out"]) == 2
-    assert f"its base {SFT} is not in its store" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine"]
-
-
-def test_a_store_that_cannot_be_written_can_be_merged_from(adapter, monkeypatch):
-    monkeypatch.setattr("os.access", lambda *_: False)
-    assert merge([str(adapter), "out"]) == 0 and not (adapter.parent / ".locks").exists()
 
 
 def test_what_the_user_named_as_base_stays(adapter, tmp_path):

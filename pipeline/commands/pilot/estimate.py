@@ -7,6 +7,7 @@ from statistics import NormalDist
 from typing import Any
 
 from pipeline import hardware
+from pipeline.artifacts import FUNNEL_FILE
 from pipeline.commands.pilot.seen import (
     EVAL,
     ONCE,
@@ -168,7 +169,7 @@ def count_ties(measured: list[MeasuredStep]) -> dict[str, int] | None:
     """The larger pilot's prompts whose samples all have the same score: they make no pair."""
     pairs = [step for step in measured if step.stage == "pair"]
     [*_, last] = sorted(pairs, key=lambda step: step.prompts)
-    funnel = json.loads((last.path / "funnel.json").read_text())
+    funnel = json.loads((last.path / FUNNEL_FILE).read_text())
     return {"of": funnel["prompts_in"], **funnel["ties"]} if funnel["prompts_in"] else None
 
 

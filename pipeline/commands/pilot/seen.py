@@ -9,7 +9,7 @@ from pipeline import store
 from pipeline.config import Config
 from pipeline.driver.executor import prepare_plan, select_targets
 from pipeline.plan import plan
-from pipeline.preflight.capacity import count_published_prompts
+from pipeline.preflight.row_counts import count_published_prompts
 from pipeline.status import RunPlan
 from pipeline.step import Step
 

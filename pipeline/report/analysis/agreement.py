@@ -10,9 +10,11 @@ Exact agreement and κ use every pair, one by one, with three verdicts.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import permutations
 from typing import Any
 
+from pipeline.data.label_files import find_majority
 from pipeline.report.analysis.statistics import (
     BootstrapConfig,
     Difference,
@@ -34,13 +36,17 @@ BOOTSTRAP = BootstrapConfig(level=0.95, resamples=9999, seed=0)
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """The annotators' joint verdict on one pair (None: they are split), and each one's vote."""
+    """Each annotator's vote on one pair."""
 
     prompt: str
-    verdict: float | None
     votes: Sequence[float]
     first: int  # lengths
     second: int
+
+    @cached_property
+    def verdict(self) -> float | None:
+        """The annotators' joint verdict; None where they are split."""
+        return find_majority(self.votes)
 
     @property
     def longer(self) -> float:
@@ -115,7 +121,7 @@ def calibrate_annotators(pairs: PairsByKey) -> Calibration | None:
     if not couples:
         return None
     judged = {
-        key: LabelledPair(pair.prompt, two[0], (), pair.first, pair.second)
+        key: LabelledPair(pair.prompt, two[:1], pair.first, pair.second)
         for key, (pair, two) in couples.items()
     }
     return calibrate(judged, {key: two[1] for key, (_, two) in couples.items()})

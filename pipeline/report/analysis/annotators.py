@@ -4,11 +4,12 @@ An answer is known by its sample id, whichever side it was shown on. A verdict t
 two models' answers to one prompt is left out, counted and named.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
+from pipeline.data.label_files import Label
 from pipeline.errors import pluralize
 from pipeline.report.analysis.aggregate import ModelDuel
 from pipeline.report.analysis.agreement import LabelledPair, calibrate, calibrate_annotators
@@ -19,29 +20,21 @@ from pipeline.report.analysis.statistics import BootstrapConfig, adjust_for_leng
 MAX_IDS_SHOWN = 3  # of what was left out
 
 
-class Vote(NamedTuple):
-    """One annotator's verdict on two answers: 1 where a is better, 0 where b is, 0.5 for a tie."""
-
-    a_id: str
-    b_id: str
-    a_wins: float
-    annotator: str
-
-
 @dataclass
 class HumanVotes:
     """On one pair of models: prompt → pair of answers → votes for the newer model's."""
 
     a: EvalResult
     b: EvalResult
-    votes: dict[str, dict[tuple[str, str], list[float]]] = field(
+    votes: dict[str, dict[tuple[str, ...], list[float]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
     annotators: set[str] = field(default_factory=set)
 
-    def add(self, prompt: str, ids: tuple[str, str], points: float, annotator: str) -> None:
-        self.votes[prompt].setdefault(ids, []).append(points)
-        self.annotators.add(annotator)
+    def add(self, prompt: str, vote: Label) -> None:
+        """`vote` has the newer model's answer first."""
+        self.votes[prompt].setdefault(vote.ids, []).append(vote.value)
+        self.annotators.add(vote.annotator)
 
     def average_points(self) -> dict[str, float]:
         """A pair's votes are averaged first, then a prompt's pairs."""
@@ -57,7 +50,7 @@ class HumanVotes:
         for prompt, pairs in sorted(self.votes.items()):
             votes = [vote for of_pair in pairs.values() for vote in of_pair]
             first, second = (round(of_model[prompt]) for of_model in lengths)
-            labelled[prompt] = LabelledPair(prompt, _find_majority(votes), votes, first, second)
+            labelled[prompt] = LabelledPair(prompt, votes, first, second)
         return labelled
 
 
@@ -72,7 +65,7 @@ class HumanResults:
 
 def collect_human_results(
     results: Sequence[EvalResult],
-    votes: Mapping[str, Sequence[Vote]],
+    votes: Mapping[str, Sequence[Label]],
     duels: Sequence[ModelDuel],
     bootstrap: BootstrapConfig,
     on: str | None = None,
@@ -88,7 +81,7 @@ def collect_human_results(
 
 
 def group_votes(
-    votes: Sequence[Vote], results: Sequence[EvalResult]
+    votes: Sequence[Label], results: Sequence[EvalResult]
 ) -> tuple[list[HumanVotes], list[str]]:
     """The votes by the two models that they compare, and a sentence per kind of unusable vote."""
     owner = {
@@ -99,16 +92,15 @@ def group_votes(
     by_models: dict[tuple[int, int], HumanVotes] = {}
     unusable: dict[str, list[str]] = defaultdict(list)
     for vote in votes:
-        ids = vote.a_id, vote.b_id
-        known = [owner[name] for name in ids if name in owner]
-        if fault := _find_fault(ids, known):
-            unknown = next((name for name in ids if name not in owner), None)
-            unusable[fault].append(" and ".join(ids) if unknown is None else unknown)
+        known = [owner[name] for name in vote.ids if name in owner]
+        if fault := _find_fault(vote.ids, known):
+            unknown = next((name for name in vote.ids if name not in owner), None)
+            unusable[fault].append(" and ".join(vote.ids) if unknown is None else unknown)
             continue
         (a, prompt), (b, _) = known
-        newer, older, points = (a, b, vote.a_wins) if a > b else (b, a, 1 - vote.a_wins)
+        from_newer, newer, older = (vote, a, b) if a > b else (vote.swap(), b, a)
         here = by_models.setdefault((newer, older), HumanVotes(results[newer], results[older]))
-        here.add(prompt, ids if a > b else ids[::-1], points, vote.annotator)
+        here.add(prompt, from_newer)
     faults = [
         f"{len(names)} of {pluralize(len(votes), 'verdict')} {fault}: {_list_ids(names)}"
         for fault, names in unusable.items()
@@ -116,7 +108,7 @@ def group_votes(
     return [by_models[key] for key in sorted(by_models)], faults
 
 
-def _find_fault(ids: tuple[str, str], known: Sequence[tuple[int, str]]) -> str | None:
+def _find_fault(ids: tuple[str, ...], known: Sequence[tuple[int, str]]) -> str | None:
     if len(known) < len(ids):
         return "are on answers that no evaluated model gave and are left out"
     if known[0][0] == known[1][0]:
@@ -162,11 +154,6 @@ def _calibrate_duel(pairs: Mapping[str, LabelledPair], duel: ModelDuel) -> dict[
         key: POINTS[verdict] for key, verdict in duel.contest.verdicts.items() if key in pairs
     }
     return calibrate(pairs, verdicts).to_dict()
-
-
-def _find_majority(votes: Sequence[float]) -> float | None:
-    ranked = Counter(votes).most_common(2)
-    return None if len(ranked) > 1 and ranked[0][1] == ranked[1][1] else ranked[0][0]
 
 
 def _mean(values: Iterable[float]) -> float:

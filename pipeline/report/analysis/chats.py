@@ -12,9 +12,10 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, ChatSet, EvalArtifacts
-from pipeline.config import ANSWER
+from pipeline.config import ANSWER, list_retention_names
+from pipeline.data.label_files import Label
 from pipeline.report.analysis import aggregate
-from pipeline.report.analysis.annotators import HumanResults, Vote, collect_human_results
+from pipeline.report.analysis.annotators import HumanResults, collect_human_results
 from pipeline.report.analysis.eval_results import SFT, EvalResult, ModelScores, mean_by_prompt
 from pipeline.report.analysis.judges import judge_duels
 from pipeline.report.analysis.multiple_testing import correct_families
@@ -33,8 +34,8 @@ class QuestionSet:
     turns: dict[str, int]
     results: list[EvalResult]
 
-    def contains(self, vote: Vote) -> bool:
-        return vote.a_id in self.answers or vote.b_id in self.answers
+    def contains(self, vote: Label) -> bool:
+        return not self.answers.isdisjoint(vote.ids)
 
     @cached_property
     def answers(self) -> frozenset[str]:
@@ -48,7 +49,7 @@ def read_question_set(name: str, chat: ChatSet) -> QuestionSet:
 
 
 def describe_chat(
-    question_set: QuestionSet, votes: Mapping[str, Sequence[Vote]], bootstrap: BootstrapConfig
+    question_set: QuestionSet, votes: Mapping[str, Sequence[Label]], bootstrap: BootstrapConfig
 ) -> tuple[dict[str, Any], HumanResults]:
     """One set's part of report.json, and its human results with all that the set lacks."""
     turns, results = question_set.turns, question_set.results
@@ -163,3 +164,18 @@ def _describe_model(
         "tokens": aggregate.describe_bounds(tokens),
         "metrics": {name: describe_scorer(name) for name in names if name in model.scores},
     }
+
+
+def list_watched_differences(chats: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every difference to SFT, by each name that evaluate.retention may give its scorer."""
+    return [
+        {**row, "scorer": name}
+        for chat, report in chats.items()
+        for row in report["differences"]
+        for name in _list_names(chat, row["scorer"], report["scorers"])
+    ]
+
+
+def _list_names(chat: str, scorer: str, over_turns: Sequence[str]) -> list[str]:
+    single = {name.partition("/")[0] for name in over_turns}
+    return list_retention_names(chat, scorer, single)

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Pairs, read_table
+from pipeline.artifacts import FUNNEL_FILE, Pairs, read_table
 from pipeline.report.analysis.ancestors import Ancestor, read_ancestors
 
 PRUNED = "reasons no longer kept"
@@ -28,7 +28,7 @@ def read_funnel(out: Path, pairs: list[Pairs]) -> dict[str, Any]:
 
 
 def read_prompt_funnel(step: Ancestor) -> dict[str, Any] | None:
-    file = step.path / "funnel.json"
+    file = step.path / FUNNEL_FILE
     return json.loads(file.read_text()) if file.exists() else None
 
 

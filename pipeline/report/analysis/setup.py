@@ -32,7 +32,8 @@ def _describe_model(first: dict[str, dict[str, Any]]) -> str:
     sft = first["sft"]
     if checkpoint := sft.get("model") or sft.get("path"):
         return str(checkpoint)
-    return f"trained here from {first['base'].get('model') or 'a tiny model of random weights'}"
+    base = first["base"].get("model") or first["base"].get("path")
+    return f"trained here from {base or 'a tiny model of random weights'}"
 
 
 def _describe_training(steps: list[Ancestor]) -> dict[str, Any]:

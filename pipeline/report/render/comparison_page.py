@@ -4,6 +4,7 @@ import polars as pl
 
 from pipeline.report.analysis.verdict import format_detectable, is_flat
 from pipeline.report.formatting import (
+    BADGES,
     NO_SPREAD,
     UNKNOWN,
     ReportRow,
@@ -16,7 +17,6 @@ from pipeline.report.formatting import (
 from pipeline.report.render.answers import describe_answers
 from pipeline.report.render.environment import render_document
 from pipeline.report.render.markdown import MADE_BY_STROP, render_markdown_table
-from pipeline.report.render.page import BADGES
 from pipeline.report.render.table import (
     NO_METRIC,
     Cell,

@@ -4,15 +4,13 @@ import polars as pl
 
 from pipeline.report.analysis.changes import EMPTY_LISTS, group_changes, write_note
 from pipeline.report.analysis.verdict import write_headline
-from pipeline.report.formatting import ReportRow, format_level
+from pipeline.report.formatting import BADGES, ReportRow, format_level
 from pipeline.report.render import header
 from pipeline.report.render.answers import describe_answers
 from pipeline.report.render.environment import render_document
 from pipeline.report.render.figures import draw_figures
 from pipeline.report.render.reliability import explain_reliability
 from pipeline.report.render.tables import build_tables
-
-BADGES = {"yes": "Better", "no": "Not better", "unclear": "Unclear"}
 
 
 def render_page(

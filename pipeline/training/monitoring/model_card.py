@@ -12,7 +12,16 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts import CARD_FILE, MANIFEST_FILE, STEP_FILE, Artifact, Model, write_text
+from pipeline.artifacts import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    STEP_FILE,
+    Artifact,
+    Model,
+    read_object,
+    write_text,
+)
 from pipeline.config import FullAdapter, TrainConfig
 from pipeline.training.monitoring import curves
 
@@ -27,6 +36,7 @@ METRIC_LABELS = {
     "eval_score": "score of generated answers",
 }
 
+ROOTS = "base", "sft"  # the stages that open a user's model
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -85,6 +95,7 @@ def _format_front_matter(cfg: TrainConfig, step: dict[str, Any]) -> str:
     fields = {
         "library_name": "transformers" if isinstance(cfg.adapter, FullAdapter) else "peft",
         "pipeline_tag": "text-generation",
+        "license": _find_license(step),
         "base_model": models,
         "datasets": datasets,
         "tags": [
@@ -97,10 +108,18 @@ def _format_front_matter(cfg: TrainConfig, step: dict[str, Any]) -> str:
     return yaml.safe_dump({name: value for name, value in fields.items() if value}, sort_keys=False)
 
 
+def _find_license(step: dict[str, Any]) -> str | None:
+    """The licence that a GGUF file names, if the model was made of one."""
+    folders = [Path(one["path"]) for one in step.get("ancestors", []) if one["stage"] in ROOTS]
+    records = [read_object(file) for folder in folders if (file := folder / MODEL_FILE).exists()]
+    licenses = [record["gguf"]["license"] for record in records if "gguf" in record]
+    return next(filter(None, licenses), None)
+
+
 def _find_hub_names(step: dict[str, Any], key: str) -> Iterator[str]:
     """The hub repositories of every dataset, or of the models before training."""
     for ancestor in step.get("ancestors", []):
-        if key == "dataset" or ancestor["stage"] in ("base", "sft"):
+        if key == "dataset" or ancestor["stage"] in ROOTS:
             manifest = Path(ancestor["path"], MANIFEST_FILE)
             yield from _find_values(json.loads(manifest.read_text())["config"], key)
 

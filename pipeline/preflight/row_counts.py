@@ -1,0 +1,44 @@
+"""How many prompts, pairs and training rows a plan will have: at most, before they are built."""
+
+from pipeline.artifacts import FUNNEL_FILE, read_object
+from pipeline.config import PairRound, SampleRequest
+from pipeline.errors import UserError
+from pipeline.status import RunPlan
+from pipeline.step import Step
+
+
+def count_training_rows(run_plan: RunPlan, step: Step, rows_per_pair: int) -> int | None:
+    """The most pairs that `pair` may make, or their answers; filters and ties remove some."""
+    total = 0
+    for source in step.inputs["pairs"]:
+        pairs = count_pairs_at_most(run_plan, source)
+        takes_every_answer = source.config.unpaired_threshold is not None and rows_per_pair > 1
+        if pairs is None or takes_every_answer:
+            return None
+        total += pairs * rows_per_pair
+    return total
+
+
+def count_pairs_at_most(run_plan: RunPlan, source: Step) -> int | None:
+    """The most pairs of a Step; None with offline rows, whose number is not known yet."""
+    configs = [step.config for step in source.inputs.get("samples", [])]
+    requests = [config for config in configs if isinstance(config, SampleRequest)]
+    prompts = requests[0].per_round if requests else None
+    prompts = prompts or (count_published_prompts(run_plan) or {}).get("train")
+    if prompts is None or source.stage != "pair" or "offline" in source.inputs:
+        return None
+    assert isinstance(source.config, PairRound)
+    return prompts * source.config.max_pairs_per_prompt
+
+
+def count_published_prompts(run_plan: RunPlan) -> dict[str, int] | None:
+    """The prompts of each part; None while they are not built, or where their file is damaged."""
+    # The questions of chat benchmarks have labels.
+    steps = [step for step in run_plan.steps if step.stage == "prompts" and not step.label]
+    if not steps:  # until=sft with a checkpoint
+        return None
+    funnel = run_plan.folder(steps[0]) / FUNNEL_FILE
+    try:
+        return read_object(funnel, out=dict)["out"]
+    except (FileNotFoundError, NotADirectoryError, UserError):
+        return None
