@@ -6,7 +6,12 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Prompts, Samples, note_cost, read_table, write_table
-from pipeline.config import ConversationRequest, EvaluateConfig, EvaluationQuestions
+from pipeline.config import (
+    ConversationRequest,
+    EvaluateConfig,
+    EvaluationQuestions,
+    Expectation,
+)
 from pipeline.config.cross_checks import find_mismatches
 from pipeline.errors import UserError
 from pipeline.plan import plan
@@ -389,6 +394,15 @@ def test_what_a_question_set_lost_makes_the_verdict_a_no(tmp_path, name):
     assert report["verdict"]["better"] == "no" and f"{name} was lost" in report["verdict"]["why"]
     assert f"round-1 lost {name}." in (run.out / "report.html").read_text()
     assert run.report(retention={name: 0.2})["verdict"]["better"] == "yes"
+
+
+@pytest.mark.parametrize("name", ["mt", "mt/rules"])
+def test_what_a_question_set_was_published_to_score_is_compared(tmp_path, name):
+    run = Chat(tmp_path).talk("sft", 0.6, 0.6).talk("round-1", 0.5, 0.5)
+    published = Expectation(before=0.6, after=0.9, tolerance=0.1, source="a paper")
+    before, after = run.report(expect={name: published})["expected"]
+    assert (before["got"], before["state"]) == (pytest.approx(0.6), "within")
+    assert (after["got"], after["state"]) == (pytest.approx(0.5), "below")
 
 
 def test_a_set_that_nothing_marks_has_no_columns_of_marks(tmp_path):
