@@ -6,7 +6,12 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Prompts, Samples, note_cost, read_table, write_table
-from pipeline.config import ConversationRequest, EvaluateConfig, EvaluationQuestions
+from pipeline.config import (
+    ConversationRequest,
+    EvaluateConfig,
+    EvaluationQuestions,
+    Expectation,
+)
 from pipeline.config.cross_checks import find_mismatches
 from pipeline.errors import UserError
 from pipeline.plan import plan
@@ -412,6 +417,15 @@ def test_refusing_less_does_not_hide_behind_answering_more(tmp_path):
     assert [row["state"] for row in report["retention"]] == ["perhaps", "lost"]
     assert report["verdict"]["better"] == "no"
     assert "mt/harmful_refused was lost" in report["verdict"]["why"]
+
+
+@pytest.mark.parametrize("name", ["mt", "mt/rules"])
+def test_what_a_question_set_was_published_to_score_is_compared(tmp_path, name):
+    run = Chat(tmp_path).talk("sft", 0.6, 0.6).talk("round-1", 0.5, 0.5)
+    published = Expectation(before=0.6, after=0.9, tolerance=0.1, source="a paper")
+    before, after = run.report(expect={name: published})["expected"]
+    assert (before["got"], before["state"]) == (pytest.approx(0.6), "within")
+    assert (after["got"], after["state"]) == (pytest.approx(0.5), "below")
 
 
 def test_a_set_that_nothing_marks_has_no_columns_of_marks(tmp_path):
