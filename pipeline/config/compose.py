@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import Config, renamed
 from pipeline.config.inherit import inherit_blocks
-from pipeline.config.replaced import find_replaced, list_parents
+from pipeline.config.replaced import chooses_files, find_replaced, list_parents
 from pipeline.config.validation import BlockT, Composition, iter_leaves, split_mount, validate
 from pipeline.errors import UserError, suggest
 
@@ -118,7 +118,9 @@ def _list_twins() -> list[str]:
 def _name_twin(word: str) -> str:
     recipe = word.removeprefix("recipes=")
     if recipe not in _list_twins():
-        raise UserError(f"scale=twin: recipes={recipe} has no twin. {suggest(recipe, _list_twins())}")
+        raise UserError(
+            f"scale=twin: recipes={recipe} has no twin. {suggest(recipe, _list_twins())}"
+        )
     return f"recipes=twins/{recipe}"
 
 
@@ -337,23 +339,28 @@ def _leave_out_replaced(
     chosen = composed.hydra.runtime.choices
     if not chosen.get("recipes"):
         return
-    words = [word for word in read_overrides(composed.hydra) if word.startswith("++")]
-    typed = {override.key_or_group for override in _parse_overrides(words)}
-    for name in _list_lineage(chosen.recipes, arguments):
+    words = read_overrides(composed.hydra)
+    values = [word for word in words if word.startswith("++")]
+    typed = {override.key_or_group for override in _parse_overrides(values)}
+    lineage = _list_parents(chosen.recipes, arguments)
+    if len(words) > len(values) + 1:  # another file than the recipe's may be typed
+        lineage.append(chosen.recipes)
+    for name in lineage:
         before = make([f"recipes={name}"]).hydra.runtime.choices
         for path in find_replaced(CONF, before, chosen):
             if not _is_typed(".".join(path), typed):
                 _remove(composed, path)
 
 
-def _list_lineage(recipe: str, arguments: Arguments) -> list[str]:
-    """The recipe, and all that it inherits."""
-    roots = [CONF, *map(Path, arguments.user_folders)]
-    lineage = [recipe]
+def _list_parents(recipe: str, arguments: Arguments) -> list[str]:
+    """All recipes that a recipe inherits and that choose files."""
+    roots = [folder / "recipes" for folder in (CONF, *map(Path, arguments.user_folders))]
+    parents = []
     for root in roots:
-        for parent in list_parents(root / "recipes" / f"{recipe}.yaml"):
-            lineage += _list_lineage(parent, arguments)
-    return lineage
+        for parent in list_parents(root / f"{recipe}.yaml"):
+            if any(chooses_files(place / f"{parent}.yaml") for place in roots):
+                parents += [parent, *_list_parents(parent, arguments)]
+    return parents
 
 
 def _is_typed(key: str, typed: set[str]) -> bool:

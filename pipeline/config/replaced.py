@@ -15,9 +15,7 @@ from pipeline.config.validation import KeyPath, iter_leaves, split_mount
 GLOBAL = "# @package _global_"
 
 
-def find_replaced(
-    conf: Path, before: Mapping[str, Any], chosen: Mapping[str, Any]
-) -> set[KeyPath]:
+def find_replaced(conf: Path, before: Mapping[str, Any], chosen: Mapping[str, Any]) -> set[KeyPath]:
     """The knobs of files that `before` chose, and that the files chosen now do not have."""
     replaced: set[KeyPath] = set()
     for mounted, old in before.items():
@@ -32,10 +30,19 @@ def find_replaced(
 
 def list_parents(recipe: Path) -> list[str]:
     """The recipes that a recipe inherits, by their names under recipes/."""
-    text = yaml.safe_load(recipe.read_text()) if recipe.is_file() else None
-    entries = text.get("defaults", []) if isinstance(text, dict) else []
+    entries = _read_defaults(recipe)
     names = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
     return [name.removeprefix("/recipes/") for name in names]
+
+
+def chooses_files(recipe: Path) -> bool:
+    """Whether a recipe chooses files of conf/, or only gives values."""
+    return bool(_read_defaults(recipe))
+
+
+def _read_defaults(recipe: Path) -> list[Any]:
+    block = yaml.safe_load(recipe.read_text()) if recipe.is_file() else None
+    return block.get("defaults") or [] if isinstance(block, dict) else []
 
 
 def _list_knobs(group: Path, choice: str, place: KeyPath) -> set[KeyPath]:
