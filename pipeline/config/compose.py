@@ -90,7 +90,7 @@ class Arguments:
 
 
 def choose_scale(overrides: list[str]) -> list[str]:
-    """`scale=twin` beside `recipes=NAME` is `recipes=twins/NAME`; `scale=full` is the default."""
+    """`recipes=NAME scale=twin` means `recipes=twins/NAME`; `scale=full` is the default."""
     scales = [word.lstrip("+").partition("=")[2] for word in overrides if _is_scale(word)]
     rest = [word for word in overrides if not _is_scale(word)]
     match scales:
