@@ -72,8 +72,9 @@ def require_permission(cfg: BenchmarkConfig, knob: str) -> CodeExecution:
         raise UserError(
             f"{knob}.task={cfg.task}: this task runs the model's code on this machine,"
             f" and {knob}.code does not say how.\n"
-            f"  Give benchmark=humaneval or benchmark=mbpp, whose files have that block,"
-            f" and then its task={cfg.task}."
+            f"  Give '{knob}.code={{allow_code_execution: true, network: false, limits:"
+            " {seconds: 20, cpu_seconds: 10, memory_mb: 1024, file_mb: 16}}' where that can do no"
+            " harm."
         )
     return cfg.code
 

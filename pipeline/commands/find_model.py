@@ -131,24 +131,33 @@ def open_model(folder: Path, word: str) -> Model:
             f"{word}: {folder} has no weights here (pruned, or not a model).\n"
             "  Run the command of its run again, which makes them."
         )
+    if fault := store.find_damage(folder, manifest):
+        raise UserError(
+            f"{word}: {folder} is {fault}.\n"
+            "  Run the command of its run again with verify=true, which makes it again."
+        )
     model = open_artifact(folder.parent.name, folder)
     assert isinstance(model, Model)
     if model.path != folder:  # a gate points to the model that it chose
         return open_model(model.path, word)
-    try:
-        weights = model.weights
-    except FileNotFoundError as error:
+    if base := model.record.get("base"):
+        _check_base(find_store(folder) / base, base, word)
+    elif isinstance(model.weights, Path) and not model.weights.exists():
         raise UserError(
-            f"{word}: its base {model.record['base']} is not in its store ({error.filename}).\n"
-            "  Give the model's folder in the store, or its run; where the base was pruned, run the"
-            " command of its run again."
-        ) from error
-    if isinstance(weights, Path) and not weights.exists():
-        raise UserError(
-            f"{word}: its {'base' if model.adapter else 'checkpoint'} is gone from {weights}.\n"
+            f"{word}: its checkpoint is gone from {model.weights}.\n"
             "  Put it back there, or run the command of its run again."
         )
     return model
+
+
+def _check_base(folder: Path, base: str, word: str) -> None:
+    if not folder.is_dir():
+        raise UserError(
+            f"{word}: its base {base} is not in its store ({folder}).\n"
+            "  Give the model's folder in the store, or its run; where the base was pruned, run the"
+            " command of its run again."
+        )
+    open_model(folder, word)
 
 
 def list_run_models(run: Path) -> dict[str, Path]:
@@ -165,7 +174,7 @@ def list_run_models(run: Path) -> dict[str, Path]:
 
 
 def _name_model(link: str) -> str | None:
-    """A link's name after its number: `train-2` is round-2. None for what is no model."""
+    """A link's name after its number: `train-2` is round-2. None for any other step."""
     stage, _, label = link.partition("-")
     if stage == "train":
         return f"round-{label}"

@@ -55,6 +55,13 @@ COMMANDS = {
         " reward.model=./my-reward",
         "pipeline.commands.run",
     ),
+    "new": Command(
+        "Ask five questions about your model and write a recipe for it.",
+        "[FOLDER/recipes/NAME.yaml]",
+        "strop new my/recipes/mine.yaml",
+        "pipeline.commands.new.__main__",
+        places=(0, 1),
+    ),
     "plan": Command(
         "Show what a run would do and what it would refuse. Writes nothing, needs no network.",
         f"[--config-dir FOLDER] {CHOICES}",

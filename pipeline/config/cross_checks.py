@@ -1,6 +1,6 @@
 """Checks across blocks of the config: a block that needs what another does not provide."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.config.evaluate import list_retention_names
@@ -139,27 +139,35 @@ def _check_guards(cfg: "Config") -> Iterator[str]:
 
 def _check_retention(cfg: "Config") -> Iterator[str]:
     """Retention needs one figure to watch."""
+    yield from _check_metrics(cfg, "evaluate.retention", cfg.evaluate.retention)
+
+
+def _check_expect(cfg: "Config") -> Iterator[str]:
+    """A published figure is compared with one that this evaluation makes."""
+    for fault in _check_metrics(cfg, "expect", cfg.expect or ()):
+        yield f"{fault} To expect nothing, give expect=null."
+
+
+def _check_metrics(cfg: "Config", knob: str, metrics: Iterable[str]) -> Iterator[str]:
+    """Names of benchmarks, chat benchmarks and scorers of the evaluation, each of one figure."""
     _, scoring = cfg.eval_scoring
     names = [*_list_chat_names(cfg)]
     chats = [name for own in names for name in own]
-    for name in cfg.evaluate.retention:
+    for name in metrics:
         base = name.partition("/")[0]  # a criterion may follow
         is_chat = any(f"{name}/".startswith(f"{chat}/") for chat in chats)
         if is_chat and base in scoring.scorers:
             yield (
-                f"evaluate.retention.{name}: a scorer and a chat benchmark are both named {base}."
+                f"{knob}.{name}: a scorer and a chat benchmark are both named {base}."
                 f" Give evaluate.chats.{base} another name."
             )
         elif not is_chat and name not in cfg.benchmark and base not in scoring.scorers:
             known = [*cfg.benchmark, *(own[-1] for own in names), *scoring.scorers]
             yield (
-                f"evaluate.retention.{name}: no benchmark and no scorer has this name."
-                f" {suggest(name, known)}"
+                f"{knob}.{name}: no benchmark and no scorer has this name. {suggest(name, known)}."
             )
         elif cfg.evaluate.split != "test" and (is_chat or name in cfg.benchmark):
-            yield (
-                f"evaluate.retention.{name}: benchmarks run on test alone. Give evaluate.split=test"
-            )
+            yield f"{knob}.{name}: benchmarks run on test alone. Give evaluate.split=test."
 
 
 def _list_chat_names(cfg: "Config") -> Iterator[list[str]]:
@@ -168,21 +176,6 @@ def _list_chat_names(cfg: "Config") -> Iterator[list[str]]:
         scorers = chat.score.scorers if chat.score else {}
         for scorer in scorers:
             yield list_retention_names(name, scorer, scorers)
-
-
-def _check_expect(cfg: "Config") -> Iterator[str]:
-    """A published figure is compared with a metric that this evaluation makes."""
-    _, scoring = cfg.eval_scoring
-    for name in cfg.expect or ():
-        scorer = name.partition("/")[0]  # or one of its criteria
-        if name not in cfg.benchmark and scorer not in scoring.scorers:
-            yield (
-                f"expect.{name}: no benchmark and no scorer of the evaluation has this name."
-                " Give benchmark=NAME, or expect=null."
-                f" {suggest(name, [*cfg.benchmark, *scoring.scorers])}"
-            )
-        elif cfg.evaluate.split != "test" and name in cfg.benchmark:
-            yield f"expect.{name}: benchmarks run on test alone. Give evaluate.split=test"
 
 
 def _check_gold(cfg: "Config") -> Iterator[str]:

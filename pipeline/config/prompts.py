@@ -17,6 +17,7 @@ from pydantic import (
 
 from pipeline.config.base import Block, Local, Seed, Share
 from pipeline.config.rows import FileRows, HubDataset, HubRows
+from pipeline.errors import suggest
 
 PromptShape = Literal[
     "auto",
@@ -149,13 +150,22 @@ ConstraintFamily = Literal[
 CONSTRAINT_FAMILIES: tuple[ConstraintFamily, ...] = get_args(ConstraintFamily)
 
 
+def _refuse_unknown(name: Any) -> Any:
+    """With the nearest one, as a bare list of 25 names would hide it."""
+    if name in CONSTRAINT_FAMILIES:
+        return name
+    hint = suggest(str(name), list(CONSTRAINT_FAMILIES))
+    raise ValueError(f"{name!r} is none of IFEval's instructions. {hint}")
+
+
 def _refuse_repeats(names: list[ConstraintFamily]) -> list[ConstraintFamily]:
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{repeated[0]} is in the list twice")
     return names
 
 
-Families = Annotated[list[ConstraintFamily], AfterValidator(_refuse_repeats)]
+KnownFamily = Annotated[ConstraintFamily, BeforeValidator(_refuse_unknown)]
+Families = Annotated[list[KnownFamily], AfterValidator(_refuse_repeats)]
 
 
 class InstructionPrompts(Block):
@@ -181,7 +191,7 @@ class InstructionPrompts(Block):
     def _check_families(self) -> Self:
         if both := [name for name in self.held_out if name in self.excluded]:
             raise ValueError(f"{both[0]} is in held_out and in excluded; keep it in one of them")
-        if not self.trained:
+        if not self.trained_families:
             raise ValueError("held_out and excluded leave no family to train on; shorten them")
         if not any(self.constraints):
             raise ValueError(
@@ -196,7 +206,7 @@ class InstructionPrompts(Block):
         return self
 
     @property
-    def trained(self) -> list[ConstraintFamily]:
+    def trained_families(self) -> list[ConstraintFamily]:
         left_out = {*self.held_out, *self.excluded}
         return [name for name in CONSTRAINT_FAMILIES if name not in left_out]
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, TypeGuard
 
+from pipeline.errors import pluralize
+
 Arguments = Mapping[str, Any]
 Constraints = Sequence[tuple[str, Arguments]]  # family and arguments
 
@@ -59,7 +61,8 @@ APART = {
         PARAGRAPHS: (HIGHLIGHTS, BULLETS),
         FIRST_WORD: (TITLE, SENTENCES, BULLETS),
         ENDING: (POSTSCRIPT,),
-        BULLETS: (SENTENCES, HIGHLIGHTS),
+        # A bullet after the opening quotation mark does not begin its line.
+        BULLETS: (SENTENCES, HIGHLIGHTS, QUOTED),
         LETTERS: (SENTENCES, WORDS, CAPITAL_WORDS, UPPER),
     }.items()
     for other in others
@@ -192,7 +195,7 @@ def _contradict_counts(one: str, given: Arguments, other: str, also: Arguments) 
     if one == other and same_text[0] == same_text[1] and needed > limit:
         return f"it asks for at least {needed} and for at most {limit} of {one}"
     if (one, other) == (SENTENCES, WORDS) and needed > MAX_WORDS * limit:
-        return f"it asks for at least {needed} words in at most {limit} sentences"
+        return f"it asks for at least {needed} words in at most {pluralize(limit, 'sentence')}"
     if one == WORDS and other in COUNTED and needed > limit:
         return f"it asks for at most {limit} words and for {needed} of {other}"
     return None

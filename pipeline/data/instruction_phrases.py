@@ -290,7 +290,7 @@ def split_words(text: str) -> tuple[str, ...]:
 
 CARDINALS = dict(enumerate(split_words("no one two three four five six seven eight nine ten")))
 TIMES = {1: "once", 2: "twice"}
-ORDINALS = {1: "first", 2: "second", 3: "third", 4: "fourth", 5: "fifth"}
+ORDINALS = dict(enumerate(split_words("first second third fourth fifth sixth seventh eighth"), 1))
 COMMON_LETTERS, RARE_LETTERS = "aeinorst", "bcdfghmpuvwy"
 # Languages that langdetect recognises for certain in a sentence or two.
 LANGUAGES = {
@@ -395,12 +395,12 @@ def _draw_length(
         count = rng.randint(2 if is_lower else 3, max(3, max_words // 15))
         shown = _show_number(rng, count)
         return relation, {"num_sentences": count, "relation": relation}, shown
-    count = rng.randint(2, max(2, max_words // 25))
+    count = rng.randint(2, _limit_parts(max_words, 25))
     if family == families.PARAGRAPHS:
         return "", {"num_paragraphs": count}, _show_number(rng, count)
     nth, word = rng.randint(1, count), rng.choice(FIRST_WORDS)
     arguments = {"num_paragraphs": count, "nth_paragraph": nth, "first_word": word}
-    shown = {"word": _quote(rng, [word])[0], "nth": ORDINALS.get(nth, f"{nth}th"), "k": str(nth)}
+    shown = {"word": _quote(rng, [word])[0], "nth": ORDINALS[nth], "k": str(nth)}
     return "", arguments, {**_show_number(rng, count), **shown}
 
 
@@ -416,7 +416,7 @@ def _draw_format(
             marker = rng.choice(("P.S.", "P.S.", "P.P.S"))
             return {"postscript_marker": marker}, {"marker": marker.removesuffix(".") + "."}
         case families.BULLETS:
-            count = rng.randint(2, max(3, max_words // 15))
+            count = rng.randint(2, _limit_parts(max_words, 15))
             return {"num_bullets": count}, _show_number(rng, count)
         case families.HIGHLIGHTS:
             count = rng.randint(2, 4)
@@ -425,7 +425,7 @@ def _draw_format(
                 "sample": rng.choice(SAMPLES),
             }
         case families.SECTIONS:
-            count, marker = rng.randint(2, max(2, max_words // 25)), rng.choice(MARKERS)
+            count, marker = rng.randint(2, _limit_parts(max_words, 25)), rng.choice(MARKERS)
             arguments = {"section_spliter": marker, "num_sections": count}
             return arguments, {**_show_number(rng, count), **_show_sections(marker, count)}
         case families.OPTIONS:
@@ -448,6 +448,11 @@ def _draw_other(
         arguments = {"capital_frequency": count, "capital_relation": relation}
         return relation, arguments, _show_number(rng, count)
     return "", {}, {}  # the prompt that combination:repeat_prompt repeats is not written yet
+
+
+def _limit_parts(max_words: int, each: int) -> int:
+    """The most parts of `each` words, and never more than eight."""
+    return min(len(ORDINALS), max(2, max_words // each))
 
 
 def _draw_relation(rng: random.Random) -> str:

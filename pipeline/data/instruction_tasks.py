@@ -45,13 +45,13 @@ class Task:
     words: tuple[str, ...]
 
     @property
-    def takes_beginning(self) -> bool:
+    def has_room_before(self) -> bool:
         """Whether `Without a comma, …` may precede it: one sentence that commands."""
         is_one_sentence = ". " not in self.request and "? " not in self.request
-        return self.takes_ending and is_one_sentence and self.request.split()[0] not in TELLING
+        return self.has_room_after and is_one_sentence and self.request.split()[0] not in TELLING
 
     @property
-    def takes_ending(self) -> bool:
+    def has_room_after(self) -> bool:
         return self.mark == "."
 
 

@@ -73,7 +73,7 @@ def generate_prompts(cfg: InstructionPrompts, rows: int | None = None) -> Iterat
     rows = cfg.rows if rows is None else rows
     held_out = min(cfg.held_out_rows, rows)
     yield from _generate_distinct(cfg, held_out, HELD_OUT, cfg.held_out)
-    yield from _generate_distinct(cfg, rows - held_out, TRAINED, cfg.trained)
+    yield from _generate_distinct(cfg, rows - held_out, TRAINED, cfg.trained_families)
 
 
 def _generate_distinct(
@@ -81,7 +81,7 @@ def _generate_distinct(
 ) -> Iterator[Row]:
     """Prompts whose first family is one of `first`. Those of training have no held-out family."""
     rng = random.Random(f"instructions {name} {cfg.seed}")
-    pool = cfg.trained if name == TRAINED else [*cfg.trained, *cfg.held_out]
+    pool = cfg.trained_families if name == TRAINED else [*cfg.trained_families, *cfg.held_out]
     known: set[str] = set()
     repeats = 0
     while len(known) < rows:
@@ -241,9 +241,9 @@ def _place_constraints(
     sentences = []
     for each in constraints:
         place = rng.random()
-        if not before and task.takes_beginning and each.phrases[BEGINNING] and place < 0.2:
+        if not before and task.has_room_before and each.phrases[BEGINNING] and place < 0.2:
             before = _phrase_constraint(rng, each, BEGINNING)
-        elif not ending and task.takes_ending and each.phrases[ENDING] and place < 0.55:
+        elif not ending and task.has_room_after and each.phrases[ENDING] and place < 0.55:
             ending = _phrase_constraint(rng, each, ENDING)
         else:
             sentences.append((each, _phrase_constraint(rng, each, SENTENCE)))
@@ -259,11 +259,11 @@ def _join_request(rng: random.Random, task: Task, before: str, ending: str) -> s
     request, mark = task.request, task.mark
     if before:
         request = f"{before}, {_lower_first(request)}"
-    elif task.takes_beginning:
+    elif task.has_room_before:
         request, mark = _ask_politely(rng, request, mark)
     if ending:
-        comma = "," if task.kind in LONG_SUBJECTS and ending[0] != "," else ""
-        request += f"{comma}{'' if ending[0] == ',' else ' '}{ending}"
+        is_clause = task.kind in LONG_SUBJECTS or " that " in request
+        request += ("" if ending[0] == "," else ", " if is_clause else " ") + ending
     return request if request.endswith((".", '."', '?"', '!"')) else request + mark
 
 

@@ -165,9 +165,9 @@ def _list_sampling_knobs(place: str, backend: Record) -> Iterator[str]:
 
 
 def _halve(place: str, runtime: Record, name: str) -> Iterator[str]:
-    now = runtime.get(name)
+    now, knob = runtime.get(name), f"{place}.{name}"
     if isinstance(now, int) and now > 1:
-        yield f"{place}.{name}={now // 2} (now {now})"
+        yield f"{knob}={now // 2} (now {now})"
 
 
 def _list_dtypes(record: Record) -> Iterator[str]:

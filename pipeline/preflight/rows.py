@@ -156,14 +156,12 @@ def check_sentence_data(cfg: InstructionPrompts, coming: Sequence[Step]) -> None
     """Refuse families whose checker needs nltk's data where that is missing."""
     scorers = [step.config.scorers for step in coming if isinstance(step.config, ScoreConfig)]
     is_checked = any(isinstance(s, IfevalScorer) for named in scorers for s in named.values())
-    if not is_checked or not NEED_PUNKT.intersection([*cfg.trained, *cfg.held_out]):
-        return
-    if not has_punkt():
-        needing = sorted(NEED_PUNKT.intersection([*cfg.trained, *cfg.held_out]))
+    needing = NEED_PUNKT.intersection([*cfg.trained_families, *cfg.held_out])
+    if is_checked and needing and not has_punkt():
         everything = ",".join(sorted({*cfg.excluded, *needing}))
         raise UserError(
-            NO_PUNKT.format(asked=" and ".join(needing))
-            + f"\n  Or leave these instructions out: prompts.excluded=[{everything}]"
+            NO_PUNKT.format(asked=min(needing))
+            + f"\n  Or leave such instructions out: prompts.excluded=[{everything}]"
         )
 
 

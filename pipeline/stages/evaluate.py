@@ -39,6 +39,7 @@ from pipeline.report.analysis.chats import (
     QuestionSet,
     describe_chat,
     list_watched_differences,
+    list_watched_figures,
     read_question_set,
 )
 from pipeline.report.analysis.cost import describe_cost
@@ -184,6 +185,7 @@ def assemble_report(
     gates = read_gates(out)
     verdict = reach_verdict(question, models, differences, gates[-1] if gates else None)
     retained = check_retention(cfg.retention, question, published, found.list_watched(differences))
+    figures = [*models, *list_watched_figures(found.chat_reports)]
     return {
         "evaluation": asdict(question),
         "setup": describe_setup(out),
@@ -199,7 +201,7 @@ def assemble_report(
         "ceiling": sanity_checks.check_ceiling(question, differences),
         "benchmarks": published,
         "retention": retained,
-        "expected": compare_expected(cfg.expect, question, models, published),
+        "expected": compare_expected(cfg.expect, question, figures, published),
         "gates": gates,
         "annotators": [
             *found.annotators.agreement,

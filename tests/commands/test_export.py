@@ -63,7 +63,7 @@ def test_an_adapter_is_exported_merged_and_by_itself(run, tmp_path, capsys):
     whole = sum_logits(AutoModelForCausalLM.from_pretrained("mine"), tokenizer)
     found = find_model(str(run), tmp_path / "x")
     assert whole == pytest.approx(
-        sum_logits(loading.load(found.model, "float32"), tokenizer), abs=1e-2
+        sum_logits(loading.load(found.model, "float32"), tokenizer), abs=0.05
     )
     sft = find_model(f"{run}:sft", tmp_path / "x").model
     assert abs(whole - sum_logits(loading.load(sft, "float32"), tokenizer)) > 1
@@ -72,7 +72,7 @@ def test_an_adapter_is_exported_merged_and_by_itself(run, tmp_path, capsys):
 
     base = loading.load(sft, "float32")
     beside = PeftModel.from_pretrained(base, "mine/adapter").eval()
-    assert sum_logits(beside, tokenizer) == pytest.approx(whole, abs=1e-2)
+    assert sum_logits(beside, tokenizer) == pytest.approx(whole, abs=0.05)
 
 
 @pytest.mark.model

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
+from pipeline.artifacts import write_json
 from pipeline.commands.find_model import find_model, find_trained_model, list_run_models
 from pipeline.errors import UserError
-from tests.support.finished_run import REPORT, SFT, TRAIN, make_run, prune_step
+from tests.support.finished_run import REPORT, SFT, TRAIN, make_run, prune_step, reseal
 
 pytestmark = pytest.mark.model
 
@@ -52,7 +53,10 @@ def test_a_run_without_a_report_has_not_chosen(run, tmp_path):
 
 def test_a_pruned_model_and_one_without_its_base_are_refused(run, tmp_path):
     shutil.rmtree(tmp_path / "store" / SFT / "weights")
-    with pytest.raises(UserError, match=r"weights are not|its base is gone"):
+    with pytest.raises(UserError, match=rf"{SFT} is damaged: weights/\S+ is missing"):
+        find_model(str(run), tmp_path / "x")
+    prune_step(tmp_path / "store" / SFT)
+    with pytest.raises(UserError, match=rf"{SFT} has no weights here \(pruned"):
         find_model(str(run), tmp_path / "x")
     shutil.rmtree(tmp_path / "store" / SFT)
     with pytest.raises(UserError, match=f"its base {SFT} is not in its store"):
@@ -60,6 +64,15 @@ def test_a_pruned_model_and_one_without_its_base_are_refused(run, tmp_path):
     prune_step(tmp_path / "store" / TRAIN)
     with pytest.raises(UserError, match="pruned"):
         find_model(str(run), tmp_path / "x")
+
+
+def test_a_checkpoint_that_was_moved_away_is_named(run, tmp_path):
+    step = tmp_path / "store" / SFT
+    write_json(step / "model.json", {"tokenizer": "weights", "revision": None})
+    write_json(step / "place.json", {"weights": str(tmp_path / "gone")})
+    reseal(step)
+    with pytest.raises(UserError, match="its checkpoint is gone from"):
+        find_model(f"{run}:sft", tmp_path / "x")
 
 
 def test_a_step_s_folder_and_a_checkpoint_s_folder_are_models(run, tmp_path):

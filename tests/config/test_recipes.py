@@ -1,13 +1,15 @@
 """What recipes bring of their own: a chat template, a scorer; and what their heads promise."""
 
 import re
+from importlib.util import find_spec
+from pathlib import Path
 
 import jinja2
 import pytest
 
 from pipeline import scorers
 from pipeline.scorers import Answer
-from tests.support.house import HOUSE, composed, fingerprints
+from tests.support.house import HOUSE, SMALL, composed, fingerprints
 
 RECIPES = sorted((HOUSE / "recipes").glob("*.yaml"))
 OF_THE_FIELD = [path for path in RECIPES if "# Licences: " in path.read_text()]
@@ -78,3 +80,15 @@ def test_dpo_beside_simpo_samples_and_scores_the_same_answers():
     assert "train@1" not in shared
     train = composed(*words).train
     assert (train.trainer, train.beta, train.learning_rate) == ("dpo", 0.01, 3e-7)
+
+
+@pytest.mark.parametrize("name", ["gsm8k_cot", "ifeval_loose"])
+def test_a_benchmark_s_figure_is_one_that_lm_eval_makes(name):
+    cfg = composed(*SMALL, f"benchmark={name}").benchmark[name]
+    root = Path(str(find_spec("lm_eval").origin)).parent / "tasks"
+    files = [*root.glob("gsm8k/*.yaml"), *root.glob("ifeval/*.yaml")]
+    lines = [{line.strip(" -") for line in file.read_text().splitlines()} for file in files]
+    [task] = [each for each in lines if f"task: {cfg.task}" in each]
+    metric, _, group = cfg.metric.partition(",")
+    assert f"metric: {metric}" in task
+    assert group == "none" or f"name: {group}" in task

@@ -6,7 +6,12 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Prompts, Samples, note_cost, read_table, write_table
-from pipeline.config import ConversationRequest, EvaluateConfig, EvaluationQuestions
+from pipeline.config import (
+    ConversationRequest,
+    EvaluateConfig,
+    EvaluationQuestions,
+    Expectation,
+)
 from pipeline.config.cross_checks import find_mismatches
 from pipeline.errors import UserError
 from pipeline.plan import plan
@@ -389,6 +394,38 @@ def test_what_a_question_set_lost_makes_the_verdict_a_no(tmp_path, name):
     assert report["verdict"]["better"] == "no" and f"{name} was lost" in report["verdict"]["why"]
     assert f"round-1 lost {name}." in (run.out / "report.html").read_text()
     assert run.report(retention={name: 0.2})["verdict"]["better"] == "yes"
+
+
+def test_refusing_less_does_not_hide_behind_answering_more(tmp_path):
+    """Half of the questions are harmful: round-1 refuses fewer of them and answers all others."""
+    run, asked = Chat(tmp_path), {}
+    keys = run.questions.read()["prompt_id"].to_list() * 5
+    ids = [f"{key}-{i}" for i, key in enumerate(keys)]
+    run.questions = evals.prompts(tmp_path / "store", ids, part="safety")
+    for n, (name, refused, answered) in enumerate((("sft", 0.95, 0.8), ("round-1", 0.75, 1.0))):
+        rows = [
+            answer(key, float(i % 100 < 100 * share), kinds={kind: float(i % 100 < 100 * share)})
+            for kind, share, own in (
+                ("harmful_refused", refused, ids[:100]),
+                ("harmless_answered", answered, ids[100:]),
+            )
+            for i, key in enumerate(own)
+        ]
+        asked[name] = evals.make_eval(evals.model(run.store, "base", f"c0ffee{n:06d}"), rows)
+    run.asked = asked
+    report = run.report(retention={"mt": 0.02, "mt/harmful_refused": 0.05})
+    assert [row["state"] for row in report["retention"]] == ["perhaps", "lost"]
+    assert report["verdict"]["better"] == "no"
+    assert "mt/harmful_refused was lost" in report["verdict"]["why"]
+
+
+@pytest.mark.parametrize("name", ["mt", "mt/rules"])
+def test_what_a_question_set_was_published_to_score_is_compared(tmp_path, name):
+    run = Chat(tmp_path).talk("sft", 0.6, 0.6).talk("round-1", 0.5, 0.5)
+    published = Expectation(before=0.6, after=0.9, tolerance=0.1, source="a paper")
+    before, after = run.report(expect={name: published})["expected"]
+    assert (before["got"], before["state"]) == (pytest.approx(0.6), "within")
+    assert (after["got"], after["state"]) == (pytest.approx(0.5), "below")
 
 
 def test_a_set_that_nothing_marks_has_no_columns_of_marks(tmp_path):

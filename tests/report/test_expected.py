@@ -90,7 +90,7 @@ ENTRY = "{before: 0.1, after: 0.2, tolerance: 0.02, source: paper}"
         ([f"expect={{gsm8: {ENTRY}}}"], r"expect\.gsm8: no benchmark and no scorer.*mean gsm8k"),
         (
             [f"expect={{gsm8k: {ENTRY}}}", "evaluate.split=dev"],
-            r"expect\.gsm8k: benchmarks run on test alone\. Give evaluate\.split=test",
+            r"expect\.gsm8k: benchmarks run on test alone\. Give evaluate\.split=test\. To exp",
         ),
         (
             ["expect={rules: {before: null, after: null, tolerance: 0, source: paper}}"],

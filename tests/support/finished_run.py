@@ -28,7 +28,7 @@ CHOICES = ["dtype=float32", "limits.completion=12", "evaluate.sample.settings.an
 def make_run(folder: Path) -> Path:
     """A run in `folder`/runs/mine/now, with its store in `folder`/store."""
     root = folder / "store"
-    sft = tiny_model(root / SFT)
+    sft = tiny_model(root / SFT, hidden=128)  # vLLM computes no attention of smaller heads
     seal(root / "prompts/999999999999", PROMPTS)
     seal(root / SFT, START)
     seal(root / TRAIN, make_adapter(root / TRAIN, sft).model_dump(mode="json"), SFT, PAIR)
@@ -117,3 +117,9 @@ def prune_step(step: Path) -> None:
     """As a prune leaves it, without asking about files that the tests added."""
     manifest = json.loads((step / store.MANIFEST).read_text())
     write_json(step / store.MANIFEST, {**manifest, "pruned": True})
+
+
+def reseal(step: Path) -> None:
+    """After a test has changed its files."""
+    manifest = json.loads((step / store.MANIFEST).read_text())
+    store.seal(step, {**manifest, "files": store.list_files(step)})

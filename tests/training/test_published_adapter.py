@@ -170,6 +170,7 @@ def seal_model(model: Model, config: TrainConfig) -> None:
 def test_merged_weights_are_had_after_training_and_nothing_is_trained_again(tmp_path, capsys):
     model, cfg = train_adapter(tmp_path / "store"), dpo({**LORA, "learning_rate": 2e-2})
     seal_model(model, cfg)
+    seal_model(Model(tmp_path / "store" / SFT), cfg)
     wanting = cfg.model_copy(
         update={"adapter": cfg.adapter.model_copy(update={"save_merged": True})}
     )

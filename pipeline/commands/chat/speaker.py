@@ -49,7 +49,7 @@ class Speaker:
         self.turn = 0
 
     def answer(self, question: str, on_text: OnText) -> str:
-        """Answer and remember both. Ctrl-C ends an answer, and what there is of it is kept."""
+        """Answer and remember both. Ctrl-C ends an answer: its text so far counts, if any."""
         asked = [*self.messages, {"role": "user", "content": question}]
         request = self._build_request(asked)
         streamer = TextStreamer(self.tokenizer, self.settings.stop, on_text)
@@ -57,6 +57,8 @@ class Speaker:
             self.sampler.stream(request, streamer)
         except KeyboardInterrupt:
             streamer.end()
+            if not streamer.text:
+                return ""
         self.messages = [*asked, {"role": "assistant", "content": streamer.text}]
         self.turn += 1
         return streamer.text

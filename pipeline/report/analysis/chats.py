@@ -176,6 +176,25 @@ def list_watched_differences(chats: Mapping[str, Mapping[str, Any]]) -> list[dic
     ]
 
 
+def list_watched_figures(chats: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every model's figures, by each name that evaluate.retention and expect may give them."""
+    return [
+        {"name": model["name"], "metrics": _rename_metrics(chat, model["metrics"], report)}
+        for chat, report in chats.items()
+        for model in report["models"]
+    ]
+
+
+def _rename_metrics(
+    chat: str, metrics: Mapping[str, Any], report: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        name: figure
+        for scorer, figure in metrics.items()
+        for name in _list_names(chat, scorer, report["scorers"])
+    }
+
+
 def _list_names(chat: str, scorer: str, over_turns: Sequence[str]) -> list[str]:
     single = {name.partition("/")[0] for name in over_turns}
     return list_retention_names(chat, scorer, single)

@@ -1,0 +1,1 @@
+"""`strop new`: five questions, and a recipe that `strop plan` accepts."""

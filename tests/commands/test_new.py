@@ -1,0 +1,169 @@
+"""strop new: what is typed on a terminal becomes a recipe that composes and plans."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.commands.new import __main__ as new
+from pipeline.commands.new import questions
+from pipeline.commands.new.recipe import MAX_LINES
+from pipeline.config.compose import Arguments, compose
+from pipeline.plan import plan
+from pipeline.resources.model_shape import GIB
+from tests.support.house import HOUSE
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 1024,
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(300)]
+    Path("asked.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    Path("few.jsonl").write_text('{"prompt": "Who?"}\n')
+    Path("my_scorer.py").write_text("def score(completions, **columns): ...\n")
+    Path("xstest.csv").write_text("prompt,label\nHow?,safe\nKill?,unsafe\n")
+    for name, template in (("model", "{{ messages }}"), ("bare", None)):
+        Path(name).mkdir()
+        Path(name, "config.json").write_text(json.dumps(LLAMA))
+        settings = {"chat_template": template} if template else {}
+        Path(name, "tokenizer_config.json").write_text(json.dumps(settings))
+    return tmp_path
+
+
+def type_on_a_terminal(*lines: str, place: str = "") -> tuple[int, str]:
+    """Exit code, and all that the terminal shows."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pipeline", "new", *([place] if place else [])]
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    ) as child:
+        os.close(theirs)
+        os.write(ours, "".join(f"{line}\n" for line in lines).encode() + b"\x04")
+        shown = b"".join(iter(lambda: read_some(ours), b""))
+    os.close(ours)
+    return child.returncode, shown.decode().replace("\r\n", "\n")
+
+
+def read_some(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # how Linux ends a terminal whose other side is closed
+        return b""
+
+
+def read_recipe(name: str = "mine") -> dict:
+    text = Path("my", "recipes", f"{name}.yaml").read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    return yaml.safe_load(text)
+
+
+def test_five_answers_become_a_recipe_that_plans(here):
+    code, shown = type_on_a_terminal("./model", "asked.jsonl", "math", "1x24g", "gsm8k")
+    assert code == 0
+    assert "8,030M parameters, context 1024" in shown
+    assert "300 prompts; columns besides: answer. 37 are held out" in shown
+    recipe = read_recipe()
+    assert {"override /hardware": "1x24g"} in recipe["defaults"]
+    assert recipe["prompts"]["split"] == {"dev": 37, "test": 100}
+    [cfg], _ = compose(Arguments.parse(["--config-dir", "my", "recipes=mine"]))
+    assert (cfg.pair.scorer, cfg.train.adapter.kind) == ("math", "qlora")
+    assert (cfg.limits.prompt, cfg.evaluate.retention) == (512, {"gsm8k": 0.02})
+    assert plan(cfg).stage == "evaluate"
+    assert "strop plan --config-dir my recipes=mine" in shown
+
+
+def test_an_empty_line_takes_what_is_offered(here):
+    code, shown = type_on_a_terminal("owner/model-1.5B", "", "", "", "")
+    assert code == 0 and "Enter: ifeval" in shown
+    [cfg], _ = compose(Arguments.parse(["--config-dir", "my", "recipes=mine"]))
+    assert (cfg.prompts.kind, cfg.pair.scorer) == ("instructions", "ifeval")
+
+
+NONSENSE = [
+    ["", "no such", "./bare", "./model"],
+    ["nowhere.jsonl", "few.jsonl", "asked.jsonl"],
+    ["", "mathematics", "code", "math answers", "reward", "function ./my_scorer.py:mark",
+     "function ./my_scorer.py:score"],
+    ["3x900g", "8x80g"],
+    ["gsm9k", "safety", "safety=none.csv", "humaneval", "safety=xstest.csv gsm8k"],
+]  # fmt: skip
+
+
+def test_nonsense_is_answered_and_asked_again(here):
+    lines = [line for lines in NONSENSE for line in lines if line or lines is NONSENSE[0]]
+    code, shown = type_on_a_terminal(*lines)
+    assert code == 0 and "Traceback" not in shown
+    for words in (
+        "nothing: no such folder",
+        "bare: it has no chat template",
+        "few.jsonl: it has 1 prompts. Give 60 or more",
+        "mathematics: no scorer. ",
+        "code reads the column tests, which the prompts lack",
+        "math reads the column answers, which the prompts lack. Did you mean answer?",
+        "reward needs a reward model",
+        "has no function mark. ",
+        "3x900g: no class of machines",
+        "gsm9k: no benchmark. Did you mean gsm8k?",
+        "safety=none.csv: no such file",
+        "humaneval runs the model's code",
+    ):
+        assert words in shown, words
+    [cfg], _ = compose(Arguments.parse(["--config-dir", "my", "recipes=mine"]))
+    assert cfg.score.scorers["function"].function == "./my_scorer.py:score"
+    assert set(cfg.evaluate.retention) == {"safety", "gsm8k"}
+    assert cfg.train.adapter.kind == "full"  # eight GPUs of 80 GB hold 8B
+
+
+def test_an_end_of_input_writes_nothing(here):
+    code, shown = type_on_a_terminal("./model", "asked.jsonl")
+    assert code == 2 and "the answers ended before the last question" in shown
+    assert not Path("my").exists()
+
+
+def test_a_recipe_is_never_replaced_and_stands_where_it_is_found(here, capsys):
+    Path("my/recipes").mkdir(parents=True)
+    Path("my/recipes/mine.yaml").write_text("kept")
+    assert new.main([]) == 2 and "it exists. Nothing was written" in capsys.readouterr().err
+    assert new.main(["elsewhere/mine.yaml"]) == 2
+    assert "Type strop new my/recipes/NAME.yaml" in capsys.readouterr().err
+    assert Path("my/recipes/mine.yaml").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "gpus", "largest", "adapter"),
+    [
+        (135e6, 0, 16 * GIB, "lora"),
+        (1e9, 24 * GIB, 24 * GIB, "full"),
+        (7e9, 24 * GIB, 24 * GIB, "lora"),
+        (14e9, 24 * GIB, 24 * GIB, "qlora"),
+        (8e9, 80 * GIB, 80 * GIB, "lora"),
+        (None, 80 * GIB, 80 * GIB, "lora"),
+    ],
+)
+def test_what_is_trained_follows_the_size_and_the_memory(parameters, gpus, largest, adapter):
+    assert questions._choose_adapter(parameters, gpus, largest) == adapter
+
+
+def test_every_scorer_and_benchmark_that_is_offered_is_a_file():
+    assert all((HOUSE / "conf" / "score" / f"{name}.yaml").is_file() for name in questions.SCORERS)
+    assert {"ifeval", "mmlu_pro", "unseen_constraints"} <= set(questions.list_benchmarks())
+    assert not re.search("humaneval|mbpp|none|task", " ".join(questions.list_benchmarks()))
