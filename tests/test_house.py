@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "evals": "config step",
     "plan": "config evals step",
     "status": "step store",
-    "models": "artifacts config errors hashing store",
+    "models": "artifacts config errors hashing progress store",
     "backends": "artifacts config errors hardware hashing models progress resources",
     "sampling": "artifacts backends config errors hashing progress resources text",
     "scorers": "artifacts backends config data errors hashing models progress text",
@@ -80,7 +80,7 @@ MAY_IMPORT = {
     " step store",
     "commands": "artifacts backends config data driver errors hardware hashing models plan"
     " preflight report report.analysis"
-    " report.render sampling scorers stages status step store",
+    " report.render resources sampling scorers stages status step store",
     "__main__": "commands errors",
 }
 

@@ -3,7 +3,7 @@
 A row is one annotator's label, as JSON on a line: `a_id, b_id, verdict` (a, b or tie) with the
 texts `prompt, a, b`, as `strop label` saves it, or `sample_id, score`; with `annotator` where there
 are several. A row whose verdict or score is empty was not judged. Files of any other shape become
-such rows as they are read (see `label_shapes`).
+such rows as they are read (see `label_shapes`), with `pair` for the ids where answers have none.
 """
 
 import csv
@@ -123,6 +123,7 @@ def find_majority(values: Iterable[float]) -> float | None:
 def _parse_row(place: str, row: Row) -> Label | None:
     """None where no annotator judged."""
     annotator = str(row.get("annotator") or "")
+    ids: tuple[str, ...]
     is_verdict = not {"sample_id", "score"} <= row.keys()
     if not is_verdict:
         value, ids = _parse_score(place, row["score"]), (str(row["sample_id"]),)

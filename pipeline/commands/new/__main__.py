@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.artifacts import write_text
 from pipeline.commands.new import questions
-from pipeline.commands.new.recipe import Recipe, write_recipe
+from pipeline.commands.new.recipe import RecipeDraft, write_recipe
 from pipeline.commands.table import parse_words, reports_errors
 from pipeline.config.compose import Arguments, compose
 from pipeline.errors import DONE, UserError, format_move
@@ -43,8 +43,8 @@ def check_place(file: Path) -> None:
         )
 
 
-def ask_questions(answers: Iterator[str]) -> Recipe:
-    recipe = Recipe()
+def ask_questions(answers: Iterator[str]) -> RecipeDraft:
+    recipe = RecipeDraft()
     for number, question in enumerate(questions.QUESTIONS, 1):
         print(f"\n{number}/{len(questions.QUESTIONS)} {question.text(recipe)}")
         while not take_answer(question, read_line(answers), recipe):
@@ -52,7 +52,7 @@ def ask_questions(answers: Iterator[str]) -> Recipe:
     return recipe
 
 
-def take_answer(question: questions.Question, line: str, recipe: Recipe) -> bool:
+def take_answer(question: questions.Question, line: str, recipe: RecipeDraft) -> bool:
     """Whether the answer could be used; if not, it is asked for again."""
     try:
         print(f"  {question.read(line, recipe)}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import hardware
-from pipeline.commands.new.recipe import Recipe
+from pipeline.commands.new.recipe import RecipeDraft
 from pipeline.config import FileRows, PromptRows
 from pipeline.config.compose import CONF
 from pipeline.data.prompts import summarize_prompts
@@ -27,14 +27,14 @@ TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class Question:
-    text: Callable[[Recipe], str]
-    read: Callable[[str, Recipe], str]
+    text: Callable[[RecipeDraft], str]
+    read: Callable[[str, RecipeDraft], str]
 
 
 # ── the model ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_model(line: str, recipe: Recipe) -> str:
+def read_model(line: str, recipe: RecipeDraft) -> str:
     if line.startswith("wheel:") or line.endswith(".gguf"):
         recipe.choices["sft"], recipe.blocks["sft"] = "gguf", {"path": line}
         return "A GGUF file: a run writes it to the store as a checkpoint."
@@ -50,7 +50,7 @@ def read_model(line: str, recipe: Recipe) -> str:
     return "Taken as a name on the hub, which is not asked here."
 
 
-def _look_at_model(folder: Path, recipe: Recipe) -> str:
+def _look_at_model(folder: Path, recipe: RecipeDraft) -> str:
     if (folder / "adapter_config.json").is_file():
         return "An adapter: a run merges it into its base."
     config, shape = read_model_config(folder), read_shape(folder)
@@ -86,7 +86,7 @@ def _guess_parameters(name: str) -> float | None:
 # ── the prompts ───────────────────────────────────────────────────────────────────────────────────
 
 
-def read_prompts(line: str, recipe: Recipe) -> str:
+def read_prompts(line: str, recipe: RecipeDraft) -> str:
     if not line:
         recipe.choices["prompts"] = "instructions"
         recipe.columns = frozenset({"instruction_id_list", "kwargs"})
@@ -102,7 +102,7 @@ def read_prompts(line: str, recipe: Recipe) -> str:
     return "Taken as a data set on the hub, which is not asked here."
 
 
-def _look_at_prompts(line: str, recipe: Recipe) -> str:
+def _look_at_prompts(line: str, recipe: RecipeDraft) -> str:
     rows = PromptRows(source=FileRows(kind="file", path=line), shape="auto", columns={})
     found = summarize_prompts(rows, "prompts")
     if found.rows < FEWEST:
@@ -135,19 +135,19 @@ SCORERS = {
 COLUMNS = {"math": "answer", "code": "tests", "ifeval": "instruction_id_list"}
 
 
-def describe_scorers(recipe: Recipe) -> str:
+def describe_scorers(recipe: RecipeDraft) -> str:
     fitting = list(_list_fitting(recipe))
     lines = [f"    {name:<10}{needs}" for name, (needs, _) in SCORERS.items()]
     offered = f" Enter: {fitting[0]}, as the prompts have its column." if fitting else ""
     return "\n".join([f"Who scores the answers?{offered}", *lines])
 
 
-def _list_fitting(recipe: Recipe) -> Iterator[str]:
+def _list_fitting(recipe: RecipeDraft) -> Iterator[str]:
     columns = recipe.columns or frozenset()
     return (name for name, column in COLUMNS.items() if column in columns)
 
 
-def read_scorer(line: str, recipe: Recipe) -> str:
+def read_scorer(line: str, recipe: RecipeDraft) -> str:
     name, _, value = (line or next(_list_fitting(recipe), "")).partition(" ")
     value = value.strip()
     if name not in SCORERS:
@@ -179,7 +179,7 @@ def _write_scorer(name: str, knob: str, value: str) -> dict[str, object]:
     return block
 
 
-def _check_column(name: str, column: str, recipe: Recipe) -> None:
+def _check_column(name: str, column: str, recipe: RecipeDraft) -> None:
     if recipe.columns is not None and column not in recipe.columns:
         raise UserError(
             f"{name} reads the column {column}, which the prompts lack."
@@ -190,7 +190,7 @@ def _check_column(name: str, column: str, recipe: Recipe) -> None:
 # ── the hardware ──────────────────────────────────────────────────────────────────────────────────
 
 
-def describe_hardware(_: Recipe) -> str:
+def describe_hardware(_: RecipeDraft) -> str:
     classes = ", ".join(CLASSES)
     return (
         f"Where will it run? Enter: here ({hardware.describe_device()},"
@@ -203,7 +203,7 @@ def _measure_here() -> float:
     return sum(gpu.memory for gpu in gpus) if gpus else hardware.measure_memory()[0]
 
 
-def read_hardware(line: str, recipe: Recipe) -> str:
+def read_hardware(line: str, recipe: RecipeDraft) -> str:
     if line and line not in CLASSES:
         raise UserError(f"{line}: no class of machines. {suggest(line, list(CLASSES))}")
     if line:
@@ -238,14 +238,14 @@ def list_benchmarks() -> list[str]:
     return sorted(names - {"none", "task", "safety", *RUNS_CODE})
 
 
-def describe_benchmarks(_: Recipe) -> str:
+def describe_benchmarks(_: RecipeDraft) -> str:
     return (
         "What must not get worse? Enter: nothing is checked; or names with spaces between them:\n"
         f"    {' '.join(list_benchmarks())} safety=FILE"
     )
 
 
-def read_benchmarks(line: str, recipe: Recipe) -> str:
+def read_benchmarks(line: str, recipe: RecipeDraft) -> str:
     names: list[str] = []
     for word in line.split():
         name, _, file = word.partition("=")
@@ -254,10 +254,10 @@ def read_benchmarks(line: str, recipe: Recipe) -> str:
         return "The score alone decides the verdict."
     recipe.choices["benchmark"] = names
     recipe.blocks["evaluate"] = {"retention": dict.fromkeys(names, TOLERANCE)}
-    return f"The verdict is no if one of {pluralize(len(names), 'name')} surely falls by over 0.02."
+    return f"If one of {pluralize(len(names), 'name')} surely falls by over 0.02, it is not better."
 
 
-def _check_benchmark(name: str, file: str, recipe: Recipe) -> str:
+def _check_benchmark(name: str, file: str, recipe: RecipeDraft) -> str:
     if name == "safety":
         if not (file and Path(file).expanduser().exists()):
             raise UserError(

@@ -10,7 +10,7 @@ MAX_LINES = 20
 
 
 @dataclass
-class Recipe:
+class RecipeDraft:
     """`choices` are files of groups, `blocks` values; the rest is what later questions ask about.
 
     `parameters` and `columns` are None where they could not be looked at.
@@ -22,7 +22,7 @@ class Recipe:
     columns: frozenset[str] | None = None
 
 
-def write_recipe(recipe: Recipe, file: Path) -> str:
+def write_recipe(recipe: RecipeDraft, file: Path) -> str:
     choices = [f"  - override /{group}: {_write(name)}" for group, name in recipe.choices.items()]
     lines = [
         "# @package _global_",

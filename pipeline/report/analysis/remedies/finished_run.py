@@ -16,7 +16,7 @@ class Advice:
 
 
 @dataclass(frozen=True)
-class Training:
+class RoundTraining:
     """What one training recorded: training.json and metrics.jsonl, by its round."""
 
     round: int | str
@@ -32,7 +32,7 @@ class Training:
 class FinishedRun:
     report: ReportRow
     config: Mapping[str, Any]
-    trainings: Sequence[Training] = ()
+    trainings: Sequence[RoundTraining] = ()
 
     @property
     def scorer(self) -> str:
