@@ -17,7 +17,7 @@ from pipeline.hashing import hash_json
 
 # Bump a stage's number when what it makes changes meaning, so that earlier results do not count.
 STAGE_VERSIONS = {
-    "prompts": 4,
+    "prompts": 5,
     "base": 1,
     "sft": 3,
     "reward": 2,

@@ -14,7 +14,7 @@ from pipeline.driver.run_index import is_point
 from pipeline.driver.run_record import RunState, read_state, sum_seconds
 from pipeline.errors import DONE, UserError, pluralize
 from pipeline.report.analysis.remedies import find_advice
-from pipeline.report.analysis.remedies.finished_run import FinishedRun, Training
+from pipeline.report.analysis.remedies.finished_run import FinishedRun, RoundTraining
 from pipeline.report.analysis.verdict import write_headline
 from pipeline.report.formatting import (
     format_duration,
@@ -101,9 +101,9 @@ def has_record(step: Path) -> bool:
     return (step / TRAINING).is_file()
 
 
-def read_training(step: Path) -> Training:
+def read_training(step: Path) -> RoundTraining:
     recorded = read_object(step / TRAINING)
-    return Training(step.name.rpartition("-")[2], recorded, Model(step).read_metrics())
+    return RoundTraining(step.name.rpartition("-")[2], recorded, Model(step).read_metrics())
 
 
 def describe_finished(run: FinishedRun, folder: Path) -> list[str]:

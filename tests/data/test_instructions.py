@@ -442,7 +442,12 @@ def test_own_prompts_that_contradict_themselves_are_named_or_skipped(tmp_path, a
     reverse = {"prompt": "Why is it?", **as_columns(dict(reversed(asked.items())))}
     good = [{"prompt": f"question {number}"} for number in range(8)]
     file.write_text("\n".join(map(json.dumps, [row, *good, reverse])))
-    words = ["sft.model=./m", f"prompts.path={file}", "prompts.split={dev: 2, test: 3}"]
+    words = [
+        "sft.model=./m",
+        "score=length",
+        f"prompts.path={file}",
+        "prompts.split={dev: 2, test: 3}",
+    ]
     with pytest.raises(UserError) as refusal:
         run(composed(*words).prompts, tmp_path)
     assert "line 1: no answer can follow its instruction_id_list" in str(refusal.value)

@@ -670,7 +670,12 @@ GROUPS = (
 KNOB = re.compile(rf"(?<![\w./@+])(?:{GROUPS})(?:\.[a-z_A-Z]+)+(?:=[\w.\[\]]+)?")
 CHOICE = re.compile(r"(?<![\w./@+])(?:train|pair|score|reward|gate|offline)=[a-z_0-9]+")
 # What each needs in addition, as the reader of the sentence has it.
-BESIDE = {"train.guards.stop_on": ["+scorer@train.guards.scorer=length"], "gate": ["gate=best"]}
+BESIDE = {
+    "train.guards.stop_on": ["+scorer@train.guards.scorer=length"],
+    "gate": ["gate=best"],
+    "prompts.near_duplicate": ["prompts=instructions"],
+    "evaluate.duels": ["+duel@evaluate.duels.NAME=default", "evaluate.duels.NAME.engine.model=m"],
+}
 FILES = {"gate.json", "sweep.html", "train.parquet"}
 
 

@@ -44,7 +44,7 @@ def _advise_ties(run: FinishedRun, ties: Mapping[str, int]) -> str:
     more = (
         f"sample.settings.{name}.n={2 * setting['n']} (now {setting['n']}), a higher"
         f" sample.settings.{name}.temperature (now {setting['temperature']:g}), or"
-        " sample.resample_ties=[4,8] for these alone"
+        " sample.resample_ties=[4] for these alone"
     )
     if ties["all_hard"] > ties["prompts"] / 2:
         return f"{ties['all_hard']} score lowest throughout: give easier prompts; or {more}"
