@@ -5,7 +5,7 @@ PIPELINE := $(PYTHON) -m pipeline
 STAGES := prompts base sft reward offline sample score pair reference train gate benchmark duel evaluate
 # The slow tests in parts; CI runs one by turn.
 SLOW_1 := tests/e2e --ignore=tests/e2e/test_twins.py
-SLOW_2 := tests/faults tests/report tests/driver
+SLOW_2 := tests/faults tests/report tests/driver tests/commands
 SLOW_3 := tests/resources tests/backends tests/scorers tests/stages
 SLOW_4 := tests/training
 SLOW_5 := tests/e2e/test_twins.py -k offline
