@@ -2,15 +2,18 @@
 
 import json
 import re
+import runpy
 
 import pytest
 
 from pipeline.config.compose import Arguments, compose
 from pipeline.errors import UserError
+from pipeline.scorers.judging.template import delimit
 from tests.support import twin_rows
 from tests.support.house import HOUSE, composed
 from tests.support.twins import NAMES, TWINS
 
+NONCE = "0123456789abcdef"
 OF_THE_FIELD = [
     path.stem for path in (HOUSE / "recipes").glob("*.yaml") if "# Licences: " in path.read_text()
 ]
@@ -82,6 +85,18 @@ def test_a_scale_that_is_not_there_is_refused(words, fault):
 
 def test_what_is_typed_beats_the_twin():
     assert composed("recipes=olmo2_1b", "scale=twin", "train.beta=0.3").train.beta == 0.3
+
+
+def test_the_judge_of_twins_reads_both_answers_and_gives_a_label():
+    judge = runpy.run_path(str(TWINS / "judge.py"))["give_verdict"]
+    asked = delimit(NONCE, "request", "Tell me about the otter.")
+    good, bad = "The otter is clever.", "No."
+    first, second = "first answer (A)", "second answer (B)"
+    both = [delimit(NONCE, first, good), delimit(NONCE, second, bad)]
+    turned = [delimit(NONCE, first, bad), delimit(NONCE, second, good)]
+    same = [delimit(NONCE, first, bad), delimit(NONCE, second, bad)]
+    assert [judge("\n".join([asked, *pair])) for pair in (both, turned, same)] == ["A", "B", "TIE"]
+    assert judge(f"{asked}\n{delimit(NONCE, 'answer', good)}") == "3"
 
 
 def test_the_rows_of_twins_are_those_that_the_generator_writes():
