@@ -62,7 +62,8 @@ def list_lines() -> Iterator[tuple[str, list[str]]]:
             words = shlex.split(code.text.split("   ")[0])  # three spaces begin an explanation
             typed = [word for word in words if KEY.match(word)]
             before = [*(before if words[0] == "…" else []), *typed]
-            known = [word for word in before if word.partition("=")[0] not in {*OPTIONS, "recipes"}]
+            left_out = {*OPTIONS, "recipes", "scale"}
+            known = [word for word in before if word.partition("=")[0] not in left_out]
             yield (code.place, ["-m", *known] if "sweep" in words else known)
 
 

@@ -4,7 +4,7 @@
 conf/offline/hub.yaml has. What is typed stays, and is refused where it does not fit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,20 @@ def find_replaced(conf: Path, before: Mapping[str, Any], chosen: Mapping[str, An
     return replaced
 
 
-def list_parents(recipe: Path) -> list[str]:
-    """The recipes that a recipe inherits, by their names under recipes/."""
-    entries = _read_defaults(recipe)
-    names = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
-    return [name.removeprefix("/recipes/") for name in names]
+def list_parents(recipe: str, roots: Sequence[Path]) -> list[str]:
+    """All recipes that a recipe inherits and that choose files themselves."""
+    parents = []
+    for parent in (entry for entry in _read_defaults(recipe, roots) if isinstance(entry, str)):
+        name = parent.removeprefix("/recipes/")
+        if _read_defaults(name, roots):
+            parents += [name, *list_parents(name, roots)]
+    return parents
 
 
-def chooses_files(recipe: Path) -> bool:
-    """Whether a recipe chooses files of conf/, or only gives values."""
-    return bool(_read_defaults(recipe))
-
-
-def _read_defaults(recipe: Path) -> list[Any]:
-    block = yaml.safe_load(recipe.read_text()) if recipe.is_file() else None
+def _read_defaults(recipe: str, roots: Sequence[Path]) -> list[Any]:
+    files = [root / f"{recipe}.yaml" for root in roots]
+    file = next((file for file in files if file.is_file()), None)
+    block = yaml.safe_load(file.read_text()) if file else None
     return block.get("defaults") or [] if isinstance(block, dict) else []
 
 
