@@ -1,7 +1,10 @@
 """What the written pages show in backticks and in indented blocks exists, and works when typed."""
 
+import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +16,9 @@ from pipeline.artifacts import MADE_BY
 from tests.support.house import HOUSE, composed
 from tests.test_remedies import GIVEN, KEY, Remedy, found, works
 
-PAGES = [HOUSE / "README.md", HOUSE / "CONTRIBUTING.md", *sorted((HOUSE / "docs").glob("*.md"))]
+PAGES = [HOUSE / "README.md", HOUSE / "CONTRIBUTING.md", *sorted((HOUSE / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if page.stem != "configuration"]  # generated from conf/
-FILES = [path for path in HOUSE.rglob("*") if not {".git", ".venv"} & {*path.parts}]
+FILES = [path for path in HOUSE.rglob("*") if not {".git", ".venv", "site"} & {*path.parts}]
 READ = [path for path in FILES if path.suffix in {".py", ".yaml", ".toml"}]
 SOURCES = {str(path.relative_to(HOUSE).with_suffix("")): path.read_text() for path in READ}
 FOREIGN = {"lm_eval.tasks", "trainer.log", "_factory.build"}  # names of other projects
@@ -123,3 +126,20 @@ def test_every_name_of_the_code_exists():
             assert is_name(name), f"{place}: {name}"
         elif place.startswith("CONTRIBUTING") and re.fullmatch(r"\w*[A-Z_]\w*", name):
             assert name in words or name == "STAGES", f"{place}: {name}"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install .[docs]"
+)
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=HOUSE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "howto" / "math" / "index.html").exists()
+
+
+def test_every_page_is_in_the_navigation():
+    site = (HOUSE / "mkdocs.yml").read_text()
+    named = {*re.findall(r": ([\w/]+\.md)$", site, re.M)}
+    docs = HOUSE / "docs"
+    assert named == {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")}
