@@ -16,7 +16,7 @@ BASE_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; d
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock trl_fields smoke demo test test-fast test-slow test-browser check plan $(STAGES) all pilot edit label calibrate compare sweep report doctor export store prune docs site bench
+.PHONY: help install lock trl_fields smoke demo test test-fast test-slow test-browser check plan $(STAGES) all pilot edit label calibrate compare sweep report doctor export store prune docs site bench twins
 
 help:
 	@echo 'make TARGET [RECIPE=name] [ARGS="key=value …"]'
@@ -72,6 +72,9 @@ $(STAGES): install ## one stage, and all it needs
 
 all: install ## everything, up to the report
 	$(PIPELINE) $(CHOSEN) $(ARGS)
+
+twins: install ## each recipe's small double to its report, without network; prints minutes [ARGS="NAME …"]
+	$(PYTHON) -m tests.support.twins $(ARGS)
 
 pilot: install ## 50 prompts through every stage, then hours, disk, money and ties of the whole run, extrapolated
 	$(PIPELINE) pilot $(CHOSEN) $(ARGS)

@@ -25,6 +25,7 @@ MAIN_CHOICES = {
     "train.learning_rate=5e-6": "how far each step goes; it has a default for each adapter",
     "rounds=2": "with sample.per_round=2000, the new prompts of each round",
     "recipes=NAME": "a named experiment, which the choices above can change",
+    "scale=twin": "with recipes=NAME: its small double, in minutes, without a GPU or a network",
 }
 MANY = 1000
 Main = Callable[[list[str]], int]

@@ -2,23 +2,25 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import Config, renamed
 from pipeline.config.inherit import inherit_blocks
+from pipeline.config.replaced import chooses_files, find_replaced, list_parents
 from pipeline.config.validation import BlockT, Composition, iter_leaves, split_mount, validate
 from pipeline.errors import UserError, suggest
 
 CONF = Path(__file__).parent.parent / "conf"
 
 FLAGS = "-m", "--multirun", "--config-dir", "-cd"
+TWINS = CONF / "recipes" / "twins"  # each recipe's small double, by its name
 USAGE = "Usage: strop run [-m] [--config-dir FOLDER] [recipes=NAME] [group=choice …] [key=value …]"
 
 # Hydra's own knobs for where a job works and writes.
@@ -60,7 +62,7 @@ class Arguments:
                 raise UserError(f"{word}: no such flag. {suggest(word, list(FLAGS))}\n  {USAGE}")
             else:
                 overrides.append(_normalize_override(word))
-        return cls(flags, overrides)
+        return cls(flags, choose_scale(overrides))
 
     @property
     def multirun(self) -> bool:
@@ -85,6 +87,41 @@ class Arguments:
                     "  Give a folder that contains recipes/ and no folder with the name of a knob."
                 )
         return [str(folder)]
+
+
+def choose_scale(overrides: list[str]) -> list[str]:
+    """`scale=twin` beside `recipes=NAME` is `recipes=twins/NAME`; `scale=full` is the default."""
+    scales = [word.lstrip("+").partition("=")[2] for word in overrides if _is_scale(word)]
+    rest = [word for word in overrides if not _is_scale(word)]
+    match scales:
+        case [] | ["full"]:
+            return rest
+        case ["twin"]:
+            if not any(word.startswith("recipes=") for word in rest):
+                raise UserError(
+                    "scale=twin: a twin is the small double of a recipe, and none is named.\n"
+                    f"  Give recipes=NAME too. {suggest('', _list_twins())}"
+                )
+            return [_name_twin(word) if word.startswith("recipes=") else word for word in rest]
+        case _:
+            raise UserError(f"scale={','.join(scales)}: expected twin or full, once.")
+
+
+def _is_scale(word: str) -> bool:
+    return word.lstrip("+").startswith("scale=")
+
+
+def _list_twins() -> list[str]:
+    return sorted(file.stem for file in TWINS.glob("*.yaml"))
+
+
+def _name_twin(word: str) -> str:
+    recipe = word.removeprefix("recipes=")
+    if recipe not in _list_twins():
+        raise UserError(
+            f"scale=twin: recipes={recipe} has no twin. {suggest(recipe, _list_twins())}"
+        )
+    return f"recipes=twins/{recipe}"
 
 
 def _needs_quotes(value: str) -> bool:
@@ -280,13 +317,62 @@ def _compose_overrides(arguments: Arguments, overrides: list[str]) -> DictConfig
 
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="pipeline"):
-            return hydra_compose(
-                "config", [*arguments.searchpath, *overrides], return_hydra_config=True
-            )
+
+            def make(words: list[str]) -> DictConfig:
+                return hydra_compose(
+                    "config", [*arguments.searchpath, *words], return_hydra_config=True
+                )
+
+            composed = make(overrides)
+            _leave_out_replaced(composed, make, arguments)
+            return composed
     except yaml.YAMLError as error:
         raise UserError(_describe_yaml_error(error)) from error
     except Exception as error:  # Hydra also raises ValueError, TypeError and AssertionError
         raise UserError(_describe_hydra_error(error, arguments.user_folders)) from error
+
+
+def _leave_out_replaced(
+    composed: DictConfig, make: Callable[[list[str]], DictConfig], arguments: Arguments
+) -> None:
+    """Remove a recipe's values for files that it, or the command line, has replaced."""
+    chosen = composed.hydra.runtime.choices
+    if not chosen.get("recipes"):
+        return
+    words = read_overrides(composed.hydra)
+    values = [word for word in words if word.startswith("++")]
+    typed = {override.key_or_group for override in _parse_overrides(values)}
+    lineage = _list_parents(chosen.recipes, arguments)
+    if len(words) > len(values) + 1:  # another file than the recipe's may be typed
+        lineage.append(chosen.recipes)
+    for name in lineage:
+        before = make([f"recipes={name}"]).hydra.runtime.choices
+        for path in find_replaced(CONF, before, chosen):
+            if not _is_typed(".".join(path), typed):
+                _remove(composed, path)
+
+
+def _list_parents(recipe: str, arguments: Arguments) -> list[str]:
+    """All recipes that a recipe inherits and that choose files."""
+    roots = [folder / "recipes" for folder in (CONF, *map(Path, arguments.user_folders))]
+    parents = []
+    for root in roots:
+        for parent in list_parents(root / f"{recipe}.yaml"):
+            if any(chooses_files(place / f"{parent}.yaml") for place in roots):
+                parents += [parent, *_list_parents(parent, arguments)]
+    return parents
+
+
+def _is_typed(key: str, typed: set[str]) -> bool:
+    return any(key == word or key.startswith(f"{word}.") for word in typed)
+
+
+def _remove(composed: DictConfig, path: tuple[str, ...]) -> None:
+    parent: Any = OmegaConf.select(composed, ".".join(path[:-1])) if path[1:] else composed
+    is_knob = isinstance(parent, DictConfig) and path[-1] in parent
+    if is_knob and not isinstance(parent._get_node(path[-1]), DictConfig):
+        with flag_override(parent, ["struct", "readonly"], False):
+            del parent[path[-1]]
 
 
 def _describe_yaml_error(error: yaml.YAMLError) -> str:

@@ -4,12 +4,13 @@
 checkpoint. transformers reads the tensors by llama.cpp's package `gguf`.
 """
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import MODEL_FILE, Model, write_json
-from pipeline.config import GgufCheckpoint, GgufFile
+from pipeline.config import GgufCheckpoint, GgufFile, Trust
 from pipeline.errors import UserError
 from pipeline.hashing import hash_file
 from pipeline.models import checkpoint_checks as checks
@@ -110,6 +111,7 @@ def import_gguf(cfg: GgufCheckpoint, out: Path) -> Model:
     weights = save_weights(module.to(to_torch_dtype(cfg.dtype)), tokenizer, out).path / "weights"
     checks.check_causal(weights, cfg.path)
     checks.check_vocabulary(tokenizer, weights, cfg.path)
+    checks.check_complete(weights, cfg.path, Trust(remote_code=False, pickled_weights=False))
     origin = {"sha256": hash_file(file), "license": header.license}
     record = {"weights": "weights", "tokenizer": "weights", "gguf": origin}
     write_json(out / MODEL_FILE, record)
@@ -200,7 +202,7 @@ def make_tokenizer(
             f"{cfg.path}: its tokenizer does not open ({first_line(error)}).\n"
             "  Give the original checkpoint: sft=checkpoint sft.model=FOLDER or its hub name."
         ) from error
-    pieces = read.backend_tokenizer
+    pieces = _drop_foreign_tokens(read.backend_tokenizer, header)
     _set_split(cfg, pieces, header)
     _set_bos(pieces, read.bos_token, header)
     tokenizer = PreTrainedTokenizerFast(
@@ -212,6 +214,16 @@ def make_tokenizer(
     )
     tokenizer.chat_template = header.metadata.get("tokenizer.chat_template")
     return tokenizer
+
+
+def _drop_foreign_tokens(pieces: Any, header: GgufHeader) -> Any:
+    """Without the tokens of GPT-2 that transformers adds: the model has no vectors for them."""
+    from tokenizers import Tokenizer
+
+    known = header.metadata["tokenizer.ggml.tokens"]
+    state = json.loads(pieces.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < known]
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _set_split(cfg: GgufCheckpoint, pieces: Any, header: GgufHeader) -> None:

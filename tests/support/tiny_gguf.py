@@ -38,6 +38,7 @@ def write_gguf(
     add_bos: bool = False,
     eos: bool = True,
     quantised: bool = False,
+    context: int = 256,
     change: Callable[[Tensors], None] = lambda tensors: None,
     **metadata: Any,
 ) -> Path:
@@ -46,7 +47,7 @@ def write_gguf(
 
     folder = file.parent / f"{file.stem}-checkpoint"
     tiny_tokenizer(folder)
-    tiny_llama(folder, hidden=64, tie_word_embeddings=True)
+    tiny_llama(folder, hidden=64, context=context, tie_word_embeddings=True)
     config = json.loads((folder / "config.json").read_text())
     writer = GGUFWriter(file, architecture)
     writer.add_license("apache-2.0")
