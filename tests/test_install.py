@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.support.house import HOUSE, composed
+from tests.support.twins import GROUPS
 
 REQUIREMENTS = HOUSE / "requirements"
 SETS = ("cpu", "gpu", "portable")
@@ -146,13 +147,16 @@ def test_stage_targets_stop_at_their_stage_and_pass_on_what_they_are_given():
 def test_every_slow_test_is_in_one_of_the_parts_that_ci_runs_by_turn():
     makefile = (HOUSE / "Makefile").read_text()
     parts = dict(re.findall(r"^SLOW_(\d) := (.*)$", makefile, re.M))
-    folders = [folder for part in parts.values() for folder in part.split()]
+    words = [word for part in parts.values() for word in part.split()]
+    folders = [word for word in words if re.fullmatch(r"tests/\w+", word)]
     slow = {
         f"tests/{path.relative_to(HOUSE / 'tests').parts[0]}"
         for path in (HOUSE / "tests").rglob("test_*.py")
         if "pytest.mark.slow" in path.read_text() and path.name != Path(__file__).name
     }
     assert slow == set(folders) and len(folders) == len(slow)
+    twins = [part.partition("test_twins.py -k ")[2] for part in parts.values()]
+    assert [group for group in twins if group] == [*GROUPS]
     assert f"% {len(parts)} + 1" in (HOUSE / ".ci" / "run").read_text()
 
 

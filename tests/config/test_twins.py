@@ -24,6 +24,7 @@ def read_fault(*words: str) -> str:
 
 def test_every_recipe_of_the_field_has_a_twin():
     assert set(OF_THE_FIELD) <= set(NAMES)
+    assert set(NAMES) == {path.stem for path in TWINS.glob("*.yaml")}
 
 
 @pytest.fixture

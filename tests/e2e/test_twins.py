@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.support.house import composed
-from tests.support.twins import NAMES, run_twin, start_judge
+from tests.support.twins import GROUPS, run_twin, start_judge
 
 pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(1200)]
 
@@ -21,8 +21,10 @@ def judge():
         yield address
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_twin_makes_its_report_without_network(name, folder, judge):
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group, names in GROUPS.items() for name in names]
+)
+def test_a_twin_makes_its_report_without_network(group, name, folder, judge):
     finished = run_twin(name, folder, judge)
     assert finished.returncode == 0, finished.stdout
     page = folder / finished.stdout.splitlines()[-1]

@@ -14,7 +14,14 @@ from pathlib import Path
 from tests.support.house import HOUSE
 
 TWINS = HOUSE / "recipes" / "twins"
-NAMES = sorted(path.stem for path in TWINS.glob("*.yaml"))
+# Parts of the slow tests, of at most twenty minutes each.
+GROUPS = {
+    "offline": ["zephyr_7b", "zephyr_24gb", "smollm2_1b7", "tulu3_8b", "olmo2_1b"],
+    "objectives": ["smollm3_apo", "kto_thumbs", "orpo_mistral", "guide_llama2_qlora"],
+    "sampled": ["simpo_llama3_armorm", "smollm2", "course_week", "constitutional"],
+    "rounds": ["sppo_llama3", "online_rlhf_llama3", "math_qwen_rounds", "iterative_rpo_gsm8k"],
+}
+NAMES = [name for names in GROUPS.values() for name in names]
 # Twins that ask the judge of recipes/twins/judge.py, by the knob of its engine.
 JUDGED = {
     "constitutional": "score.scorers.constitution.engine",
