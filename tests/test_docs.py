@@ -1,7 +1,10 @@
 """What the written pages show in backticks and in indented blocks exists, and works when typed."""
 
+import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +13,13 @@ import pytest
 
 from pipeline.__main__ import COMMANDS
 from pipeline.artifacts import MADE_BY
+from pipeline.errors import UserError
 from tests.support.house import HOUSE, composed
 from tests.test_remedies import GIVEN, KEY, Remedy, found, works
 
-PAGES = [HOUSE / "README.md", HOUSE / "CONTRIBUTING.md", *sorted((HOUSE / "docs").glob("*.md"))]
+PAGES = [HOUSE / "README.md", HOUSE / "CONTRIBUTING.md", *sorted((HOUSE / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if page.stem != "configuration"]  # generated from conf/
-FILES = [path for path in HOUSE.rglob("*") if not {".git", ".venv"} & {*path.parts}]
+FILES = [path for path in HOUSE.rglob("*") if not {".git", ".venv", "site"} & {*path.parts}]
 READ = [path for path in FILES if path.suffix in {".py", ".yaml", ".toml"}]
 SOURCES = {str(path.relative_to(HOUSE).with_suffix("")): path.read_text() for path in READ}
 FOREIGN = {"lm_eval.tasks", "trainer.log", "_factory.build"}  # names of other projects
@@ -60,17 +64,44 @@ def list_lines() -> Iterator[tuple[str, list[str]]]:
     for code in CODE:
         if len(code.list_overrides()) > (not code.is_block):
             words = shlex.split(code.text.split("   ")[0])  # three spaces begin an explanation
-            typed = [word for word in words if KEY.match(word)]
+            typed = ["-m"] if "sweep" in words else []
+            typed += [word for word in words if KEY.match(word)]
             before = [*(before if words[0] == "…" else []), *typed]
-            left_out = {*OPTIONS, "recipes", "scale"}
-            known = [word for word in before if word.partition("=")[0] not in left_out]
-            yield (code.place, ["-m", *known] if "sweep" in words else known)
+            yield (code.place, [word for word in before if is_for_config(word)])
+
+
+def is_for_config(word: str) -> bool:
+    """Arguments of a command are not, nor is a recipe that the reader has yet to write."""
+    (key, _, value) = word.partition("=")
+    if key == "recipes":
+        return (HOUSE / "recipes" / f"{value}.yaml").exists()
+    return key not in {*OPTIONS, "scale"}
+
+
+def complete(words: list[str]) -> list[str]:
+    """With a model, prompts and a scorer, where neither the words nor their recipe choose them."""
+    if any(word.startswith("recipes=") for word in words):
+        return words
+    chosen = {"prompts.path": "prompts=", "sft.model": "sft=", "score": "score="}
+    missing = [
+        word
+        for word in GIVEN
+        if not any(other.startswith(chosen[word.partition("=")[0]]) for other in words)
+    ]
+    return [*missing, *words]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("place", "words"), [*list_lines()])
 def test_every_line_of_overrides_composes(place, words):
-    assert composed(*(GIVEN[1:] if "prompts=hub" in words else GIVEN), *words), place
+    assert composed(*complete(words)), place
+
+
+def composes(word: str) -> bool:
+    try:
+        return bool(composed(*complete([word])))
+    except UserError:
+        return False
 
 
 @pytest.mark.long
@@ -78,7 +109,8 @@ def test_every_other_override_works():
     overrides = [one for code in CODE for one in code.list_overrides()]
     overrides = [one for one in overrides if one.place not in dict(list_lines())]
     assert len(overrides) > 30
-    assert [f"{one.place}: {one.key}={one.value}" for one in overrides if not works(one)] == []
+    broken = [one for one in overrides if not (works(one) or composes(f"{one.key}={one.value}"))]
+    assert [f"{one.place}: {one.key}={one.value}" for one in broken] == []
 
 
 def test_every_command_and_target_exists():
@@ -124,3 +156,21 @@ def test_every_name_of_the_code_exists():
             assert is_name(name), f"{place}: {name}"
         elif place.startswith("CONTRIBUTING") and re.fullmatch(r"\w*[A-Z_]\w*", name):
             assert name in words or name == "STAGES", f"{place}: {name}"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None,
+    reason="mkdocs is not installed: pip install .[docs]",
+)
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=HOUSE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "howto" / "math" / "index.html").exists()
+
+
+def test_every_page_is_in_the_navigation():
+    site = (HOUSE / "mkdocs.yml").read_text()
+    named = {*re.findall(r": ([\w/]+\.md)$", site, re.M)}
+    docs = HOUSE / "docs"
+    assert named == {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")}

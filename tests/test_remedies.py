@@ -31,10 +31,18 @@ OWN_ARGUMENTS = (
     "pipeline/driver/store_users.py",
     "pipeline/data/label_shapes.py",
 )
+# Texts for models, not messages.
+TEXTS = {
+    "pipeline/data/instruction_phrases.py",
+    "pipeline/data/instruction_tasks.py",
+    "pipeline/data/instruction_topics.py",
+    "pipeline/data/unseen_constraints.py",
+}
 PLACES = {"pipeline/config/trl_args.py": "train"}  # whose words a block says as its own
 USAGE = {
     "key",
     "group",
+    "scale",
     "hydra.searchpath",
     "hydra.sweep.dir",
     "hydra.mode",
@@ -79,6 +87,13 @@ BASES = [
     ],
     [*GIVEN, "prompts.caps={column: c, max: 1}"],
     [*GIVEN, "pair=demonstration"],
+    [
+        "sft=gguf",
+        "sft.path=FILE.gguf",
+        "prompts=instructions",
+        "benchmark=safety",
+        "prompts.evaluation.safety=q.jsonl",
+    ],
     [
         *GIVEN,
         "adapter=qlora",
@@ -179,6 +194,8 @@ def texts(path: Path) -> Iterator[tuple[int, str | None, str]]:
 def spoken() -> Iterator[tuple[str, str | None, str]]:
     for path in sorted((HOUSE / "pipeline").rglob("*.py")):
         where = path.relative_to(HOUSE).as_posix()
+        if where in TEXTS:
+            continue
         for line, block, text in texts(path):
             if " " in text and not re.search(r"</|/>|<meta|PRAGMA|--query|class=", text):
                 yield f"{where}:{line}", block, text

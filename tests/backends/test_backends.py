@@ -433,7 +433,7 @@ def test_vllm_is_not_started_on_a_path_that_it_takes_for_a_pattern(tmp_path):
 @model
 def test_without_vllm_its_backend_says_what_to_type(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    remedy = r"^evaluate.sample.backend: .*\n.*make install.*@sample.backend=transformers"
+    remedy = r"^evaluate.sample.backend: .*\n.*make install.*backend=transformers"
     with pytest.raises(UserError, match=remedy):
         open_sampler(VLLM, policy, "evaluate.sample").start(policy, LIMITS)
 

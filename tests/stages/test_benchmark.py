@@ -304,7 +304,10 @@ def test_a_benchmark_that_is_not_on_this_machine_publishes_why(tmp_path, folder)
 def test_a_step_s_knob_is_where_its_block_stands_and_no_part_of_its_identity():
     steps = named(plan(composed(*SMALL, "benchmark=[gsm8k,arc]", "evaluate.control=true")))
     assert steps["benchmark@test sft gsm8k"].knob == "benchmark.gsm8k"
-    assert (steps["score@test control"].knob, steps["score@1"].knob) == ("evaluate.score", "score")
+    assert (steps["score@test control"].knob, steps["score@1"].knob) == ("score", "score")
+    own = ["+scorer@evaluate.score.scorers.more=length"]
+    others = named(plan(composed(*SMALL, *own, "evaluate.control=true")))
+    assert others["score@test control"].knob == "evaluate.score"
     astray = plan(composed(*SMALL, "benchmark=arc", "benchmark.arc.data=/nowhere"))
     with pytest.raises(UserError, match=r"^benchmark\.arc\.data=/nowhere: no such file"):
         Identity(lambda path: Path(path).read_text()).fingerprint(astray)
