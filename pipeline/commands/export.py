@@ -133,7 +133,17 @@ def write_model_folder(found: FoundModel, folder: Path, licence: str | None) -> 
     copy_licences(origins, folder)
     write_text(folder / NOTICE_FILE, format_origins(origins) + "\n")
     write_text(folder / CARD_FILE, build_card(found, origins, licence))
+    open_to_readers(folder)
     return origins
+
+
+def open_to_readers(folder: Path) -> None:
+    """Weights are saved through temporary files, which their owner alone may read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
 
 
 def copy_weights(model: Model, word: str, folder: Path) -> None:

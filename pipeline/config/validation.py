@@ -213,6 +213,11 @@ def _describe_error(
             fault = f"{group} is none, which takes no knobs. Choose another file of conf/{group}/."
         case "missing":
             fault = f"{key} is missing."
+        case "union_tag_not_found" if path[-2:-1] == ("scorers",):
+            fault = (
+                f"{key} has knobs, and no scorer of this name is chosen. Leave them out,"
+                f" or give +scorer@{key}=FILE."
+            )
         case "union_tag_not_found":
             fault = f"{key}.kind is missing."
         case "too_short" if path[-1] == "scorers":

@@ -24,6 +24,8 @@ from typing import Any, BinaryIO
 LENGTH = struct.Struct(">Q")
 EXCERPT = 80  # characters of a value that is not a number
 MAX_MESSAGE = 1 << 16  # characters of an exception's message
+# An answer is a list of messages, as TRL hands chats to reward functions.
+TEXT_HINT = " (the text of an answer is answer[-1]['content'])"
 PR_SET_PDEATHSIG = 1
 
 
@@ -123,7 +125,8 @@ def _safe_repr(value: Any) -> str:
 def format_error(error: BaseException) -> str:
     """The last line of its traceback."""
     try:
-        return traceback.format_exception_only(error)[-1].strip()[:MAX_MESSAGE]
+        text = traceback.format_exception_only(error)[-1].strip()[:MAX_MESSAGE]
+        return text + TEXT_HINT if "'list' object has no attribute" in text else text
     except BaseException:
         return f"{type(error).__name__}, which cannot be written as text"
 

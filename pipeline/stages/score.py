@@ -311,7 +311,7 @@ def check_failures(cfg: ScoreConfig, out: Path, knob: str) -> None:
         f" {reasons['detail'][-1]})."
         f" The limit is {knob}.max_failed={cfg.max_failed}.\n"
         f"  They are listed in {out / 'failed.parquet'}."
-        " Raise the limit, or fix the scorer and run the same command again."
+        " Fix the scorer, or raise the limit, and run the same command again."
     )
 
 

@@ -99,9 +99,10 @@ def test_an_empty_line_takes_what_is_offered(here):
 
 
 NONSENSE = [
-    ["", "no such", "./bare", "./model"],
+    ["", "no such", "./typo", "./bare", "./model"],
     ["nowhere.jsonl", "few.jsonl", "asked.jsonl"],
-    ["", "mathematics", "code", "math answers", "reward", "function ./my_scorer.py:mark",
+    ["", "mathematics", "code", "math answers", "reward", "length 50", "regex [",
+     "function my_scorer.py", "function ./my_scorer.py:mark",
      "function ./my_scorer.py:score"],
     ["3x900g", "8x80g"],
     ["gsm9k", "safety", "safety=none.csv", "humaneval", "safety=xstest.csv gsm8k"],
@@ -119,7 +120,11 @@ def test_nonsense_is_answered_and_asked_again(here):
         "mathematics: no scorer. ",
         "code reads the column tests, which the prompts lack",
         "math reads the column answers, which the prompts lack. Did you mean answer?",
+        "./typo: no such folder",
         "reward needs a reward model",
+        "length takes nothing here",
+        "[: not a regular expression",
+        "my_scorer.py: expected FILE:NAME of a function",
         "has no function mark. ",
         "3x900g: no class of machines",
         "gsm9k: no benchmark. Did you mean gsm8k?",

@@ -107,6 +107,10 @@ def test_adapter_chooses_what_is_trained_and_its_rate():
         (["score=regex"], "score.scorers.regex.pattern has no value yet"),
         (["score=math", "backend.runtime.memory=2"], "backend.runtime.memory=2: "),
         (["score=pairwise"], "score.scorers.pairwise.engine.model has no value yet"),
+        (
+            ["score=math", "score.scorers.function.function=./f.py:f"],
+            "score.scorers.function has knobs, and no scorer of this name is chosen",
+        ),
         ([], "score.scorers is empty. Choose who scores: score=reward, rubric, "),
     ],
 )

@@ -42,6 +42,7 @@ def surrogate(completions, **_): raise ValueError("half \\ud800 and \\0")
 def long_message(completions, **_): raise ValueError("x" * 100_000)
 def str_raises(completions, **_): raise Endless()
 def leaves(completions, **_): raise KeyboardInterrupt
+def takes_text(completions, **_): return [len(answer.split()) for answer in completions]
 def endless(completions, **_):
     while True: yield 1.0
 def no_list(completions, **_): return 3
@@ -105,6 +106,7 @@ def two(number: int) -> list[Answer]:
         ("long_message", ["ValueError: xxx"] * 2),
         ("str_raises", ["Endless"] * 2),
         ("leaves", ["KeyboardInterrupt"] * 2),
+        ("takes_text", [r"text of an answer is answer\[-1\]\['content'\]"] * 2),
         ("endless", ["the function gave 3 scores for 2 completions"] * 2),
         ("no_list", ["TypeError: .*not iterable"] * 2),
         ("recurses", ["RecursionError"] * 2),

@@ -23,7 +23,11 @@ def main(arguments: list[str]) -> int:
     recipe = ask_questions(sys.stdin)
     write_text(file, write_recipe(recipe, file))
     choice = ["--config-dir", str(file.parent.parent), f"recipes={file.stem}"]
-    compose(Arguments.parse([*choice, "dry_run=true"]))
+    try:
+        compose(Arguments.parse([*choice, "dry_run=true"]))
+    except UserError:
+        file.unlink()
+        raise
     print(f"\n{file}:\n\n{file.read_text()}")
     print(f"Next: strop plan {shlex.join(choice)}\nThen: strop run {shlex.join(choice)}")
     return DONE

@@ -41,7 +41,7 @@ def read_model(line: str, recipe: RecipeDraft) -> str:
     recipe.blocks["sft"] = {"model": line}
     if line and Path(line).expanduser().is_dir():
         return _look_at_model(Path(line).expanduser(), recipe)
-    if not ON_HUB.fullmatch(line):
+    if not ON_HUB.fullmatch(line) or line.startswith("."):
         raise UserError(
             f"{line or 'nothing'}: no such folder. Give one with a config.json, a name on the hub"
             " (owner/name), or a .gguf file."
@@ -55,7 +55,8 @@ def _look_at_model(folder: Path, recipe: RecipeDraft) -> str:
         return "An adapter: a run merges it into its base."
     config, shape = read_model_config(folder), read_shape(folder)
     if not config:
-        raise UserError(f"{folder}: it has no config.json that can be read. Give a checkpoint.")
+        inner = next((file.parent for file in sorted(folder.glob("*/config.json"))), "a checkpoint")
+        raise UserError(f"{folder}: it has no config.json that can be read. Give {inner}.")
     if not _has_template(folder):
         raise UserError(
             f"{folder}: it has no chat template. Put that of its base into it as"
@@ -157,15 +158,28 @@ def read_scorer(line: str, recipe: RecipeDraft) -> str:
         _check_column(name, value or COLUMNS[name], recipe)
     elif knob and not value:
         raise UserError(f"{name} needs {needs}. Type it after the word: {name} …")
-    if name == "function":
-        place, _, function = value.rpartition(":")
-        check_function(value, place, function, in_file=True, knob="score.scorers.function")
+    elif value and not knob:
+        raise UserError(f"{name} takes nothing here; set its knobs in the recipe. Type {name}")
+    _check_value(name, value)
     recipe.choices["score"] = name
     if name == "reward":
         recipe.blocks["reward"] = {"model": value}
     elif scorer := _write_scorer(name, knob, value):
         recipe.blocks["score"] = {"scorers": {name: scorer}}
     return "It makes the pairs, and scores the evaluations."
+
+
+def _check_value(name: str, value: str) -> None:
+    if name == "function":
+        place, _, function = value.rpartition(":")
+        if not Path(place or value).expanduser().is_file() or not function or not place:
+            raise UserError(f"{value}: expected FILE:NAME of a function, ./my_scorer.py:score")
+        check_function(value, place, function, in_file=True, knob="score.scorers.function")
+    if name == "regex":
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise UserError(f"{value}: not a regular expression ({error}).") from error
 
 
 def _write_scorer(name: str, knob: str, value: str) -> dict[str, object]:
@@ -183,7 +197,8 @@ def _check_column(name: str, column: str, recipe: RecipeDraft) -> None:
     if recipe.columns is not None and column not in recipe.columns:
         raise UserError(
             f"{name} reads the column {column}, which the prompts lack."
-            f" {suggest(column, sorted(recipe.columns))} Type {name} COLUMN, or another scorer."
+            f" {suggest(column, sorted(recipe.columns)) if recipe.columns else 'They have none.'}"
+            f" Type {name} COLUMN, or another scorer."
         )
 
 
