@@ -16,7 +16,7 @@ from pipeline.errors import FAILED, USER_ERROR, StageError, UserError, suggest
 # What `strop --help` and the commands that take the config teach.
 MAIN_CHOICES = {
     "sft.model=NAME": "your SFT model: a folder, or a name on the hub",
-    "prompts.path=FILE": "what it is asked; or prompts=hub, prompts=playground",
+    "prompts.path=FILE": "what it is asked; or prompts=hub, prompts=instructions",
     "score=NAME": "who scores: reward, rubric, pairwise, ifeval, math, code, function …",
     "backend=NAME": "what samples: vllm, transformers",
     "train=NAME": "the objective: dpo, simpo, ipo, kto, orpo … (docs/objectives.md)",

@@ -170,5 +170,8 @@ def test_what_is_trained_follows_the_size_and_the_memory(parameters, gpus, large
 
 def test_every_scorer_and_benchmark_that_is_offered_is_a_file():
     assert all((HOUSE / "conf" / "score" / f"{name}.yaml").is_file() for name in questions.SCORERS)
+    for name in ("math", "code"):
+        scorer = yaml.safe_load((HOUSE / "conf" / "scorer" / f"{name}.yaml").read_text())
+        assert scorer["column"] == questions.COLUMNS[name]
     assert {"ifeval", "mmlu_pro", "unseen_constraints"} <= set(questions.list_benchmarks())
     assert not re.search("humaneval|mbpp|none|task", " ".join(questions.list_benchmarks()))

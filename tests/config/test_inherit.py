@@ -3,8 +3,9 @@
 import pytest
 
 from pipeline.config.compose import Arguments, compose
+from pipeline.config.validation import SCORES
 from pipeline.errors import UserError
-from tests.support.house import composed
+from tests.support.house import HOUSE, composed
 
 GIVEN = ["prompts.path=p.jsonl", "sft.model=./m"]
 JUDGE = "score.scorers.pairwise.engine.model=judge"
@@ -97,6 +98,11 @@ def test_adapter_chooses_what_is_trained_and_its_rate():
     text = read_fault("score=math", "train.adapter=lora")
     assert text.endswith("Type adapter=lora")
     assert "Type adapter=lora" in read_fault("score=math", "adapter@train.adapter=lora")
+
+
+def test_every_scorer_that_one_word_chooses_is_offered():
+    files = {file.stem for file in (HOUSE / "conf" / "score").glob("*.yaml")}
+    assert {*SCORES.split(", "), "language"} == files - {"own", "rules"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pipeline.commands.new.recipe import RecipeDraft
 from pipeline.config import FileRows, PromptRows
 from pipeline.config.compose import CONF
 from pipeline.data.prompts import summarize_prompts
-from pipeline.errors import UserError, pluralize, suggest
+from pipeline.errors import UserError, suggest
 from pipeline.resources.model_shape import GIB, format_bytes, read_model_config, read_shape
 from pipeline.scorers.user_files import check_function
 
@@ -269,7 +269,7 @@ def read_benchmarks(line: str, recipe: RecipeDraft) -> str:
         return "The score alone decides the verdict."
     recipe.choices["benchmark"] = names
     recipe.blocks["evaluate"] = {"retention": dict.fromkeys(names, TOLERANCE)}
-    return f"If one of {pluralize(len(names), 'name')} surely falls by over 0.02, it is not better."
+    return f"A model that surely falls by over {TOLERANCE} there is not better: {', '.join(names)}."
 
 
 def _check_benchmark(name: str, file: str, recipe: RecipeDraft) -> str:
