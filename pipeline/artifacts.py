@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from pipeline import progress
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,8 +78,9 @@ def write_table(path: Path, table: "pl.DataFrame") -> None:
     import io
 
     buffer = io.BytesIO()
-    table.write_parquet(buffer, compression="zstd", statistics=False)
-    write_atomically(path, buffer.getvalue())
+    with progress.measure_phase(progress.WRITE):
+        table.write_parquet(buffer, compression="zstd", statistics=False)
+        write_atomically(path, buffer.getvalue())
 
 
 def read_table(path: Path) -> "pl.DataFrame":

@@ -1,4 +1,4 @@
-"""The lines of a worker's log that have a meaning, and progress lines of long work.
+"""What a worker reports of its Step: lines of its log that have a meaning, and where time goes.
 
 A worker writes them to standard error, which is its step's log. The driver reads them there: it
 shows the newest progress line and every warning, keeps notes under the step's line, and quotes the
@@ -7,6 +7,10 @@ faults of a worker that failed.
 
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 SIGN, NOTE_SIGN, WARNING_SIGN, FAULT_SIGN = "▸", "│", "!", "✗"
 PHASE_SUFFIX = " …"  # ends the line of a phase without a count; the driver adds its seconds
@@ -111,3 +115,49 @@ class Progress:
             fresh, rest = self.done - self._first, self.total - self.done
             share = fresh / (fresh + rest) if fresh else 0.0
         return format_clock(elapsed / share - elapsed) if share else None
+
+
+# ── where the time of a Step goes ─────────────────────────────────────────────────────────────────
+
+# To its start, opening models, writing files, waiting; the rest is its work. A worker builds
+# one Step at a time, so these figures are of this process.
+START, LOAD, WORK, WRITE, WAIT = PHASES = "start", "load", "work", "write", "wait"
+_seconds: defaultdict[str, float] = defaultdict(float)
+_is_measuring = False
+_loads = 0
+
+
+@contextmanager
+def measure_phase(phase: str) -> Iterator[None]:
+    """Count the time of a block. A block inside another belongs to the outer one."""
+    global _is_measuring, _loads
+    if _is_measuring:
+        yield
+        return
+    _is_measuring, began = True, time.monotonic()
+    _loads += phase == LOAD
+    try:
+        yield
+    finally:
+        _is_measuring = False
+        _seconds[phase] += time.monotonic() - began
+
+
+def begin_step() -> None:
+    """A new Step."""
+    global _loads
+    _seconds.clear()
+    _loads = 0
+
+
+def end_start(asked_at: float) -> None:
+    """The stage's own code begins: since it was asked for, all but waiting was the start."""
+    _seconds[START] = time.time() - asked_at - sum(_seconds.values())
+
+
+def summarize_time(asked_at: float) -> dict[str, Any]:
+    """Seconds of each phase since the Step was asked for, and how many models it has opened."""
+    total = time.time() - asked_at
+    seconds = {**_seconds, WORK: max(total - sum(_seconds.values()), 0.0)}
+    phases = {phase: round(seconds.get(phase, 0.0), 2) for phase in PHASES}
+    return {"phases": phases, "models_opened": _loads}

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "hardware": "",
     "progress": "",
     "report": "",
-    "artifacts": "errors",
+    "artifacts": "errors progress",
     "config": "errors hardware",
     "hashing": "errors",
     "text": "errors",
@@ -53,15 +53,15 @@ MAY_IMPORT = {
     "store": "artifacts errors hashing",
     "data": "artifacts config errors",
     "resources": "config errors hardware hashing progress",
-    "report.analysis": "artifacts config data errors hashing report text",
-    "report.render": "artifacts config errors hashing report report.analysis text",
+    "report.analysis": "artifacts config data errors hashing progress report text",
+    "report.render": "artifacts config errors hashing progress report report.analysis text",
     "evals": "config step",
     "plan": "config evals step",
     "status": "step store",
     "models": "artifacts config errors hashing progress store",
     "backends": "artifacts config errors hardware hashing models progress resources",
     "sampling": "artifacts backends config errors hashing progress resources text",
-    "scorers": "artifacts backends config data errors hashing models progress text",
+    "scorers": "artifacts backends config data errors hashing models progress resources text",
     "pairing": "artifacts backends config data errors hashing models text",
     "benchmarks": "artifacts backends config errors models progress scorers",
     "preflight": "artifacts backends config data errors hardware hashing models pairing resources"
@@ -80,7 +80,7 @@ MAY_IMPORT = {
     " report.analysis report.render resources sampling scorers training training.monitoring"
     " training.trainers",
     "driver": "artifacts backends config errors hardware hashing models plan preflight progress"
-    " report.render status"
+    " report.render resources status"
     " step store",
     "commands": "artifacts backends config data driver errors hardware hashing models plan"
     " preflight report report.analysis"

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
+from pipeline import progress
 from pipeline.backends import Completion, CompletionRequest, FailedRequest
 
 SendRequest = Callable[[CompletionRequest], Coroutine[Any, Any, Completion | FailedRequest]]
@@ -45,7 +46,8 @@ class RequestPool:
                 yield task.result()
 
     def wait(self, work: Awaitable[Any]) -> Any:
-        return self._loop.run_until_complete(work)
+        with progress.measure_phase(progress.WAIT):
+            return self._loop.run_until_complete(work)
 
     def close(self) -> None:
         if self.client is not None:

@@ -5,6 +5,7 @@ Each row has its own random generator, so a completion does not depend on its ba
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pipeline.artifacts import Model
@@ -12,6 +13,7 @@ from pipeline.backends import COUNT_EVERY, Completion, CompletionRequest, OnToke
 from pipeline.backends.chat import ModelTokenizer
 from pipeline.backends.stopping import StopStringCriteria
 from pipeline.config import Limits, TransformersBackend
+from pipeline.resources import open_models
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +29,21 @@ class Streamer(Protocol):
 
 class TransformersSampler:
     def __init__(self, cfg: TransformersBackend, policy: Model):
-        self.cfg = cfg
+        self.cfg, self.policy = cfg, policy
         self.tokenizer = ModelTokenizer(policy)
         self.module: Any = None
+        self.module_key: tuple[Any, ...] | None = None  # of a module that was loaded here
 
     def start(self, model: Model, limits: Limits) -> Self:
+        # A merged policy is in another folder for each Step, and is the same model.
+        is_merged = self.policy.adapter is not None and model.adapter is None
+        weights = self.policy.adapter if is_merged else model.weights
+        self.module_key = "sample", weights, model.revision, self.cfg.dtype
+        module = open_models.borrow(self.module_key, partial(self._load_module, model))
+        self.use_module(module, limits)
+        return self
+
+    def _load_module(self, model: Model) -> Any:
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -43,8 +55,7 @@ class TransformersSampler:
             dtype=getattr(torch, self.cfg.dtype),
             trust_remote_code=model.remote_code,
         )
-        self.use_module(module.to("cuda" if torch.cuda.is_available() else "cpu").eval(), limits)
-        return self
+        return module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def use_module(self, module: Any, limits: Limits, synced_gpus: bool = False) -> None:
         """Sample from a loaded module, such as one in training.
@@ -124,7 +135,9 @@ class TransformersSampler:
         return Completion(request.sample_id, tokens, logprob, "length" if stop is None else "stop")
 
     def close(self) -> None:
-        self.module = None
+        module, self.module = self.module, None
+        if module is not None and self.module_key:
+            open_models.park(self.module_key, module)
 
 
 class TokenReporter:

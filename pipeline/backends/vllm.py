@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
+from zlib import crc32
 
 from pipeline import hardware
 from pipeline.artifacts import Model
@@ -20,7 +21,7 @@ from pipeline.backends.vllm_engine import EnginePlatform
 from pipeline.config import Limits, VllmBackend
 from pipeline.errors import StageError, UserError
 from pipeline.hashing import find_local_folder
-from pipeline.resources import inference_memory
+from pipeline.resources import inference_memory, open_models
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 class VllmSampler:
     def __init__(self, cfg: VllmBackend, policy: Model, knob: str):
         vllm_engine.set_environment_defaults(vllm_engine.ENVIRONMENT)
-        self.cfg, self.knob = cfg, knob
+        self.cfg, self.policy, self.knob = cfg, policy, knob
         self.tokenizer = ModelTokenizer(policy)
         self.limits: Limits
         # How many requests may still be unfinished when the next block is submitted.
         self.refill_threshold: int
         self.engine: Any = None
+        self.engine_key: dict[str, Any]
         self.adapter: LoRARequest | None = None
         # Unfinished completions that a stop string may end, with their tokens so far.
         self.stoppable: dict[str, tuple[StopStringDetector, list[int]]] = {}
@@ -43,14 +45,15 @@ class VllmSampler:
     def start(self, model: Model, limits: Limits) -> Self:
         place = vllm_engine.open_platform(partial(inference_memory.missing_vllm, self.knob))
         vllm_engine.check_weights_path(model.weights)
-        from vllm import EngineArgs, LLMEngine
-
         self.limits = limits
         self.refill_threshold = 0 if place.on_cpu else self.cfg.runtime.max_sequences
         if not place.on_cpu:
             self._check_memory(model, place.platform)
-        arguments = EngineArgs(**self._build_engine_arguments(model, place))
-        self.engine = LLMEngine.from_engine_args(arguments)
+        arguments = self._build_engine_arguments(model, place)
+        # A merged policy is in another folder for each Step, and is the same model.
+        is_merged = self.policy.adapter is not None and model.adapter is None
+        self.engine_key = arguments | ({"model": self.policy.adapter} if is_merged else {})
+        self.engine = open_models.borrow(self.engine_key, partial(_start_engine, arguments))
         self.adapter = _build_lora_request(model.adapter)
         return self
 
@@ -173,9 +176,19 @@ class VllmSampler:
         return Completion(output.request_id, ids, logprob, reason)
 
     def close(self) -> None:
-        if self.engine is not None:
-            self.engine.engine_core.shutdown()
-            self.engine = None
+        engine, self.engine = self.engine, None
+        if engine is None:
+            return
+        if engine.has_unfinished_requests():  # an error has interrupted it
+            engine.engine_core.shutdown()
+        else:
+            open_models.park(self.engine_key, engine, engine.engine_core.shutdown)
+
+
+def _start_engine(arguments: dict[str, Any]) -> Any:
+    from vllm import EngineArgs, LLMEngine
+
+    return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 
 def backend_arguments(cfg: VllmBackend, place: EnginePlatform) -> dict[str, Any]:
@@ -205,7 +218,8 @@ def _adapter_arguments(adapter: Path | None) -> dict[str, Any]:
 def _build_lora_request(adapter: Path | None) -> "LoRARequest | None":
     from vllm.lora.request import LoRARequest
 
-    return adapter and LoRARequest("policy", 1, str(adapter))
+    # An engine that several Steps share knows an adapter again by its number.
+    return adapter and LoRARequest(str(adapter), crc32(str(adapter).encode()) or 1, str(adapter))
 
 
 def _build_completion(output: Any) -> Completion | None:

@@ -235,6 +235,7 @@ class Config(Block):
     until: str | None
     dry_run: bool
     verify: bool
+    preload: bool
 
     @property
     def eval_scoring(self) -> tuple[str, ScoreConfig]:

@@ -1,23 +1,17 @@
-"""One worker process: started in its process group, followed through its log, ended with us."""
+"""Worker processes: each in its own process group, asked for Steps one by one, ended with us."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
-from pipeline.progress import (
-    NOTE_SIGN,
-    PHASE_SUFFIX,
-    SIGN,
-    WARNING_SIGN,
-    read_faults,
-    read_lines,
-)
-from pipeline.step import Step
-
+STAGES = os.environ.get("PIPELINE_STAGES", "pipeline.stages")  # tests name a package of toys
 ENVIRONMENT = {
     # Threads that spin while they wait make torch ten times slower on a CPU that others use too.
     # torch reads this when it is loaded.
@@ -28,97 +22,78 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
 }
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL
-TICK = 1.0  # seconds after which the newest line is shown again
-STALE = 10  # seconds from which a line with a count is shown with its age
 
 
-def run_worker(
-    record: Path, log: Path, show: Callable[[str], None], warn: Callable[[str], None]
-) -> int:
-    """Run one worker in a new process group. Its standard input is a pipe from us: it dies with us.
+class Process(Protocol):
+    """What `subprocess.Popen` and a process forked by the prepared parent have in common."""
 
-    Its newest progress line is shown, again each second while nothing new comes. Warnings are shown
-    at once, since the user may want to stop the run.
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+
+class StepWorker:
+    """One worker process. It builds one Step after another and dies with us.
+
+    Its standard input is a socket from us. A line of JSON asks for a Step; the Step's exit code
+    comes back as one byte.
     """
-    command = [sys.executable, "-m", "pipeline.driver.worker", str(record), "--follow"]
-    with log.open("wb") as output:
-        worker = subprocess.Popen(
-            command,
+
+    def __init__(self, process: Process, channel: socket.socket):
+        self._process, self._channel = process, channel
+
+    def start_step(self, record: Path, log: Path) -> None:
+        log.write_bytes(b"")
+        paths = {"record": str(record.absolute()), "log": str(log.absolute())}
+        request = paths | {"asked_at": time.time()}
+        try:
+            self._channel.sendall(f"{json.dumps(request)}\n".encode())
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it has ended: `poll` returns its exit code
+
+    def poll(self) -> int | None:
+        """The exit code of its Step, or of the process if that has ended; None while it builds."""
+        ended = self._process.poll()
+        try:
+            reply = self._channel.recv(1, socket.MSG_DONTWAIT)
+        except (BlockingIOError, ConnectionResetError):
+            return ended
+        return reply[0] if reply else ended
+
+    def end(self) -> None:
+        """Ask for no more Steps: it closes its model and ends."""
+        with suppress(OSError):  # it has ended
+            self._channel.shutdown(socket.SHUT_WR)
+
+    def wait(self) -> None:
+        """After `end`, until its memory is free."""
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self.stop()
+
+    def stop(self) -> None:
+        """Send SIGTERM, wait, then SIGKILL. The worker's watcher ends its children."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+
+def start_worker(log: Path) -> StepWorker:
+    """A worker that loads its libraries itself. Until its first Step it prints to `log`."""
+    ours, theirs = socket.socketpair()
+    with theirs, log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.driver.worker", "--follow"],
             env={**ENVIRONMENT, **os.environ},
-            stdin=subprocess.PIPE,
+            stdin=theirs.fileno(),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    watch = LogWatch(log)
-    try:
-        while worker.poll() is None:
-            time.sleep(0.05)
-            watch.poll(show, warn)
-    except BaseException:
-        stop_worker(worker)
-        raise
-    watch.poll(show, warn)
-    return worker.returncode
-
-
-def stop_worker(worker: "subprocess.Popen[bytes]") -> None:
-    """Send SIGTERM, wait, then SIGKILL. The worker's watcher ends its children."""
-    worker.send_signal(signal.SIGTERM)
-    try:
-        worker.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        worker.kill()
-        worker.wait()
-
-
-class LogWatch:
-    """The new whole lines of a growing log at each poll."""
-
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
-        self._file, self._partial_line = path.open("r", errors="replace"), ""
-        self._clock = clock
-        self._newest, self._newest_at = f"starting{PHASE_SUFFIX}", clock()
-        self._shown_at = self._newest_at
-
-    def poll(self, show: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        """Show the newest progress line, also while it stays the newest, and every warning."""
-        text = self._partial_line + self._file.read()
-        whole, _, self._partial_line = text.rpartition("\n")
-        lines, now = whole.splitlines(), self._clock()
-        for text in read_lines(lines, WARNING_SIGN):
-            warn(f"{WARNING_SIGN} {text}")
-        progress = read_lines(lines, SIGN)
-        if progress:
-            self._newest, self._newest_at = progress[-1], now
-        if progress or now - self._shown_at >= TICK:
-            self._shown_at = now
-            show(_add_age(self._newest, int(now - self._newest_at)))
-
-
-def _add_age(line: str, seconds: int) -> str:
-    """`starting the vLLM engine, 40 s`; `sample 3/9 prompts · 0:21 left · 15 s ago`."""
-    if line.endswith(PHASE_SUFFIX):
-        phase = line.removesuffix(PHASE_SUFFIX)
-        return f"{phase}, {seconds} s" if seconds else phase
-    return f"{line} · {seconds} s ago" if seconds >= STALE else line
-
-
-def read_summary_lines(log: Path) -> list[str]:
-    """The notes of a finished worker, such as the funnel of the pairs, with their sign."""
-    lines = log.read_text(errors="replace").splitlines()
-    return [line for line in lines if line.startswith(f"{NOTE_SIGN} ")]
-
-
-def describe_failure(step: Step, fingerprint: str, code: int, log: Path) -> str:
-    """Why a worker failed: its own messages, or its last lines, and the path of the log."""
-    lines = log.read_text(errors="replace").splitlines()
-    where = f"{step.stage}/{fingerprint}"
-    if faults := read_faults(lines):
-        return f"{where}: {faults}\n  The whole log: {log}"
-    cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-    tail = [f"    {line}" for line in lines if not line.startswith(f"{SIGN} ")][-12:]
-    head = f"{where} failed: {cause}{hint}." + (" Its last lines:" if tail else "")
-    advice = ["  Run the same command to resume."] if code < 0 else []
-    return "\n".join([head, *tail, *advice, f"  The whole log: {log}"])
+    return StepWorker(process, ours)

@@ -1,45 +1,34 @@
-"""Runs a plan: finds what is built, runs one worker for each other Step, and prints the ledger."""
+"""Runs a plan: builds what is missing in worker processes, and prints the ledger."""
 
-import errno
-import os
 import time
-from collections.abc import Iterable
-from functools import cache, partial
-from itertools import chain
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipeline import hardware, preflight, store
 from pipeline.artifacts import write_json
-from pipeline.config import Config, TrainConfig, renamed
-from pipeline.driver.child_process import describe_failure, read_summary_lines, run_worker
+from pipeline.config import Config, TrainConfig
+from pipeline.driver.child_process import StepWorker
 from pipeline.driver.ledger import FAILED_SIGN, Ledger, summarize_cost
-from pipeline.errors import (
-    ALREADY_BUILT,
-    DONE,
-    FAILED,
-    USER_ERROR,
-    UserError,
-    collect_faults,
-    pluralize,
-    suggest,
-)
-from pipeline.hashing import ContentCache
+from pipeline.driver.model_sharing import find_model_key, opens_model
+from pipeline.driver.prepared_parent import Workers
+from pipeline.driver.worker_log import LogWatch, describe_failure, read_summary_lines
+from pipeline.errors import ALREADY_BUILT, DONE, FAILED, USER_ERROR, pluralize
 from pipeline.models.merging import MERGED
 from pipeline.preflight import capacity, durations
-from pipeline.preflight.training_fits import TrainingFits
 from pipeline.status import (
     PRUNED,
     RunPlan,
-    StepStatus,
     collect_inputs,
     find_named_steps,
     list_fingerprints_read,
     read_status,
     read_statuses,
 )
-from pipeline.step import STAGE_VERSIONS, Identity, Step, find_checkpoint, has_floating_revision
+from pipeline.step import STAGE_VERSIONS, Step, find_checkpoint
 
+TICK = 0.02  # seconds between two looks at the workers
 describe_device = cache(hardware.describe_device)  # it starts nvidia-smi
 
 
@@ -49,98 +38,6 @@ class StepFailed(Exception):
     def __init__(self, message: str, code: int, worker_exit: int):
         super().__init__(message)
         self.code, self.worker_exit = code, worker_exit
-
-
-def select_targets(last: Step, until: str | None) -> list[Step]:
-    """`until=STAGE@R`: the stage's last Step labelled R.
-
-    Without @R: that with label 0, else 1, else all Steps of the stage in evaluations.
-    """
-    if until is None:
-        return [last]
-    steps = last.ancestors()
-    stage, _, label = until.partition("@")
-    of_stage = [step for step in steps if step.stage == stage]
-    for wanted in [label] if label else ["0", "1"]:
-        if labelled := [step for step in of_stage if str(step.label) == wanted]:
-            return labelled[-1:]
-    if of_stage and not label:
-        return of_stage
-    if (new := renamed.BLOCKS.get(stage)) in STAGE_VERSIONS:
-        raise UserError(
-            f"until={until}: {stage} is {new} now. Give until={new}{until.removeprefix(stage)}"
-        )
-    if stage in STAGE_VERSIONS and not of_stage:
-        raise UserError(
-            f"until={until}: this plan has no stage {stage}: it is switched off.\n"
-            f"  Choose a file of conf/{stage}/ to switch it on."
-        )
-    known = sorted({_name_target(step) for step in steps})
-    raise UserError(f"until={until}: the plan has no such step. {suggest(until, known)}")
-
-
-def _name_target(step: Step) -> str:
-    is_round = isinstance(step.label, int) and step.label
-    return f"{step.stage}@{step.label}" if is_round else step.stage
-
-
-def prepare_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
-    """The Steps in order with their fingerprints. Refuses a plan that reads a missing file."""
-    run_plan = outline_plan(cfg, targets)
-    if run_plan.faults:
-        raise UserError(*run_plan.faults)
-    return run_plan
-
-
-def outline_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
-    """As `prepare_plan`, with its reasons to refuse in `faults`: the rest can still be checked."""
-    targets = list(targets)
-    cache = ContentCache(cfg.store / ".contents.json")
-    strict = Identity(lambda path: cache.hash_path(Path(path)))
-    lenient = Identity(partial(_hash_if_any, cache))
-    steps = [step for target in targets for step in target.ancestors()]
-    unknown = [step for step in steps if collect_faults([partial(strict.fingerprint, step)])]
-    faults = collect_faults(partial(strict.fingerprint, step) for step in unknown)
-    faults += collect_faults(
-        partial(_check_writable, knob, root, cfg.dry_run)
-        for knob, root in _list_output_folders(cfg)
-    )
-    identity = lenient if unknown else strict
-    order: dict[str, Step] = {}
-    for step in steps:
-        order.setdefault(identity.fingerprint(step), step)
-    if not cfg.dry_run and not faults:
-        cache.save()
-        folders = (store.step_folder(cfg.store, step.stage, name) for name, step in order.items())
-        store.check_places(path for path in folders if store.read_manifest(path) is None)
-    placeholders = frozenset(map(identity.fingerprint, unknown))
-    return RunPlan(list(order.values()), targets, identity, cfg.store, tuple(faults), placeholders)
-
-
-def _hash_if_any(cache: ContentCache, path: str) -> str:
-    try:
-        return cache.hash_path(Path(path))
-    except OSError:
-        return f"? {path}"
-
-
-def show_dry_run(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> dict[str, StepStatus]:
-    """Print what is built, what a run would build, and its memory and time. Changes nothing."""
-    ledger, statuses = Ledger(None), read_statuses(run_plan, cfg.verify)
-    for step in run_plan.steps:
-        fingerprint = run_plan.fingerprint(step)
-        manifest, reason = statuses[fingerprint]
-        shown = f"{fingerprint}~" if has_floating_revision(step) else fingerprint
-        shown = "?" if fingerprint in run_plan.unknown else shown
-        if manifest and not store.is_pruned(manifest) and _needs_merging(run_plan, step):
-            reason = "will be merged, without training again"
-        ledger.add_line("○" if manifest is None else "✓", step, shown, note=reason)
-    to_do = [step for step in run_plan.steps if statuses[run_plan.fingerprint(step)][0] is None]
-    memory = capacity.describe_memory(run_plan, fits, to_do)
-    times = durations.Durations(run_plan, fits).describe(to_do)
-    for line in chain(capacity.describe_dtype(cfg), memory, times):
-        print(line)
-    return statuses
 
 
 def write_plan(run_plan: RunPlan, run_dir: Path) -> None:
@@ -156,7 +53,7 @@ def build_missing(cfg: Config, run_plan: RunPlan, run_dir: Path) -> Path:
     print("\n".join([head, *capacity.describe_dtype(cfg)]))
     try:
         store.rewrite_adapter_configs(run_plan.root)  # the store may have been moved
-        while not _run_pass(cfg, run_plan, run_dir, ledger):
+        while not _Pass(cfg, run_plan, run_dir, ledger).run():
             ledger.print_note(
                 "a pruned step was rebuilt with other content, so that more of them are needed"
             )
@@ -165,83 +62,224 @@ def build_missing(cfg: Config, run_plan: RunPlan, run_dir: Path) -> Path:
     return run_plan.folder(run_plan.steps[-1])
 
 
-def _run_pass(cfg: Config, run_plan: RunPlan, run_dir: Path, ledger: Ledger) -> bool:
-    """One pass over the plan. False if a Step turned out to need inputs that were pruned."""
-    statuses = read_statuses(run_plan, verify=False)
-    to_do = {name for name, (manifest, _) in statuses.items() if manifest is None}
-    contents: dict[str, store.Manifest] = {}
-    for number, step in enumerate(run_plan.steps):
+class _Pass:
+    """One pass over the plan: each Step is built as soon as its inputs are.
+
+    At most one Step that opens a model runs at a time, and at most one that opens none. A worker
+    whose Step is built keeps its model open while a Step that can use it is ready.
+    """
+
+    def __init__(self, cfg: Config, run_plan: RunPlan, run_dir: Path, ledger: Ledger):
+        self._cfg, self._run_plan, self._run_dir, self._ledger = cfg, run_plan, run_dir, ledger
+        statuses = read_statuses(run_plan, verify=False)
+        self._to_do = {name for name, (manifest, _) in statuses.items() if manifest is None}
+        self._workers = Workers(run_dir / "logs", cfg.preload and len(self._to_do) > 1)
+        self._waiting = [*enumerate(run_plan.steps)]  # with their number in the plan
+        self._ready: list[_ReadyStep] = []
+        self._running: list[_RunningStep] = []
+        self._contents: dict[str, store.Manifest] = {}
+        self._idle: _IdleWorker | None = None
+        self._ending: list[StepWorker] = []  # without a model: their memory is small
+        self._needs_pruned = False
+
+    def run(self) -> bool:
+        """False if a Step turned out to need inputs that were pruned."""
+        try:
+            self._collect_ready()
+            while self._running or (self._ready and not self._needs_pruned):
+                if not self._needs_pruned:
+                    self._start_what_can()
+                time.sleep(TICK)
+                if self._follow_running():
+                    self._collect_ready()
+        finally:
+            self._stop()
+        return not self._needs_pruned
+
+    def _stop(self) -> None:
+        for running in self._running:
+            running.worker.stop()
+        self._close_idle()
+        for worker in self._ending:
+            worker.wait()
+
+    def _collect_ready(self) -> None:
+        """Settle the waiting Steps that are built, and list those that can be built now."""
+        waiting, self._waiting = self._waiting, []
+        for number, step in waiting:
+            inputs = collect_inputs(self._run_plan, step, self._contents)
+            if inputs is None:
+                self._waiting.append((number, step))
+            elif not self._needs_pruned:
+                self._settle(number, step, inputs)
+
+    def _settle(self, number: int, step: Step, inputs: dict[str, Any]) -> None:
+        run_plan, ledger = self._run_plan, self._ledger
         fingerprint = run_plan.fingerprint(step)
-        inputs = collect_inputs(run_plan, step, contents)
-        manifest, reason = read_status(run_plan, step, inputs, cfg.verify)
-        if manifest and store.is_pruned(manifest) and fingerprint in to_do:
+        manifest, reason = read_status(run_plan, step, inputs, self._cfg.verify)
+        if manifest and store.is_pruned(manifest) and fingerprint in self._to_do:
             manifest, reason = None, f"{step.stage}/{fingerprint} {PRUNED}"
         if manifest is None:
-            read = list_fingerprints_read(run_plan, step) & contents.keys()
-            if any(store.is_pruned(contents[name]) for name in read):
-                return False
+            read = list_fingerprints_read(run_plan, step) & self._contents.keys()
+            self._needs_pruned = any(store.is_pruned(self._contents[name]) for name in read)
             if reason:
                 ledger.print_note(reason)
-            manifest = _build_step(cfg, run_plan, step, inputs, run_dir, number, ledger)
-        elif _needs_merging(run_plan, step) and not store.is_pruned(manifest):
+            self._ready.append(_ReadyStep(number, step, inputs))
+        elif needs_merging(run_plan, step) and not store.is_pruned(manifest):
             # The worker finds the step built, and merges.
-            manifest = _build_step(cfg, run_plan, step, inputs, run_dir, number, ledger)
+            self._ready.append(_ReadyStep(number, step, inputs))
         else:
             ledger.add_line("✓", step, fingerprint, seconds=manifest["seconds"], counted=False)
-            if _needs_merging(run_plan, step):
+            if needs_merging(run_plan, step):
                 ledger.print_note(
                     f"train/{fingerprint} was pruned: no adapter is left to merge"
                     " (adapter.save_merged)"
                 )
-        contents[fingerprint] = manifest
-        preflight.check_artifact(step, run_plan.folder, run_plan.steps[number:])
-        _link_step(run_dir, step, run_plan.folder(step), number)
-    return True
+            self._finish(number, step, manifest)
+
+    def _finish(self, number: int, step: Step, manifest: store.Manifest) -> None:
+        self._contents[self._run_plan.fingerprint(step)] = manifest
+        coming = [*(ready.step for ready in self._ready), *(step for _, step in self._waiting)]
+        preflight.check_artifact(step, self._run_plan.folder, coming)
+        _link_step(self._run_dir, step, self._run_plan.folder(step), number)
+
+    # ── which Step comes next ─────────────────────────────────────────────────────────────────────
+
+    def _start_what_can(self) -> None:
+        kinds_running = [opens_model(running.step) for running in self._running]
+        light = [ready for ready in self._ready if not opens_model(ready.step)]
+        next_one = None if True in kinds_running else self._choose_model_step()
+        if next_one and (self._idle or not self._workers.should_wait()):
+            self._start(next_one)
+        if light and False not in kinds_running:
+            self._start(light[0])
+
+    def _choose_model_step(self) -> "_ReadyStep | None":
+        """The next Step that opens a model: first those that can use the open one."""
+        ready = [one for one in self._ready if opens_model(one.step)]
+        if self._idle is None:
+            return ready[0] if ready else None
+        if sharing := [one for one in ready if self._find_key(one.step) == self._idle.key]:
+            return sharing[0]
+        # Steps that open no model may lead to one that uses the open model, such as a later wave.
+        has_light_work = len(ready) < len(self._ready) or self._running
+        waiting = [step for _, step in self._waiting if opens_model(step)]
+        if has_light_work and any(self._find_key(step) == self._idle.key for step in waiting):
+            return None
+        self._close_idle()
+        return ready[0] if ready else None
+
+    def _find_key(self, step: Step) -> str | None:
+        return find_model_key(step, self._run_plan.folder)
+
+    def _close_idle(self) -> None:
+        if self._idle:
+            self._end_worker(self._idle.worker)
+            self._idle = None
+
+    def _end_worker(self, worker: StepWorker, wait: bool = True) -> None:
+        worker.end()
+        if wait:
+            worker.wait()
+        else:
+            self._ending.append(worker)
+
+    # ── one Step ──────────────────────────────────────────────────────────────────────────────────
+
+    def _start(self, ready: "_ReadyStep") -> None:
+        self._ready.remove(ready)
+        step, number, run_dir = ready.step, ready.number, self._run_dir
+        fingerprint = self._run_plan.fingerprint(step)
+        name = f"{number:03d}-{step.stage}-{fingerprint}"
+        record, log = run_dir / "steps" / f"{name}.json", run_dir / "logs" / f"{name}.log"
+        made_by = {"story": str(run_dir.absolute())}
+        final = self._run_plan.folder(step).absolute()
+        made = _make_record(self._cfg, self._run_plan, step, ready.inputs, final)
+        write_json(record, {**made, **made_by})
+        log.parent.mkdir(exist_ok=True)
+        worker = None
+        if self._idle and opens_model(step):  # `_choose_model_step` has compared their keys
+            worker, self._idle = self._idle.worker, None
+        started = time.monotonic()
+        worker = worker or self._workers.start(log)
+        worker.start_step(record, log)
+        later = [one.step for one in self._ready] + [step for _, step in self._waiting]
+        time_left = durations.TimeLeft(self._run_plan, later)
+        watch = LogWatch(log)
+        self._running.append(_RunningStep(number, step, worker, log, watch, started, time_left))
+
+    def _follow_running(self) -> bool:
+        """Show what runs. Returns whether a Step has ended."""
+        before = len(self._running)
+        for running in [*self._running]:
+            code = running.worker.poll()
+            self._show(running)
+            if code is not None:
+                self._running.remove(running)
+                self._end(running, code)
+        return len(self._running) < before
+
+    def _show(self, running: "_RunningStep") -> None:
+        step, fingerprint = running.step, self._run_plan.fingerprint(running.step)
+
+        def show(text: str) -> None:
+            self._ledger.show_running(step, fingerprint, text + running.time_left.describe())
+
+        running.watch.poll(show, self._ledger.print_note)
+
+    def _end(self, running: "_RunningStep", code: int) -> None:
+        step, fingerprint = running.step, self._run_plan.fingerprint(running.step)
+        manifest = store.read_manifest(self._run_plan.folder(step))
+        if code not in (DONE, ALREADY_BUILT) or manifest is None:
+            self._end_worker(running.worker)
+            seconds = time.monotonic() - running.started
+            self._ledger.add_line(FAILED_SIGN, step, fingerprint, seconds=seconds)
+            failure = describe_failure(step, fingerprint, code, running.log)
+            raise StepFailed(failure, USER_ERROR if code == USER_ERROR else FAILED, code)
+        if key := self._find_key(step):
+            self._idle = _IdleWorker(running.worker, key)
+        else:
+            self._end_worker(running.worker, wait=opens_model(step))
+        sign, is_new = ("■", True) if code == DONE else ("✓", False)
+        note, seconds = summarize_cost(manifest["cost"]), manifest["seconds"]
+        self._ledger.add_line(sign, step, fingerprint, seconds=seconds, note=note, counted=is_new)
+        for line in read_summary_lines(running.log):
+            self._ledger.print_note(line)
+        self._finish(running.number, step, manifest)
 
 
-def _needs_merging(run_plan: RunPlan, step: Step) -> bool:
+@dataclass(frozen=True, eq=False)
+class _ReadyStep:
+    number: int
+    step: Step
+    inputs: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _RunningStep:
+    number: int
+    step: Step
+    worker: StepWorker
+    log: Path
+    watch: LogWatch
+    started: float
+    time_left: durations.TimeLeft
+
+
+@dataclass(frozen=True)
+class _IdleWorker:
+    """A worker that has built its Step and keeps its model open."""
+
+    worker: StepWorker
+    key: str
+
+
+def needs_merging(run_plan: RunPlan, step: Step) -> bool:
     """Whether `train.adapter.save_merged` asks for a copy that does not exist yet."""
     if not isinstance(step.config, TrainConfig):
         return False
     is_asked = getattr(step.config.adapter, "save_merged", False)
     return is_asked and not (run_plan.folder(step) / MERGED).exists()
-
-
-def _build_step(
-    cfg: Config,
-    run_plan: RunPlan,
-    step: Step,
-    inputs: Any,
-    run_dir: Path,
-    number: int,
-    ledger: Ledger,
-) -> store.Manifest:
-    fingerprint = run_plan.fingerprint(step)
-    final = run_plan.folder(step).absolute()
-    name = f"{number:03d}-{step.stage}-{fingerprint}"
-    record, log = run_dir / "steps" / f"{name}.json", run_dir / "logs" / f"{name}.log"
-    made_by = {"story": str(run_dir.absolute())}
-    write_json(record, {**_make_record(cfg, run_plan, step, inputs, final), **made_by})
-    log.parent.mkdir(exist_ok=True)
-
-    started = time.monotonic()
-    time_left = durations.TimeLeft(run_plan, run_plan.steps[number:])
-
-    def show(text: str) -> None:
-        ledger.show_running(step, fingerprint, text + time_left.describe())
-
-    code = run_worker(record, log, show, ledger.print_note)
-    manifest = store.read_manifest(final)
-    if code not in (DONE, ALREADY_BUILT) or manifest is None:
-        ledger.add_line(FAILED_SIGN, step, fingerprint, seconds=time.monotonic() - started)
-        failure = describe_failure(step, fingerprint, code, log)
-        raise StepFailed(failure, USER_ERROR if code == USER_ERROR else FAILED, code)
-    sign, is_new = ("■", True) if code == DONE else ("✓", False)
-    note, seconds = summarize_cost(manifest["cost"]), manifest["seconds"]
-    ledger.add_line(sign, step, fingerprint, seconds=seconds, note=note, counted=is_new)
-    for line in read_summary_lines(log):
-        ledger.print_note(line)
-    return manifest
 
 
 def _make_record(
@@ -279,36 +317,3 @@ def _link_step(run_dir: Path, step: Step, folder: Path, number: int) -> None:
     link.parent.mkdir(exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(folder.absolute())
-
-
-def _list_output_folders(cfg: Config) -> list[tuple[str, Path]]:
-    return [("store", cfg.store), ("runs", cfg.runs)]
-
-
-def _check_writable(knob: str, root: Path, dry_run: bool) -> None:
-    try:
-        _check_without_writing(root) if dry_run else _write_probe(root)
-    except OSError as error:
-        raise UserError(
-            f"{knob}={root}: cannot be written ({error.strerror}).\n"
-            f"  Give a folder that can, as {knob}=FOLDER."
-        ) from error
-
-
-def _write_probe(root: Path) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    probe = root / f".writable-{os.getpid()}"
-    probe.write_text("")
-    probe.unlink()
-
-
-def _check_without_writing(root: Path) -> None:
-    """The same without writing, by the folder itself or its nearest parent that exists."""
-    parent = next(path for path in (root, *root.absolute().parents) if os.path.lexists(path))
-    fault = 0
-    if not parent.is_dir():
-        fault = errno.EEXIST if parent == root else errno.ENOTDIR
-    elif not os.access(parent, os.W_OK | os.X_OK):
-        fault = errno.EROFS if os.statvfs(parent).f_flag & os.ST_RDONLY else errno.EACCES
-    if fault:
-        raise OSError(fault, os.strerror(fault))

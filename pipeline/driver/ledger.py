@@ -21,6 +21,8 @@ class Ledger:
         self._lines: list[dict[str, Any]] = []
         self._terminal = sys.stdout.isatty()
         self._shown = time.monotonic()
+        self._running: dict[str, str] = {}  # the line of each Step that runs, by fingerprint
+        self._painted = 0  # lines on the terminal that are painted over
 
     def add_line(
         self,
@@ -34,6 +36,7 @@ class Ledger:
         """`■ sample    round 1   3fa9c1d2e4b5   12.3 s`; in brackets: an earlier run."""
         spent = "" if seconds is None else f"{seconds:.1f} s"
         spent = spent if counted or not spent else f"({spent})"
+        self._running.pop(fingerprint, None)
         self._clear()
         name = f"{step.stage:<9} {step.label_text:<13} {fingerprint:<13}"
         print(f"{sign} {name} {spent:>10}  {note}".rstrip(), flush=True)
@@ -50,23 +53,28 @@ class Ledger:
             write_json(self._file, self._lines)
 
     def show_running(self, step: Step, fingerprint: str, text: str) -> None:
-        """Repaint one line on a terminal; elsewhere print a line every QUIET seconds."""
+        """Repaint the lines of all that runs; without a terminal print them every QUIET seconds."""
         line = f"● {step.stage:<9} {step.label_text:<13} {fingerprint:<13} {text}"
+        self._running[fingerprint] = line
         if self._terminal:
             # A line that wraps could not be painted over.
             width = shutil.get_terminal_size().columns - 1
-            print(f"\r\x1b[K{line[:width]}", end="", flush=True)
+            self._clear()
+            print("\n".join(line[:width] for line in self._running.values()), end="", flush=True)
+            self._painted = len(self._running)
         elif time.monotonic() - self._shown >= QUIET:
             self._shown = time.monotonic()
-            print(line, flush=True)
+            print("\n".join(self._running.values()), flush=True)
 
     def print_note(self, text: str) -> None:
         self._clear()
         print(f"  {text}", flush=True)
 
     def _clear(self) -> None:
+        """The cursor is in the last painted line."""
         if self._terminal:
-            print("\r\x1b[K", end="")
+            print("\r\x1b[K" + "\x1b[A\x1b[K" * (self._painted - 1), end="")
+            self._painted = 0
 
 
 def summarize_cost(cost: dict[str, Any]) -> str:

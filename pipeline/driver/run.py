@@ -18,14 +18,8 @@ from pipeline import preflight, store
 from pipeline.artifacts import make_new_folder, write_atomically, write_text
 from pipeline.backends import api_client
 from pipeline.config import Config
-from pipeline.driver.executor import (
-    StepFailed,
-    build_missing,
-    outline_plan,
-    select_targets,
-    show_dry_run,
-    write_plan,
-)
+from pipeline.driver.executor import StepFailed, build_missing, write_plan
+from pipeline.driver.outline import outline_plan, select_targets, show_dry_run
 from pipeline.driver.run_index import refresh_index
 from pipeline.driver.run_record import RunEnd, record_run
 from pipeline.driver.store_users import register_runs

@@ -12,19 +12,21 @@ import platform
 import select
 import shlex
 import signal
+import socket
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
-from pipeline import store
+from pipeline import progress, store
 from pipeline.artifacts import COST_FILE, build_tree, open_artifact, write_json
 from pipeline.backends import api_client
+from pipeline.driver.child_process import STAGES
 from pipeline.errors import (
     ALREADY_BUILT,
     DONE,
@@ -36,8 +38,8 @@ from pipeline.errors import (
 )
 from pipeline.models import merging
 from pipeline.progress import print_faults, print_note, print_progress
+from pipeline.resources import open_models
 
-STAGES = os.environ.get("PIPELINE_STAGES", "pipeline.stages")  # tests name a package of toys
 RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -52,15 +54,45 @@ RECORDED_PACKAGES = (
 )
 
 
-def main() -> int:
-    path = Path(sys.argv[1])
-    step = json.loads(path.read_text())
-    if "--follow" in sys.argv[2:]:
+def serve_driver() -> None:
+    """Build the Steps that the driver asks for, one after another, until it asks for no more."""
+    with socket.socket(fileno=os.dup(0)) as driver, driver.makefile("r") as requests:
         follow_driver()
+        open_models.keep_between_steps()
+        for request in map(json.loads, requests):
+            _write_output_to(request["log"])
+            code = run_record(Path(request["record"]), request["asked_at"])
+            driver.sendall(bytes([code]))
+    open_models.close_parked()
+
+
+def _write_output_to(log: str) -> None:
+    """All that this process and its children print."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+
+
+def run_record(path: Path, asked_at: float | None = None) -> int:
+    """Build the Step of a record. Returns the exit code; an error that it prints is in the log."""
+    try:
+        return build_record(json.loads(path.read_text()), asked_at or time.time())
+    except Exception:
+        print(api_client.mask_secrets(traceback.format_exc()), end="", file=sys.stderr, flush=True)
+        return FAILED
+
+
+def build_record(step: dict[str, Any], asked_at: float) -> int:
+    progress.begin_step()
     final = Path(step["out"])
     try:
-        with store.lock_step(final, on_wait=_print_wait):
-            code = build_step(step, final)
+        with ExitStack() as held:
+            with progress.measure_phase(progress.WAIT):
+                held.enter_context(store.lock_step(final, on_wait=_print_wait))
+            code = build_step(step, final, asked_at)
             _merge_adapter(step, final)
             return code
     except (UserError, StageError) as error:
@@ -105,7 +137,7 @@ def print_fault(message: str) -> None:
         return
 
 
-def build_step(step: dict[str, Any], final: Path) -> int:
+def build_step(step: dict[str, Any], final: Path, asked_at: float) -> int:
     store.check_places([final])
     published = store.read_manifest(final)
     if published and not store.is_pruned(published):
@@ -115,12 +147,12 @@ def build_step(step: dict[str, Any], final: Path) -> int:
     work = store.partial_folder(final)
     sealed = store.read_manifest(work)
     if sealed is None or store.find_fault(work, sealed, step["inputs"], step["place"]) is not None:
-        run_stage(step, work)
+        run_stage(step, work, asked_at)
     store.publish(work, final)
     return DONE
 
 
-def run_stage(step: dict[str, Any], work: Path) -> None:
+def run_stage(step: dict[str, Any], work: Path, asked_at: float) -> None:
     """Run the stage in its folder and seal it. Work on other inputs is not resumed."""
     started = time.monotonic()
     before = _read_earlier_record(work)
@@ -139,8 +171,10 @@ def run_stage(step: dict[str, Any], work: Path) -> None:
     config = TypeAdapter(parameters["cfg"]).validate_python(step["config"])
     # Some stages name their block of the user's config in messages.
     knob = {"knob": step["knob"]} if "knob" in parameters else {}
+    inputs = open_inputs(step["inputs"])
+    progress.end_start(asked_at)
     try:
-        run(config, work, **knob, **open_inputs(step["inputs"]))
+        run(config, work, **knob, **inputs)
     except BaseException:
         with suppress(OSError):  # a full disk: the stage's own fault is the one to report
             store.note_attempt(work)
@@ -149,7 +183,11 @@ def run_stage(step: dict[str, Any], work: Path) -> None:
     for leftover in work.rglob(".*.tmp"):
         leftover.unlink()
     _check_inputs(step)
-    store.seal(work, _make_manifest(step, work, spent + time.monotonic() - started))
+    with progress.measure_phase(progress.WRITE):
+        files = store.list_files(work)
+    cost = (_read_if_any(work / COST_FILE) or {}) | progress.summarize_time(asked_at)
+    seconds = spent + time.monotonic() - started
+    store.seal(work, _make_manifest(step, files, cost, seconds))
 
 
 def _check_foreign_files(work: Path) -> None:
@@ -190,7 +228,9 @@ def _measure_earlier_seconds(work: Path, before: dict[str, Any]) -> float:
     return before["spent"] + ended - began
 
 
-def _make_manifest(step: dict[str, Any], work: Path, seconds: float) -> store.Manifest:
+def _make_manifest(
+    step: dict[str, Any], files: list[dict[str, Any]], cost: dict[str, Any], seconds: float
+) -> store.Manifest:
     return {
         "stage": step["stage"],
         "version": step["version"],
@@ -200,8 +240,8 @@ def _make_manifest(step: dict[str, Any], work: Path, seconds: float) -> store.Ma
             for name, source in step["inputs"].items()
         },
         "config": step["config"],
-        "files": store.list_files(work),
-        "cost": _read_if_any(work / COST_FILE) or {},
+        "files": files,
+        "cost": cost,
         "seconds": round(seconds, 2),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "provenance": {
@@ -244,7 +284,7 @@ def _index_dicts_to_lists(value: Any) -> Any:
 def follow_driver() -> None:
     """Fork a watcher that kills this process group when the driver or this worker ends.
 
-    Standard input is a pipe from the driver: it closes when the driver ends.
+    Standard input is a socket from the driver: it is closed at both ends when the driver ends.
     """
     worker, group = os.getpid(), os.getpgid(0)
     if os.fork():
@@ -253,10 +293,10 @@ def follow_driver() -> None:
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    while os.getppid() == worker:
-        readable, _, _ = select.select([0], [], [], 0.1)
-        if readable and not os.read(0, 1):
-            break
+    driver = select.poll()
+    driver.register(0, 0)  # no event but the end, which is always reported
+    while os.getppid() == worker and not driver.poll(100):
+        continue
     try:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:
@@ -279,9 +319,7 @@ def _read_if_any(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except Exception:
-        print(api_client.mask_secrets(traceback.format_exc()), end="", file=sys.stderr)
-        code = FAILED
-    sys.exit(code)
+    if "--follow" in sys.argv[1:]:
+        serve_driver()
+    else:
+        sys.exit(run_record(Path(sys.argv[1])))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import progress
 from pipeline.artifacts import ADAPTER_CONFIG, MODEL_FILE, Model, write_adapter_config, write_json
 from pipeline.config import LoraAdapter, Quantization
 from pipeline.errors import StageError, UserError, pluralize
@@ -42,9 +43,10 @@ def load(model: Model, dtype: str, quantization: Quantization | None = None) -> 
     Its base is quantised as `quantization` says, or else as recorded.
     """
     quantization = quantization or quantized.read_quantization(model)
-    module = open_model(model, dtype, quantization)
-    # A quantised module is on the device already.
-    return module if quantization else module.to(choose_device())
+    with progress.measure_phase(progress.LOAD):
+        module = open_model(model, dtype, quantization)
+        # A quantised module is on the device already.
+        return module if quantization else module.to(choose_device())
 
 
 def open_model(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:

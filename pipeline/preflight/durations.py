@@ -152,13 +152,11 @@ class Durations:
 
 
 class TimeLeft:
-    """The time of the steps after the one that runs, estimated again every REFRESH_SECONDS."""
+    """The time of the steps that have not begun, estimated again every REFRESH_SECONDS."""
 
     def __init__(self, run_plan: RunPlan, steps: list[Step]):
-        self._run_plan, self._steps = (
-            run_plan,
-            [step for step in steps[1:] if step.stage in LONG_STAGES],
-        )
+        self._run_plan = run_plan
+        self._steps = [step for step in steps if step.stage in LONG_STAGES]
         self._words, self._estimated_at = "", time.monotonic()
 
     def describe(self) -> str:

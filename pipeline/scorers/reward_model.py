@@ -8,11 +8,13 @@ One label: its logit. Two: logit 1 − logit 0, the log-odds. A named label: tha
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from pipeline.artifacts import Model
 from pipeline.config import RewardModelScorer
 from pipeline.errors import StageError, UserError, suggest
+from pipeline.resources import open_models
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.classifier_logits import ClassifierSource, Logits, PoolingEngine, open_engine
 from pipeline.scorers.reward_text import EncodedRow, RewardEncoder, UnreadableText
@@ -38,6 +40,7 @@ class RewardModel:
     ):
         self.cfg, self.reward, self.knob = cfg, reward, knob
         self.engine: PoolingEngine | None = None
+        self.engine_key: tuple[Any, ...]
         self.encoder: RewardEncoder
         self.read_score: Callable[[Logits], float]
 
@@ -58,7 +61,7 @@ class RewardModel:
 
     def close(self) -> None:
         if self.engine:
-            self.engine.close()
+            open_models.park(self.engine_key, self.engine, self.engine.close)
 
     def _open(self) -> PoolingEngine:
         from transformers import AutoConfig
@@ -73,7 +76,9 @@ class RewardModel:
         limit = _find_length_limit(cfg.max_length, config, tokenizer, knob)
         self.encoder = RewardEncoder(tokenizer, cfg.input, cfg.template.kwargs, limit, knob)
         probes = encode_probes(self.encoder, name, knob)
-        self.engine = open_engine(cfg, source, tokenizer, limit, knob)
+        self.engine_key = "score", source, limit, cfg.dtype, cfg.engine, cfg.runtime
+        load = partial(open_engine, cfg, source, tokenizer, limit, knob)
+        self.engine = open_models.borrow(self.engine_key, load)
         check_probes(self.engine, probes, self.read_score, cfg.dtype, name, knob)
         return self.engine
 

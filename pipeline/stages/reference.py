@@ -15,6 +15,7 @@ from pipeline.artifacts import KL, Logps, Model, Pairs, Samples, note_cost, read
 from pipeline.config import ReferenceConfig
 from pipeline.errors import StageError, UserError, pluralize
 from pipeline.progress import Progress, print_phase
+from pipeline.resources import open_models
 from pipeline.resources.gpu_sets import worker_environments
 from pipeline.resources.model_shape import parameter_cost
 from pipeline.resources.worker_pool import Figures, Worker, run_shards
@@ -109,7 +110,9 @@ def measure_chunks(
     from pipeline.models import loading
 
     table = read_table(scratch / ROWS)
-    module = loading.load(model, cfg.dtype, cfg.quantization)
+    key = "reference", model.weights, model.adapter, cfg.dtype, cfg.quantization
+    load = partial(loading.load, model, cfg.dtype, cfg.quantization)
+    module = open_models.borrow(key, load)
     loading.check_vocabulary(module, [table["prompt_token_ids"], table["token_ids"]], "reference")
     worker.report(rows=0, tokens=0)
 
@@ -120,6 +123,7 @@ def measure_chunks(
         part = table.slice(_first_row(chunk, size), size)
         write_table(scratch / chunk, _measure_chunk(cfg, module, part, report_batch))
         worker.finish(chunk)
+    open_models.park(key, module)
 
 
 def _first_row(chunk: str, size: int) -> int:

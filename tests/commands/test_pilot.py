@@ -20,7 +20,7 @@ from pipeline.commands.pilot.seen import (
 )
 from pipeline.commands.pilot.words import format_lines
 from pipeline.config import Config
-from pipeline.driver.executor import prepare_plan, select_targets
+from pipeline.driver.outline import prepare_plan, select_targets
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.support.house import SMALL, composed

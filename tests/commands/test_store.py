@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from pipeline import store
-from pipeline.driver.executor import build_missing, prepare_plan
+from pipeline.driver.executor import build_missing
+from pipeline.driver.outline import prepare_plan
 from pipeline.status import read_statuses
 from pipeline.step import Step
 from tests.support.house import HOUSE, SMALL, Toys, composed

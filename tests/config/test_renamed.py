@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import renamed
 from pipeline.config.compose import CONF, Arguments, compose
-from pipeline.driver.executor import select_targets
+from pipeline.driver.outline import select_targets
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.support.house import composed

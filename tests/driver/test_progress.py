@@ -12,8 +12,8 @@ import pytest
 from pipeline.artifacts import Model
 from pipeline.backends import Completion
 from pipeline.backends.scripted import ScriptedTokenizer
-from pipeline.driver.child_process import LogWatch
 from pipeline.driver.ledger import Ledger
+from pipeline.driver.worker_log import LogWatch
 from pipeline.plan import plan
 from pipeline.progress import Progress, format_clock, print_phase
 from pipeline.sampling import throughput

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pipeline import store
 from pipeline.artifacts import Model, read_json, read_table, write_json
 from pipeline.driver import worker
-from pipeline.driver.executor import prepare_plan, select_targets
+from pipeline.driver.outline import prepare_plan, select_targets
 from pipeline.driver.run import run_point
 from pipeline.driver.store_users import STORE_MARKER
 from pipeline.errors import UserError, explain_disk_fault

@@ -269,7 +269,7 @@ def test_nothing_is_said_of_a_plan_that_a_run_would_build(capsys):
 
 def test_what_is_in_the_store_already_is_held_against_what_is_still_to_do(capsys):
     """The prompts are there: their own columns count, and their source is not read again."""
-    from pipeline.driver.executor import prepare_plan
+    from pipeline.driver.outline import prepare_plan
     from pipeline.plan import plan
     from tests.support import evals
 

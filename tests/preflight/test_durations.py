@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import hardware, store
 from pipeline.artifacts import write_json
-from pipeline.driver.executor import prepare_plan
+from pipeline.driver.outline import prepare_plan
 from pipeline.plan import plan
 from pipeline.preflight import durations
 from pipeline.preflight.durations import Durations, TimeLeft

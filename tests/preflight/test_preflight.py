@@ -16,7 +16,7 @@ from pipeline import preflight
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.backends.chat import ModelTokenizer
 from pipeline.config import ScoreConfig
-from pipeline.driver.executor import prepare_plan
+from pipeline.driver.outline import prepare_plan
 from pipeline.driver.run import run_point
 from pipeline.errors import UserError
 from pipeline.plan import plan

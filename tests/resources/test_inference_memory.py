@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import write_json
-from pipeline.driver.executor import prepare_plan
+from pipeline.driver.outline import prepare_plan
 from pipeline.driver.run import run_point
 from pipeline.errors import DONE, USER_ERROR, UserError
 from pipeline.plan import plan

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import hardware
 from pipeline.artifacts import Model, write_json, write_table
-from pipeline.driver.executor import prepare_plan
+from pipeline.driver.outline import prepare_plan
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.preflight import lineage

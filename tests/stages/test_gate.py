@@ -7,7 +7,7 @@ import pytest
 from pipeline import store
 from pipeline.artifacts import open_artifact, write_json
 from pipeline.config import GateConfig
-from pipeline.driver.executor import select_targets
+from pipeline.driver.outline import select_targets
 from pipeline.errors import StageError, UserError
 from pipeline.plan import plan
 from pipeline.stages import gate

@@ -18,7 +18,7 @@ from pipeline.commands.pilot.seen import (
     find_kind,
 )
 from pipeline.config import Config
-from pipeline.driver.executor import prepare_plan
+from pipeline.driver.outline import prepare_plan
 from pipeline.plan import plan
 from pipeline.report.analysis.statistics import count_errors_to_detect
 from pipeline.step import Step

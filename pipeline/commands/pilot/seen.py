@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.config import Config
-from pipeline.driver.executor import prepare_plan, select_targets
+from pipeline.driver.outline import prepare_plan, select_targets
 from pipeline.plan import plan
 from pipeline.preflight.row_counts import count_published_prompts
 from pipeline.status import RunPlan

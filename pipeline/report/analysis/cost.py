@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import MADE_BY
+from pipeline.progress import PHASES
 from pipeline.report.analysis.ancestors import Ancestor, read_ancestors
 
 
 def describe_cost(out: Path) -> list[dict[str, Any]]:
-    """One row per stage in the order of the pipeline. Engine starts are separate from tokens/s."""
+    """One row per stage in the order of the pipeline. The opening of models is not in tokens/s."""
     steps: dict[str, list[dict[str, Any]]] = {}
     for ancestor in read_ancestors(out):
         steps.setdefault(ancestor.stage, []).append(_describe_step(ancestor))
@@ -25,12 +26,13 @@ def _describe_stage(stage: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
     with_tokens = [step for step in steps if step.get("tokens") is not None]
     tokens = sum(step["tokens"] for step in with_tokens) if with_tokens else None
     busy = sum(_generation_seconds(step) for step in with_tokens)
-    starts = [step["engine_start_seconds"] for step in steps if "engine_start_seconds" in step]
+    split = [step["phases"] for step in steps if "phases" in step]
     paid = [step["money"] for step in steps if step.get("money")]
     return {
         "stage": stage,
         "seconds": seconds,
-        "engine_start_seconds": sum(starts) if starts else None,
+        "phases": {name: sum(one[name] for one in split) for name in PHASES} if split else None,
+        "models_opened": sum(step.get("models_opened", 0) for step in steps) if split else None,
         "tokens": tokens,
         "money": sum(paid) if paid else None,
         "tokens_per_second": tokens / busy if tokens is not None and busy else None,

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
+from pipeline import progress
 from pipeline.backends import api_client
 from pipeline.config import ServiceRuntime
 from pipeline.errors import StageError, UserError, make_printable
@@ -41,7 +42,8 @@ class ServiceEngine:
             for _ in range(self.runtime.concurrency)
         ]
         try:
-            self.loop.run_until_complete(self._wait_for(tasks))
+            with progress.measure_phase(progress.WAIT):
+                self.loop.run_until_complete(self._wait_for(tasks))
         finally:
             for task in tasks:
                 task.cancel()

@@ -13,6 +13,7 @@ from pipeline.backends import vllm_engine
 from pipeline.config import VllmEngine
 from pipeline.errors import UserError
 from pipeline.models.chat_template import encode_rendered, render_template
+from pipeline.resources import open_models
 from pipeline.scorers.judging import JudgeRequest, OnResponse, Response, not_installed_error
 from pipeline.scorers.judging.endpoint import build_schema
 
@@ -26,9 +27,8 @@ class VllmJudge:
         place = vllm_engine.open_platform(partial(not_installed_error, cfg, knob))
         vllm_engine.check_weights_path(cfg.model)
         device = place.device_arguments(cfg.runtime.memory, cfg.runtime.cpu_cache_gib)
-        from vllm import LLM
-
-        self.model = LLM(**self._build_arguments(), **device)
+        self.arguments = self._build_arguments() | device
+        self.model = open_models.borrow(self.arguments, partial(_start_engine, self.arguments))
         self.tokenizer = self.model.get_tokenizer()
 
     def _build_arguments(self) -> dict[str, Any]:
@@ -113,4 +113,14 @@ class VllmJudge:
         return Response(completion.text, first_token, self.name, *tokens)
 
     def close(self) -> None:
-        self.model.llm_engine.engine_core.shutdown()
+        engine = self.model.llm_engine
+        if engine.has_unfinished_requests():  # an error has interrupted it
+            engine.engine_core.shutdown()
+        else:
+            open_models.park(self.arguments, self.model, engine.engine_core.shutdown)
+
+
+def _start_engine(arguments: dict[str, Any]) -> Any:
+    from vllm import LLM
+
+    return LLM(**arguments)

@@ -4,10 +4,12 @@ environment says.
 TOY_LOG: a file that gets a line for each thing done. TOY_SALT: enters what `sample` makes.
 TOY_HANG=STAGE: makes the first shard, starts a child of its own, then waits to be killed.
 TOY_PAUSE=STAGE:SECONDS. TOY_HOLD=STAGE:FILE waits until the file is there. TOY_WARN=STAGE: says a
-warning. TOY_REFUSE, TOY_BREAK, TOY_FULL=STAGE: ends the way that the name says.
+warning. TOY_REFUSE, TOY_BREAK, TOY_FULL=STAGE: ends the way that the name says. TOY_IMPORT:
+modules that every stage needs.
 """
 
 import errno
+import importlib
 import os
 import subprocess
 import sys
@@ -21,6 +23,9 @@ from pipeline.errors import UserError
 from pipeline.hashing import hash_file, hash_json
 
 SHARDS = 3
+PRELOAD = tuple(os.environ.get("TOY_IMPORT", "").split())
+for name in PRELOAD:
+    importlib.import_module(name)
 
 
 def make(

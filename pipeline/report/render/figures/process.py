@@ -1,7 +1,8 @@
 """Figures of how the models came to be: training curves, pair funnel, time by stage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from pipeline.progress import LOAD, START, WAIT, WORK, WRITE
 from pipeline.report.formatting import (
     ReportRow,
     fit_scale,
@@ -16,6 +17,7 @@ from pipeline.report.render.tables import origins
 
 MAX_POINTS = 300
 BAR_STEP = 24
+PHASE_COLOURS = {START: "c0", LOAD: "c2", WORK: "flow", WRITE: "c3", WAIT: "tie"}
 CURVES = (
     (
         "loss",
@@ -132,11 +134,25 @@ def draw_cost(report: ReportRow) -> Figure | None:
         text = f"{format_duration(row['seconds'])}, {format_share(row['seconds'] / total)}"
         parts += [
             svg.label((82, y + 4), row["stage"], "name", "end"),
-            svg.bar((92, y - 8), max(width, 1), 16, "flow"),
+            *_draw_phases(row["phases"], (92, y - 8), max(width, 1)),
             svg.label((100 + width, y + 4), text, "value"),
         ]
     table = origins.build_cost(report)
     rows = [[cell.text for cell in row] for row in table.rows]
     title = "Time by stage"
-    drawing = svg.render(title, ROW_HEIGHT * len(stages), parts)
+    legend, height = svg.legend([*PHASE_COLOURS.items()], 92, ROW_HEIGHT * len(stages) + 16)
+    drawing = svg.render(title, height, [*parts, *legend])
     return Figure(title, table.note, drawing, table.columns, rows)
+
+
+def _draw_phases(phases: ReportRow | None, at: SvgPoint, width: float) -> Iterator[str]:
+    """A bar of this width, in parts as the phases are to each other."""
+    if not phases or not sum(phases.values()):
+        yield svg.bar(at, width, 16, "flow")
+        return
+    x, y = at
+    for phase, kind in PHASE_COLOURS.items():
+        share = width * phases[phase] / sum(phases.values())
+        if share:
+            yield svg.bar((x, y), share, 16, kind)
+        x += share

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from pipeline.progress import PHASES
 from pipeline.report.formatting import (
     ReportRow,
     format_count,
@@ -122,23 +123,26 @@ def build_training(report: ReportRow) -> ReportTable:
 
 def build_cost(report: ReportRow) -> ReportTable:
     total = sum(row["seconds"] for row in report["cost"])
-    columns = ["stage", "steps", "time", "share", "engine start", "tokens", "tokens/s"]
+    columns = ["stage", "steps", "time", "share", *PHASES, "models opened", "tokens", "tokens/s"]
     if any(row["money"] for row in report["cost"]):
         columns.append("money")
     rows = [_stage_row(row, total)[: len(columns)] for row in report["cost"]]
     note = (
         f"{format_duration(total)} in total; a reused step counts with the time of its building."
-        " Sampling's tokens/s exclude the start of the engine."
+        " Start is from the request of a step to its stage; load opens models; wait is for locks"
+        " and servers. Sampling's tokens/s exclude start and load."
     )
     return ReportTable("Cost", note, columns, rows)
 
 
 def _stage_row(row: ReportRow, total: float) -> list[Cell]:
+    phases = row["phases"] or {}
     figures = (
         str(len(row["steps"])),
         format_duration(row["seconds"]),
         format_share(row["seconds"] / total if total else None),
-        format_duration(row["engine_start_seconds"]),
+        *(format_duration(phases.get(phase)) for phase in PHASES),
+        format_count(row["models_opened"]),
         format_count(row["tokens"]),
         format_count(row["tokens_per_second"]),
         format_number(row["money"], 2),
