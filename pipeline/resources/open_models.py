@@ -20,6 +20,10 @@ def keep_between_steps() -> None:
     _keeps = True
 
 
+def are_kept() -> bool:
+    return _keeps
+
+
 def borrow(key: Any, load: Callable[[], Any]) -> Any:
     """The model that was parked under this key; else a new one, after all others are closed."""
     for parked in _parked:

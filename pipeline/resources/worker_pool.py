@@ -2,7 +2,8 @@
 
 A worker runs one function once, so it opens its engine once, and claims shards until none is left.
 A crashed worker's shards are queued again; the run fails when the last worker has crashed.
-With a single worker the stage's own process does the work.
+With a single worker the stage's own process does the work. Where a process builds several Steps,
+the workers stay with their models open, and the next Step's function runs in them.
 """
 
 import os
@@ -11,6 +12,8 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,9 +22,11 @@ from typing import Any, Protocol
 from pipeline import hardware
 from pipeline.errors import FAILED, StageError, UserError, pluralize
 from pipeline.progress import print_note
+from pipeline.resources import open_models
 from pipeline.resources.gpu_sets import Environment
 
 Figures = dict[str, float]
+GRACE = 10.0  # seconds for an idle worker to close its model
 LAST_LINES = 12  # lines of a crashed worker's log that the error shows
 
 
@@ -112,19 +117,32 @@ class _PipeWorker:
 class WorkerProcess:
     """A worker as the pool sees it."""
 
-    def __init__(self, number: int, work: Work, environment: Environment, logs: Path):
-        self.log = logs / f"worker-{number}.log"
+    def __init__(self, number: int, environment: Environment):
         gpus = environment.get(hardware.VISIBLE)
         self.name = f"worker {number} (GPU {gpus})" if gpus else f"worker {number}"
+        self.number, self.environment = number, environment
+        self.log: Path
         self.claimed: list[str] = []
         self.is_waiting = False
         self.pipe, theirs = get_context("spawn").Pipe()
         # Not a daemon: a daemon may have no children, and an engine on a GPU starts some.
         self.process = get_context("spawn").Process(
-            target=_run_worker, args=(work, environment, theirs, self.log)
+            target=_run_worker, args=(environment, theirs, open_models.are_kept())
         )
         self.process.start()
         theirs.close()
+
+    def assign(self, work: Work, logs: Path) -> None:
+        self.log = logs / f"worker-{self.number}.log"
+        with suppress(BrokenPipeError, ConnectionResetError):  # `_receive` notices its end
+            self.pipe.send((work, self.log))
+
+    def end(self) -> None:
+        """An idle one closes its model first."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.pipe.send(None)
+        self.process.join(GRACE)
+        self.stop()
 
     def stop(self) -> None:
         self.process.kill()
@@ -151,17 +169,27 @@ class WorkerPool:
 
     def run(self, work: Work, environments: list[Environment], logs: Path) -> None:
         logs.mkdir(parents=True, exist_ok=True)
-        started: list[WorkerProcess] = []
+        key = "workers", environments[0]
+        started: list[WorkerProcess] = open_models.borrow(key, list)
         try:
             for number, environment in enumerate(environments):
-                started.append(WorkerProcess(number, work, environment, logs))
-            self.workers = list(started)
+                if number == len(started):
+                    started.append(WorkerProcess(number, environment))
+                started[number].assign(work, logs)
+            self.workers = started[: len(environments)]
             while self.workers:
                 self._receive()
-        finally:
+        except BaseException:
             for worker in started:
                 worker.stop()
+            raise
+        finally:
+            for worker in started[: len(environments)]:
                 _print(worker.read_log())
+        if all(worker.process.is_alive() for worker in started):
+            open_models.park(key, started, partial(_end_all, started))
+        else:
+            _end_all(started)
         if self.queue:
             last = self._last_crashed
             lines = "\n".join(f"    {line}" for line in last.read_log().splitlines()[-LAST_LINES:])
@@ -196,6 +224,8 @@ class WorkerPool:
                 self._on_report(figures)
             case ("fault", (fault,)):
                 raise fault
+            case ("done", ()):
+                self.workers.remove(worker)
 
     def _serve_waiting(self) -> None:
         """Send waiting workers a shard; or home, when no worker holds one that might come back."""
@@ -225,21 +255,30 @@ class WorkerPool:
         worker.claimed = []
 
 
-def _run_worker(
-    work: Work, environment: Environment, pipe: "Connection[Any, Any]", log: Path
-) -> None:
-    """Runs in the worker's process. Its output goes to `log`, which the pool prints at the end."""
+def _end_all(workers: list[WorkerProcess]) -> None:
+    for worker in workers:
+        worker.end()
+
+
+def _run_worker(environment: Environment, pipe: "Connection[Any, Any]", keeps: bool) -> None:
+    """Runs in the worker's process. Its output goes to a log, which the pool prints at the end."""
     os.environ.update(environment)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    try:
-        work(_PipeWorker(pipe))
-    except (UserError, StageError) as fault:
-        pipe.send(("fault", fault))
-        sys.exit(FAILED)
-    pipe.close()
+    if keeps:
+        open_models.keep_between_steps()
+    while (assigned := pipe.recv()) is not None:
+        work, log = assigned
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+        try:
+            work(_PipeWorker(pipe))
+        except (UserError, StageError) as fault:
+            pipe.send(("fault", fault))
+            sys.exit(FAILED)
+        pipe.send(("done",))
+    open_models.close_parked()
 
 
 def _die_with_parent() -> None:

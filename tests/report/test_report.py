@@ -37,11 +37,13 @@ from pipeline.report.formatting import (
 from pipeline.report.render import svg
 from pipeline.report.render.environment import ENVIRONMENT, HERE, render_document
 from pipeline.report.render.examples import choose_examples
+from pipeline.report.render.figures.process import draw_cost
 from pipeline.report.render.markdown import render_markdown
 from pipeline.report.render.page import render_page
 from pipeline.report.render.table import Cell, ReportTable, find_text_columns
 from pipeline.report.render.tables import build_tables, contests
 from pipeline.report.render.tables import models as model_sheets
+from pipeline.report.render.tables.origins import build_cost
 
 FEW = BootstrapConfig(level=0.95, resamples=999, seed=0)
 
@@ -469,7 +471,8 @@ def a_report(name="round-1"):
             {
                 "stage": "train",
                 "seconds": 9.0,
-                "engine_start_seconds": None,
+                "phases": {"start": 0.5, "load": 2.0, "work": 6.0, "write": 1.0, "wait": 0.0},
+                "models_opened": 1,
                 "tokens": 900,
                 "tokens_per_second": 100.0,
                 "money": None,
@@ -832,6 +835,26 @@ def test_a_run_without_waves_or_quantised_bases_says_nothing_of_them():
         {**draw(label=1), "quantization_difference": None, "reasoning_tokens": None}
     ]
     assert not re.search("wave|dequantised|of which", render_markdown(report))
+
+
+def test_the_cost_shows_where_the_time_of_a_stage_went():
+    report = a_report()
+    [row] = build_cost(report).rows
+    assert [cell.text for cell in row[4:10]] == [
+        "0.5 s",
+        "2.0 s",
+        "6.0 s",
+        "1.0 s",
+        "0.0 s",
+        "1",
+    ]
+    figure = draw_cost(report)
+    bars = re.findall(r'<rect class="(\w+)" x="[\d.]+" y="[\d.]+" width="([\d.]+)"', figure.drawing)
+    assert [kind for kind, _ in bars] == ["c0", "c2", "flow", "c3"], "no bar for what took no time"
+    widths = [float(width) for _, width in bars]
+    assert widths[2] / sum(widths) == pytest.approx(6.0 / 9.5, abs=0.01)
+    report["cost"][0] |= {"phases": None, "models_opened": None}
+    assert draw_cost(report).drawing.count("<rect") == 1, "a step of an earlier version"
 
 
 def test_what_judges_and_servers_were_paid_is_in_the_cost_table():

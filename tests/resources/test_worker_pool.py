@@ -1,5 +1,6 @@
 """Shards that several processes share: each is done once, and again where its worker crashed."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StageError, UserError
-from pipeline.resources import gpu_sets, worker_pool
+from pipeline.resources import gpu_sets, open_models, worker_pool
 from pipeline.resources.gpu_sets import worker_environments
 from pipeline.resources.worker_pool import Worker, run_shards
 from tests.support.house import HOUSE
@@ -115,10 +116,10 @@ def test_a_hand_that_cannot_be_started_leaves_no_other_behind(tmp_path, monkeypa
     started = []
 
     class Member(worker_pool.WorkerProcess):
-        def __init__(self, number: int, *rest):
+        def __init__(self, number: int, environment: dict[str, str]):
             if number == 1:
                 raise OSError("no more processes")
-            super().__init__(number, *rest)
+            super().__init__(number, environment)
             started.append(self.process)
 
     monkeypatch.setattr(worker_pool, "WorkerProcess", Member)
@@ -195,3 +196,49 @@ def test_more_gpus_than_there_are_is_refused(monkeypatch, there, workers, each):
         UserError, match=rf"sample.runtime.workers={workers}: .* GPU.*\n.*Give fewer workers"
     ):
         worker_environments(workers, "sample.runtime.workers", each)
+
+
+def open_once(folder: Path, worker: Worker) -> None:
+    """A stage's work with a model that the next Step can use."""
+    model = open_models.borrow("the model", partial(note_opening, folder))
+    while shard := worker.claim():
+        (folder / f"{shard}-{model}").touch()
+        time.sleep(0.05)
+        worker.finish(shard)
+    open_models.park("the model", model, partial((folder / f"closed-{model}").touch))
+
+
+def note_opening(folder: Path) -> int:
+    (folder / f"opened-{os.getpid()}").touch()
+    return os.getpid()
+
+
+@pytest.fixture
+def several_steps():
+    """This process builds several Steps, as a worker of the driver does."""
+    open_models.keep_between_steps()
+    yield
+    open_models.close_parked()
+    open_models._keeps = False
+
+
+def test_where_steps_follow_each_other_the_workers_stay_with_their_models(tmp_path, several_steps):
+    for step in ("first", "second"):
+        shards = [f"{step}-{shard}" for shard in SHARDS]
+        run_shards(shards, partial(open_once, tmp_path), [{}, {}], tmp_path / step)
+    opened = {path.name.split("-")[1] for path in tmp_path.glob("opened-*")}
+    assert len(opened) == 2
+    for step in ("first", "second"):
+        assert {path.name.split("-")[-1] for path in tmp_path.glob(f"{step}-*")} == opened
+    assert not list(tmp_path.glob("closed-*"))
+    open_models.close_parked()
+    assert {path.name.split("-")[1] for path in tmp_path.glob("closed-*")} == opened
+    assert multiprocessing.active_children() == []
+
+
+def test_after_a_crash_the_next_step_has_new_workers(tmp_path, several_steps):
+    have_done(tmp_path, [{}, {}], pause=0.02, dies=SHARDS[-1])
+    for shard in SHARDS:
+        (tmp_path / shard).unlink()
+    have_done(tmp_path, [{}, {}], pause=0.02)
+    assert len(list(tmp_path.glob("opened-*"))) == 4

@@ -276,18 +276,18 @@ def test_cost_sums_the_ancestors_by_stage(run):
     assert (cost[1]["tokens"], cost[1]["tokens_per_second"]) == (None, None)
 
 
-def test_tokens_a_second_are_those_of_drawing_and_the_engine_s_start_stands_apart(run):
-    figures = {"tokens": 600, "tokens_per_second": 100.0, "engine_start_seconds": 4.0}
+def test_tokens_a_second_are_those_of_sampling_and_the_phases_are_summed(run):
+    phases = {"start": 0.5, "load": 4.0, "work": 6.0, "write": 1.0, "wait": 0.5}
+    figures = {"tokens": 600, "tokens_per_second": 100.0, "phases": phases, "models_opened": 1}
     add_step(run, "sample", 1, figures, {}, seconds=12.0)
     add_step(run, "sample", "test sft", figures, {}, seconds=12.0)
     add_step(run, "train", 1, {"tokens": 900}, {}, seconds=9.0)
     drawn, trained = run.add("sft", scored(0.5)).add("round-1", scored(0.6)).evaluate()["cost"]
-    assert (drawn["seconds"], drawn["engine_start_seconds"], drawn["tokens_per_second"]) == (
-        24.0,
-        8.0,
-        100.0,
-    )
-    assert (trained["engine_start_seconds"], trained["tokens_per_second"]) == (None, 100.0)
+    assert (drawn["seconds"], drawn["tokens_per_second"]) == (24.0, 100.0)
+    assert drawn["phases"] == {name: 2 * seconds for name, seconds in phases.items()}
+    assert drawn["models_opened"] == 2
+    assert (trained["phases"], trained["models_opened"]) == (None, None)
+    assert trained["tokens_per_second"] == 100.0
 
 
 def test_without_the_list_of_ancestors_there_is_no_cost(run):
