@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "sampling": "artifacts backends config errors hashing progress resources text",
     "scorers": "artifacts backends config data errors hashing models progress resources text",
     "pairing": "artifacts backends config data errors hashing models text",
-    "benchmarks": "artifacts backends config errors models progress scorers",
+    "benchmarks": "artifacts backends config errors models progress resources scorers",
     "preflight": "artifacts backends config data errors hardware hashing models pairing resources"
     " sampling scorers"
     " status step store text",

@@ -7,6 +7,8 @@ requests are counted.
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from pipeline.config import BenchmarkConfig, TransformersBackend, VllmBackend
 from pipeline.errors import StageError, UserError
 from pipeline.models import loading
 from pipeline.progress import Progress, print_phase
+from pipeline.resources import open_models
 
 CHUNK = 512  # requests; never from `runtime`, so that a resumed run finds the same chunks
 # Of one batch, 4 GiB in float32: with a large vocabulary fewer requests share a batch.
@@ -28,8 +31,18 @@ MAX_LOGITS = 1 << 30
 MERGED = "merged"  # an adapter merged for vLLM; removed before anything is published
 
 
-def open_model(cfg: BenchmarkConfig, knob: str, model: Model, scratch: Path) -> LM:
-    """The model in lm-eval's own class for the engine."""
+@contextmanager
+def open_model(cfg: BenchmarkConfig, knob: str, model: Model, scratch: Path) -> Iterator[LM]:
+    """The model in lm-eval's own class for the engine. The next benchmark may use it too."""
+    how = cfg.backend, cfg.template_kwargs, cfg.thinks_until, cfg.seed
+    key = "benchmark", model.weights, model.adapter, *how
+    opened = open_models.borrow(key, partial(_load_model, cfg, knob, model, scratch))
+    yield opened
+    engine = getattr(getattr(opened, "model", None), "llm_engine", None)
+    open_models.park(key, opened, *([engine.engine_core.shutdown] if engine else []))
+
+
+def _load_model(cfg: BenchmarkConfig, knob: str, model: Model, scratch: Path) -> LM:
     if isinstance(cfg.backend, VllmBackend):
         print_phase("starting the vLLM engine")
         return _open_vllm(cfg, cfg.backend, knob, model, scratch)

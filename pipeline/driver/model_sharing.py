@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.artifacts import Model
 from pipeline.config import (
+    BenchmarkConfig,
     Block,
     DuelConfig,
     ReferenceConfig,
@@ -50,6 +51,8 @@ def find_model_key(step: Step, folder_of: FindFolder) -> str | None:
             return _describe("reference", folder_of, step.inputs["model"], step.config)
         case DuelConfig(engine=engine) if isinstance(engine, VllmEngine):
             return _describe("duel", folder_of, None, engine)
+        case BenchmarkConfig(backend=backend):
+            return _describe("benchmark", folder_of, step.inputs["model"], backend)
     return None
 
 

@@ -41,8 +41,9 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model, knob: str = "benchmark
     from pipeline.benchmarks.lm_eval_model import ChunkedModel, open_model
 
     scratch = out / "scratch"
-    answering = ChunkedModel(cfg, knob, open_model(cfg, knob, model, scratch), scratch / "answers")
-    results = evaluate_tasks(cfg, task, tasks, answering)
+    with open_model(cfg, knob, model, scratch) as opened:
+        answering = ChunkedModel(cfg, knob, opened, scratch / "answers")
+        results = evaluate_tasks(cfg, task, tasks, answering)
     write_items(out / "items.parquet", results["samples"])
     figures = [*collect_figures(results, (cfg.task, cfg.metric))]
     chief = next(row for row in figures if (row["task"], row["metric"]) == (cfg.task, cfg.metric))
