@@ -64,8 +64,8 @@ MAY_IMPORT = {
     "scorers": "artifacts backends config data errors hashing models progress resources text",
     "pairing": "artifacts backends config data errors hashing models text",
     "benchmarks": "artifacts backends config errors models progress resources scorers",
-    "preflight": "artifacts backends config data errors hardware hashing models pairing resources"
-    " sampling scorers"
+    "preflight": "artifacts backends config data errors hardware hashing models pairing progress"
+    " resources sampling scorers"
     " status step store text",
     "training.distributed": "artifacts errors models",
     "training.monitoring": "artifacts backends config errors hashing models progress resources"

@@ -24,6 +24,7 @@ from pipeline.errors import pluralize
 from pipeline.preflight.lineage import find_shape
 from pipeline.preflight.row_counts import count_pairs_at_most, count_published_prompts
 from pipeline.preflight.training_fits import TrainingFits
+from pipeline.progress import LOAD, PHASES, START, WORK
 from pipeline.resources.training_fit import format_duration
 from pipeline.status import RunPlan
 from pipeline.step import Step
@@ -38,8 +39,22 @@ class MeasuredCost:
     """What a step of the store cost, or so far one that is still sampling."""
 
     config: dict[str, Any]
-    cost: dict[str, float]
+    cost: dict[str, Any]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    seconds: float
+    phases: dict[str, float] | None = None  # of the step that was measured
+
+    def split(self) -> dict[str, float]:
+        """Start and load as they were measured, whatever is read; the rest in its proportions."""
+        measured = self.phases or {WORK: 1.0}
+        fixed = {phase: each for phase, each in measured.items() if phase in (START, LOAD)}
+        growing = {phase: each for phase, each in measured.items() if phase not in fixed}
+        rest, total = max(self.seconds - sum(fixed.values()), 0.0), sum(growing.values()) or 1.0
+        return fixed | {phase: rest * each / total for phase, each in growing.items()}
 
 
 class Durations:
@@ -60,8 +75,8 @@ class Durations:
             if made.get("provenance", {}).get("device") == device:
                 yield MeasuredCost(made["config"], made["cost"], made["seconds"])
 
-    def estimate(self, step: Step) -> float | None:
-        """Seconds; None if nothing like it was measured or its number of rows is not known."""
+    def estimate(self, step: Step) -> Estimate | None:
+        """None if nothing like it was measured or its number of rows is not known."""
         match step.config:
             case SampleRequest():
                 return self._estimate_sample(step, step.config)
@@ -70,10 +85,11 @@ class Durations:
             case ScoreConfig():
                 return self._estimate_score(step, step.config)
             case TrainConfig():
-                return self._fits.find(step, step.config).seconds
+                seconds = self._fits.find(step, step.config).seconds
+                return None if seconds is None else Estimate(seconds)
         return None
 
-    def _estimate_sample(self, step: Step, cfg: SampleRequest) -> float | None:
+    def _estimate_sample(self, step: Step, cfg: SampleRequest) -> Estimate | None:
         alike = [
             one
             for one in self._measured["sample"]
@@ -87,9 +103,10 @@ class Durations:
         same_purpose = (one for one in alike if one.config["purpose"] == cfg.purpose)
         cost = next(same_purpose, alike[0]).cost
         tokens = count * min(cost["mean_tokens"], cfg.limits.completion)
-        return cost.get("engine_start_seconds", 0.0) + tokens / cost["tokens_per_second"]
+        start = cost.get("engine_start_seconds", 0.0)
+        return Estimate(start + tokens / cost["tokens_per_second"], cost.get("phases"))
 
-    def _estimate_reference(self, step: Step, cfg: ReferenceConfig) -> float | None:
+    def _estimate_reference(self, step: Step, cfg: ReferenceConfig) -> Estimate | None:
         rows = self._count_rows(step.inputs["rows"])
         parameters = self._count_parameters(step.inputs["model"])
         if not parameters or rows is None:
@@ -98,17 +115,17 @@ class Durations:
             same_model = one.cost.get("parameters") == parameters
             same_config = _drop_runtime(one.config) == _drop_runtime(cfg)
             if same_model and same_config and one.cost.get("rows"):
-                return rows * one.seconds / one.cost["rows"]
+                return Estimate(rows * one.seconds / one.cost["rows"], one.cost.get("phases"))
         return None
 
-    def _estimate_score(self, step: Step, cfg: ScoreConfig) -> float | None:
+    def _estimate_score(self, step: Step, cfg: ScoreConfig) -> Estimate | None:
         count = self._count_completions(step.inputs["samples"], KL)
         if count is None:
             return None
         for one in self._measured["score"]:
             same_config = _drop_runtime(one.config) == _drop_runtime(cfg)
             if same_config and one.cost.get("answers"):
-                return count * one.seconds / one.cost["answers"]
+                return Estimate(count * one.seconds / one.cost["answers"], one.cost.get("phases"))
         return None
 
     def _count_parameters(self, model: Step) -> int | None:
@@ -140,10 +157,13 @@ class Durations:
     def describe(self, to_do: list[Step]) -> Iterator[str]:
         """Lines for the plan: the time of each stage, and the stages whose time is not known."""
         steps = [step for step in to_do if step.stage in LONG_STAGES]
-        known = {id(step): time for step in steps if (time := self.estimate(step)) is not None}
+        estimates = {id(step): one for step in steps if (one := self.estimate(step)) is not None}
+        known = {number: one.seconds for number, one in estimates.items()}
         if kinds := " · ".join(_describe_kinds(steps, known)):
             total = format_duration(sum(known.values()))
             yield f"  time {kinds}: {total} together, scaled from what was measured here"
+        if any(one.phases for one in estimates.values()):
+            yield f"    of which {_describe_phases(estimates.values())}"
         if unknown := ", ".join(_count_kinds(step for step in steps if id(step) not in known)):
             yield (
                 f"  time of {unknown} is not known: the first sampled shard gives that of sampling;"
@@ -169,7 +189,8 @@ class TimeLeft:
         to_do = [step for step in self._steps if store.read_manifest(folder(step)) is None]
         # Pairs that are built since the last estimate change what a training takes.
         durations = Durations(self._run_plan, TrainingFits(self._run_plan))
-        known = [seconds for step in to_do if (seconds := durations.estimate(step)) is not None]
+        estimates = [one for step in to_do if (one := durations.estimate(step)) is not None]
+        known = [one.seconds for one in estimates]
         if not known:
             return ""
         unknown = ""
@@ -188,6 +209,12 @@ def _describe_kinds(steps: list[Step], known: dict[int, float]) -> Iterator[str]
         alike = [step for step in steps if _name_kind(step) == kind]
         seconds = [known[id(step)] for step in alike if id(step) in known]
         yield f"{kind} {format_duration(sum(seconds))} ({pluralize(len(seconds), 'step')})"
+
+
+def _describe_phases(estimates: Iterable[Estimate]) -> str:
+    splits = [one.split() for one in estimates]
+    sums = {phase: sum(each.get(phase, 0.0) for each in splits) for phase in PHASES}
+    return " · ".join(f"{phase} {format_duration(sums[phase])}" for phase in PHASES)
 
 
 def _count_kinds(steps: Iterable[Step]) -> Iterator[str]:

@@ -92,10 +92,10 @@ def test_a_measured_draw_tells_the_others_and_the_exams(planned):
     build(planned, steps["sample@1"], DRAWN)
     found = durations_of(planned)
     # 100 prompts × 8 answers of 50 tokens at 100 tokens a second, after an engine's start.
-    assert found.estimate(steps["sample@2"]) == 20 + 100 * 8 * 50 / 100
+    assert found.estimate(steps["sample@2"]).seconds == 20 + 100 * 8 * 50 / 100
     evaluation = steps["sample@test round-1"]
     each = sum(setting.n for setting in evaluation.config.settings.values())
-    assert found.estimate(evaluation) == 20 + 30 * each * 50 / 100
+    assert found.estimate(evaluation).seconds == 20 + 30 * each * 50 / 100
     assert found.estimate(steps["score@2"]) is None
     told, unknown = lines(planned)
     for kind in ("sample", "sample of evaluations"):
@@ -154,7 +154,7 @@ def test_the_newest_measure_counts(planned):
     )
     evaluation = steps["sample@test round-2"]
     each = sum(setting.n for setting in evaluation.config.settings.values())
-    assert durations_of(planned).estimate(evaluation) == 20 + 30 * each * 50 / 200
+    assert durations_of(planned).estimate(evaluation).seconds == 20 + 30 * each * 50 / 200
 
 
 def test_references_and_marks_are_told_by_rows(planned):
@@ -171,7 +171,7 @@ def test_references_and_marks_are_told_by_rows(planned):
         found.estimate(steps["reference@2"])
         == 2 * 100 * steps["pair@2"].config.pairs_per_prompt * 50 / 100
     )
-    assert found.estimate(steps["score@2"]) == 40
+    assert found.estimate(steps["score@2"]).seconds == 40
 
 
 def test_a_training_s_time_has_its_looks_in_it(planned):
@@ -183,7 +183,7 @@ def test_a_training_s_time_has_its_looks_in_it(planned):
     cost = {"tokens": 1000, "steps": 3, "evaluation_seconds": 30.0, "parameters": PARAMETERS}
     build(planned, steps["train@1"], cost, seconds=160)
     # 1000 tokens in 160 s, of which 60 were the evaluations at the start and at the end.
-    assert durations_of(planned).estimate(steps["train@2"]) == pytest.approx(
+    assert durations_of(planned).estimate(steps["train@2"]).seconds == pytest.approx(
         tokens / 10 + 60, rel=1e-6
     )
     shown = describe_memory(planned)
@@ -208,3 +208,16 @@ def test_the_first_shard_of_a_draw_that_runs_tells_what_follows(planned, monkeyp
     assert re.fullmatch(
         r" · then about \d+\.\d min for \d+ steps, and \d+ steps of unknown time", rest.describe()
     )
+
+
+def test_where_time_was_spent_foretells_where_it_will_be(planned):
+    steps = steps_of(planned)
+    phases = {"start": 1.0, "load": 19.0, "work": 60.0, "write": 0.0, "wait": 0.0}
+    build(planned, steps["sample@1"], {**DRAWN, "phases": phases})
+    [sample] = [step for name, step in steps.items() if name == "sample@2"]
+    found = durations_of(planned).estimate(sample)
+    assert found.split()["load"] == pytest.approx(found.seconds * 19 / 80)
+    [line] = [line for line in lines(planned) if line.startswith("    of which ")]
+    assert re.fullmatch(
+        r"    of which start .+ · load .+ · work .+ · write 0 s · wait 0 s", line
+    ), line
