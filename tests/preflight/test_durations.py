@@ -168,7 +168,7 @@ def test_references_and_marks_are_told_by_rows(planned):
     build(planned, steps["score@1"], {"answers": 800, "scores": 800}, seconds=40)
     found = durations_of(planned)
     assert (
-        found.estimate(steps["reference@2"])
+        found.estimate(steps["reference@2"]).seconds
         == 2 * 100 * steps["pair@2"].config.pairs_per_prompt * 50 / 100
     )
     assert found.estimate(steps["score@2"]).seconds == 40
@@ -216,8 +216,7 @@ def test_where_time_was_spent_foretells_where_it_will_be(planned):
     build(planned, steps["sample@1"], {**DRAWN, "phases": phases})
     [sample] = [step for name, step in steps.items() if name == "sample@2"]
     found = durations_of(planned).estimate(sample)
-    assert found.split()["load"] == pytest.approx(found.seconds * 19 / 80)
+    assert found.split() == phases | {"work": found.seconds - 20.0}
     [line] = [line for line in lines(planned) if line.startswith("    of which ")]
-    assert re.fullmatch(
-        r"    of which start .+ · load .+ · work .+ · write 0 s · wait 0 s", line
-    ), line
+    parts = line.removeprefix("    of which ").split(" · ")
+    assert [part.split()[0] for part in parts] == [*phases]
