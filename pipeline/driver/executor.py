@@ -10,6 +10,7 @@ from pipeline import hardware, preflight, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config, TrainConfig
 from pipeline.driver.child_process import StepWorker
+from pipeline.driver.early_scoring import EARLY_FOLDER, can_score_early, has_shards_to_score
 from pipeline.driver.ledger import FAILED_SIGN, Ledger, summarize_cost
 from pipeline.driver.model_sharing import find_model_key, opens_model
 from pipeline.driver.prepared_parent import Workers
@@ -79,6 +80,7 @@ class _Pass:
         self._running: list[_RunningStep] = []
         self._contents: dict[str, store.Manifest] = {}
         self._idle: _IdleWorker | None = None
+        self._early: _EarlyScoring | None = None
         self._ending: list[StepWorker] = []  # without a model: their memory is small
         self._needs_pruned = False
 
@@ -99,6 +101,7 @@ class _Pass:
     def _stop(self) -> None:
         for running in self._running:
             running.worker.stop()
+            self._end_early(running)
         self._close_idle()
         for worker in self._ending:
             worker.wait()
@@ -153,6 +156,40 @@ class _Pass:
             self._start(next_one)
         if light and False not in kinds_running:
             self._start(light[0])
+        if self._early is None:
+            self._early = self._start_early()
+
+    def _start_early(self) -> "_EarlyScoring | None":
+        """Score the finished shards of samples that are in the making."""
+        for running in self._running:
+            folder = self._run_plan.folder(running.step).absolute()
+            fingerprint = self._run_plan.fingerprint(running.step)
+            scoring = [
+                (number, step)
+                for number, step in self._waiting
+                if can_score_early(step)
+                and self._run_plan.fingerprint(step.inputs["samples"]) == fingerprint
+            ]
+            if not scoring or not has_shards_to_score(folder):
+                continue
+            number, step = scoring[0]
+            unpublished: store.Manifest = {"files": []}
+            contents = {**self._contents, fingerprint: unpublished}
+            inputs = collect_inputs(self._run_plan, step, contents)
+            if inputs is None:
+                continue
+            inputs["samples"]["path"] = str(store.partial_folder(folder))
+            record, log = self._write_record(_ReadyStep(number, step, inputs), early_only=True)
+            worker = self._workers.start(log)
+            worker.start_step(record, log)
+            return _EarlyScoring(running, worker)
+        return None
+
+    def _end_early(self, running: "_RunningStep") -> None:
+        """Its samples are published: the Step itself scores the rest."""
+        if self._early and self._early.samples is running:
+            self._early.worker.stop()
+            self._early = None
 
     def _choose_model_step(self) -> "_ReadyStep | None":
         """The next Step that opens a model: first those that can use the open one."""
@@ -188,15 +225,8 @@ class _Pass:
 
     def _start(self, ready: "_ReadyStep") -> None:
         self._ready.remove(ready)
-        step, number, run_dir = ready.step, ready.number, self._run_dir
-        fingerprint = self._run_plan.fingerprint(step)
-        name = f"{number:03d}-{step.stage}-{fingerprint}"
-        record, log = run_dir / "steps" / f"{name}.json", run_dir / "logs" / f"{name}.log"
-        made_by = {"story": str(run_dir.absolute())}
-        final = self._run_plan.folder(step).absolute()
-        made = _make_record(self._cfg, self._run_plan, step, ready.inputs, final)
-        write_json(record, {**made, **made_by})
-        log.parent.mkdir(exist_ok=True)
+        step, number = ready.step, ready.number
+        record, log = self._write_record(ready)
         worker = None
         if self._idle and opens_model(step):  # `_choose_model_step` has compared their keys
             worker, self._idle = self._idle.worker, None
@@ -208,6 +238,20 @@ class _Pass:
         watch = LogWatch(log)
         self._running.append(_RunningStep(number, step, worker, log, watch, started, time_left))
 
+    def _write_record(self, ready: "_ReadyStep", **extra: Any) -> tuple[Path, Path]:
+        """What the worker reads, and the log that it writes."""
+        step, run_dir = ready.step, self._run_dir
+        fingerprint = self._run_plan.fingerprint(step)
+        name = "-".join([f"{ready.number:03d}", step.stage, fingerprint, *extra])
+        record, log = run_dir / "steps" / f"{name}.json", run_dir / "logs" / f"{name}.log"
+        final = self._run_plan.folder(step).absolute()
+        folder = run_dir.absolute()
+        made_by = {"story": str(folder), "early": str(folder / EARLY_FOLDER / fingerprint)}
+        made = _make_record(self._cfg, self._run_plan, step, ready.inputs, final)
+        write_json(record, {**made, **made_by, **extra})
+        log.parent.mkdir(exist_ok=True)
+        return record, log
+
     def _follow_running(self) -> bool:
         """Show what runs. Returns whether a Step has ended."""
         before = len(self._running)
@@ -216,6 +260,7 @@ class _Pass:
             self._show(running)
             if code is not None:
                 self._running.remove(running)
+                self._end_early(running)
                 self._end(running, code)
         return len(self._running) < before
 
@@ -264,6 +309,14 @@ class _RunningStep:
     watch: LogWatch
     started: float
     time_left: durations.TimeLeft
+
+
+@dataclass(frozen=True)
+class _EarlyScoring:
+    """A worker that scores the finished shards of a Step that is sampling."""
+
+    samples: _RunningStep
+    worker: StepWorker
 
 
 @dataclass(frozen=True)

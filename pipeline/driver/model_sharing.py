@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline import hardware
 from pipeline.artifacts import Model
+from pipeline.backends.lora_support import choose_engine_rank, supports_adapter
 from pipeline.config import (
     BenchmarkConfig,
     Block,
@@ -56,12 +58,22 @@ def find_model_key(step: Step, folder_of: FindFolder) -> str | None:
     return None
 
 
+def _describe_adapter(use: str, model: Model, opened: Block) -> str:
+    """vLLM runs adapters of one size on one open base; everything else opens an adapter with it."""
+    if use != "sample" or not isinstance(opened, VllmBackend) or model.adapter is None:
+        return str(model.adapter)
+    runs_unmerged = supports_adapter(model.adapter, on_cpu=not hardware.list_gpus())
+    if not runs_unmerged or "quantization" in model.record:
+        return str(model.adapter)
+    return f"rank {choose_engine_rank(model.adapter)}"
+
+
 def _describe(use: str, folder_of: FindFolder, model: Input, *blocks: Block) -> str:
     weights: list[str] = []
     if isinstance(model, Step):
         opened = Model(folder_of(model))
         try:  # several Steps may name the same weights, as a gate does those that it chose
-            weights = [str(opened.weights), str(opened.adapter)]
+            weights = [str(opened.weights), _describe_adapter(use, opened, blocks[0])]
         except (OSError, UserError):  # not built yet
             weights = [str(opened.path)]
     return json.dumps([use, weights, *(block.model_dump(mode="json") for block in blocks)])

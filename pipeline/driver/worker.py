@@ -88,6 +88,8 @@ def run_record(path: Path, asked_at: float | None = None) -> int:
 def build_record(step: dict[str, Any], asked_at: float) -> int:
     progress.begin_step()
     final = Path(step["out"])
+    if step.get("early_only"):
+        return score_early(step)
     try:
         with ExitStack() as held:
             with progress.measure_phase(progress.WAIT):
@@ -107,6 +109,15 @@ def build_record(step: dict[str, Any], asked_at: float) -> int:
             traceback.print_exc()  # for the log; the user sees what is printed after it
         print_fault(fault or "\n".join(damage))
         return USER_ERROR
+
+
+def score_early(step: dict[str, Any]) -> int:
+    """Score what is sampled so far. A fault is the Step's own to report, later."""
+    stage = importlib.import_module(f"{STAGES}.{step['stage']}")
+    config = TypeAdapter(get_type_hints(stage.run)["cfg"]).validate_python(step["config"])
+    inputs = open_inputs(step["inputs"])
+    stage.score_early(config, Path(step["early"]), knob=step["knob"], **inputs)
+    return DONE
 
 
 def _print_wait(owner: str) -> None:
@@ -171,10 +182,11 @@ def run_stage(step: dict[str, Any], work: Path, asked_at: float) -> None:
     config = TypeAdapter(parameters["cfg"]).validate_python(step["config"])
     # Some stages name their block of the user's config in messages.
     knob = {"knob": step["knob"]} if "knob" in parameters else {}
+    early = {"early": Path(step["early"])} if "early" in parameters and "early" in step else {}
     inputs = open_inputs(step["inputs"])
     progress.end_start(asked_at)
     try:
-        run(config, work, **knob, **inputs)
+        run(config, work, **knob, **early, **inputs)
     except BaseException:
         with suppress(OSError):  # a full disk: the stage's own fault is the one to report
             store.note_attempt(work)

@@ -5,6 +5,8 @@ that run here score first, in all workers; every other scorer runs in this proce
 its own requests or processes.
 """
 
+import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +25,7 @@ from pipeline.artifacts import (
     Scores,
     note_cost,
     read_table,
+    write_atomically,
     write_table,
 )
 from pipeline.config import (
@@ -33,7 +36,7 @@ from pipeline.config import (
     ScorerConfig,
 )
 from pipeline.errors import StageError, UserError, pluralize
-from pipeline.progress import Progress, print_phase
+from pipeline.progress import Progress, print_phase, print_progress
 from pipeline.resources.gpu_sets import worker_environments
 from pipeline.resources.worker_pool import Worker, run_shards
 from pipeline.scorers import Answer, PaidScorer, Score, Scorer, open_scorer
@@ -56,6 +59,7 @@ LOCAL_SCORE = {
     "detail": pl.String,
     "abstained": pl.Boolean,
 }
+EARLY_PAUSE = 0.5  # seconds between two looks at the finished shards
 LOCAL_SCORES = "scratch/scores"  # of the models that run here, until the other scores are there
 ScoresByScorer = dict[str, list[Score]]
 # A shard, its answers, and their scores as they arrive.
@@ -71,8 +75,11 @@ def run(
     prompts: Prompts,
     reward: Model | None = None,
     best: Scores | None = None,
+    early: Path | None = None,
     knob: str = "score",
 ) -> Scores:
+    if early:
+        take_early_scores(early, samples, out)
     wanted = None
     if best and isinstance(cfg, BestAnswersConfig):
         wanted = select_best_answers(cfg.best_by, best)
@@ -95,6 +102,43 @@ def run(
     check_opinions(out, knob)
     check_failures(cfg, out, knob)
     return Scores(out)
+
+
+# ── while the answers are sampled ─────────────────────────────────────────────────────────────────
+
+
+def score_early(
+    cfg: ScoreConfig, early: Path, *, samples: Samples, prompts: Prompts, knob: str
+) -> None:
+    """Score each finished shard of samples that are not published, until they are."""
+    answers_of = ShardAnswers(samples, prompts, None)
+    with open_scorers(cfg.other_scorers, None, f"{knob}.scorers") as scorers:
+        while samples.path.exists():
+            for shard, digest in list_finished_shards(samples).items():
+                file = early / f"{digest}.parquet"
+                if file.exists():
+                    continue
+                answers = answers_of.read(shard)
+                scores = {name: [*scorer.score(answers)] for name, scorer in scorers.items()}
+                write_table(file, build_table(scores, cfg.joint_scorers, answers))
+                print_progress(f"scored {shard} while others are sampled")
+            time.sleep(EARLY_PAUSE)
+
+
+def list_finished_shards(samples: Samples) -> dict[str, str]:
+    """The hash of each finished shard's answers."""
+    try:
+        entries = json.loads((samples.path / "shards.json").read_text())
+    except FileNotFoundError:  # none yet; or the samples are published, in another folder
+        return {}
+    return {shard: entry["sha256"] for shard, entry in entries.items()}
+
+
+def take_early_scores(early: Path, samples: Samples, out: Path) -> None:
+    for shard, digest in list_finished_shards(samples).items():
+        scored = early / f"{digest}.parquet"
+        if scored.exists() and not (out / "scores" / shard).exists():
+            write_atomically(out / "scores" / shard, scored.read_bytes())
 
 
 @dataclass(frozen=True)

@@ -374,7 +374,7 @@ SCRIPTED = [
 @pytest.mark.long
 def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_undisturbed(tmp_path):
     killed = Drawn(tmp_path)
-    driver = killed.start(*SCRIPTED, "sample.runtime.workers=2")
+    driver = killed.start(*SCRIPTED, "sample.runtime.workers=2", "preload=false")
     while len(killed.drawn()) < 10:
         assert driver.poll() is None, driver.communicate()
     [stage] = killed.processes(driver.pid, "pipeline.driver.worker")

@@ -1,0 +1,41 @@
+"""Rules score the finished shards while the others are sampled; the scores are the same."""
+
+import pytest
+
+from tests.stages.test_sample import SCRIPTED, Drawn
+
+SCORED = [*SCRIPTED, "until=score@1", "sample.per_round=60", "sample.shard=2"]
+
+
+def scores_of(drawn: Drawn) -> dict:
+    return {name: files for name, files in drawn.files().items() if name.startswith("score/")}
+
+
+@pytest.mark.long
+def test_scores_begin_while_samples_are_made_and_are_those_of_one_after_the_other(tmp_path):
+    drawn = {name: Drawn(tmp_path / name) for name in ("early", "late")}
+    for each in drawn.values():
+        each.folder.mkdir()
+    output = drawn["early"].run(*SCORED, shard_pause="0.1")
+    drawn["late"].run(*SCORED)
+    early = list(drawn["early"].folder.glob("runs/*/*/early/*/*.parquet"))
+    assert 5 < len(early) <= 30
+    [log] = drawn["early"].folder.glob("runs/*/*/logs/*-early_only.log")
+    assert "while others are sampled" in log.read_text()
+    assert scores_of(drawn["early"]) == scores_of(drawn["late"]) != {}
+    assert output.count("■ score") == 1
+
+
+@pytest.mark.long
+def test_a_killed_run_scores_again_and_ends_with_the_same(tmp_path):
+    drawn = {name: Drawn(tmp_path / name) for name in ("killed", "whole")}
+    for each in drawn.values():
+        each.folder.mkdir()
+    driver = drawn["killed"].start(*SCORED, shard_pause="0.1")
+    while not list(drawn["killed"].folder.glob("runs/*/*/early/*/*.parquet")):
+        assert driver.poll() is None, driver.communicate()
+    driver.kill()
+    driver.communicate()
+    drawn["killed"].run(*SCORED)
+    drawn["whole"].run(*SCORED)
+    assert drawn["killed"].files() == drawn["whole"].files()
