@@ -105,6 +105,8 @@ class Filters(Block):
     min_chosen: float | None
     max_rejected: float | None
     max_length_ratio: Annotated[float, Field(ge=1)] | None
+    max_token_gap: NonNegativeInt | None
+    excluded_words: Annotated[list[str], Field(min_length=1)] | Local | None
     max_disagreement: Share | None
     max_flip_rate: Share | None
     min_reference: float | None
@@ -126,6 +128,21 @@ class Mix(Block):
         return self
 
 
+class Budget(Block):
+    """How many of a round's pairs are trained on. A smaller budget takes a part of a larger one."""
+
+    at_most: PositiveInt | None
+    balance: str | None
+
+    @model_validator(mode="after")
+    def _check_balance(self) -> "Budget":
+        if self.balance and self.at_most is None:
+            raise ValueError(
+                f"balance={self.balance} shares out at_most=N pairs, and at_most is null"
+            )
+        return self
+
+
 class PairConfig(Block):
     """What a round's pairs are made by, whichever round it is."""
 
@@ -135,6 +152,7 @@ class PairConfig(Block):
     ties: Literal["drop", "both"]
     filters: Filters
     mix: Mix
+    budget: Budget
     unpaired_threshold: float | None
     limits: Limits
     template_kwargs: dict[str, JsonValue]
@@ -154,8 +172,9 @@ class PairConfig(Block):
 
     @property
     def needs_prompt_columns(self) -> bool:
-        """Whether a column of the prompts holds one side of the pairs."""
-        return self.strategy.kind == "demonstration" and self.mix.on_policy > 0
+        """Whether a column of the prompts holds one side of the pairs, or shares out the budget."""
+        holds_a_side = self.strategy.kind == "demonstration" and self.mix.on_policy > 0
+        return holds_a_side or self.budget.balance is not None
 
     @property
     def pairing_scorer(self) -> str | None:

@@ -5,12 +5,15 @@ true where the row is dropped, or None where the config does not ask for it. A r
 the first reason that holds.
 """
 
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from pipeline.config import PairConfig
+from pipeline.config import Local, PairConfig
+from pipeline.errors import UserError
 from pipeline.pairing import duplicates
 from pipeline.pairing.arrow_views import match_texts
 from pipeline.text import REFUSAL, REFUSAL_OPENING, check_languages, guess_language
@@ -58,6 +61,29 @@ def _match_completions(pattern: str, opening: bytes) -> pl.Expr:
     )
 
 
+def has_excluded_word(cfg: PairConfig) -> pl.Expr | None:
+    """Such as names of other models, which an answer of theirs brings along."""
+    if (listed := cfg.filters.excluded_words) is None:
+        return None
+    words = read_words(listed) if isinstance(listed, Local) else listed
+    pattern = "|".join(re.escape(word) for word in words)
+    return pl.col("completion").str.contains(rf"(?i)\b(?:{pattern})\b")
+
+
+def read_words(file: Local) -> list[str]:
+    """One word or phrase a line; empty lines and those that begin with # are skipped."""
+    try:
+        lines = [line.strip() for line in Path(file).expanduser().read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"pair.filters.excluded_words={file}: cannot be read ({error}).\n"
+            "  Give a text file with one word or phrase a line, or a list: [OpenAI, ChatGPT]."
+        ) from error
+    if words := [line for line in lines if line and not line.startswith("#")]:
+        return words
+    raise UserError(f"pair.filters.excluded_words={file}: it lists no word. Give null for none.")
+
+
 SAMPLES: Mapping[str, Filter] = {
     "no score": lacks_score,
     "truncated": is_truncated,
@@ -65,6 +91,7 @@ SAMPLES: Mapping[str, Filter] = {
     "second BOS": has_second_bos,
     "refusal": is_refusal,
     "other language": is_other_language,
+    "excluded word": has_excluded_word,
 }
 REPEATS = "repeated answer"  # among the samples that remain: see duplicates.find_repeats
 
@@ -137,6 +164,13 @@ def exceeds_length_ratio(cfg: PairConfig) -> pl.Expr | None:
     return None if maximum is None else length_ratio() > maximum
 
 
+def exceeds_token_gap(cfg: PairConfig) -> pl.Expr | None:
+    """One-sided: a rejected answer may be longer by any number of tokens."""
+    maximum = cfg.filters.max_token_gap
+    chosen, rejected = (pl.col(f"{side}_tokens").cast(pl.Int64) for side in ("chosen", "rejected"))
+    return None if maximum is None else chosen - rejected > maximum
+
+
 def is_disputed(cfg: PairConfig) -> pl.Expr | None:
     maximum = cfg.filters.max_disagreement
     return None if maximum is None else pl.col("disagreement") > maximum
@@ -179,6 +213,7 @@ PAIRS: Mapping[str, Filter] = {
     "rejected score too high": has_good_rejected,
     "longer than limits": exceeds_limits,
     "length ratio": exceeds_length_ratio,
+    "chosen too much longer": exceeds_token_gap,
     "scorers disagree": is_disputed,
     "judge flips": is_flipped,
     "unlikely under the reference": is_unlikely,

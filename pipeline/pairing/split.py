@@ -1,11 +1,13 @@
 """Pairs as files, in TRL's conversational preference format, split by prompt; rows for KTO."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import polars as pl
 
 from pipeline.config import DevPairs, PairConfig
+from pipeline.errors import UserError, suggest
 
 PAIR_COLUMNS = (
     "prompt", "chosen", "rejected", "prompt_id", "chosen_id", "rejected_id",
@@ -46,6 +48,33 @@ def split_pairs(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.
     dev = hold_out(pairs["prompt_id"], cfg.dev, cfg.seed)
     on_dev = pl.col("prompt_id").is_in(list(dev))
     return pairs.filter(~on_dev), pairs.filter(on_dev)
+
+
+def spend_budget(
+    cfg: PairConfig, train: pl.DataFrame, columns: Mapping[str, Mapping[str, Any]]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The pairs to train on and the others, by a hash: a smaller budget takes a part of these.
+
+    `columns` are those of the prompts. With `balance` each value of that column comes in turn.
+    """
+    limit, column = cfg.budget.at_most, cfg.budget.balance
+    if limit is None:
+        return train, train.clear()
+    if column and not any(column in values for values in columns.values()):
+        names = sorted({name for values in columns.values() for name in values})
+        raise UserError(
+            f"pair.budget.balance={column}: no prompt has this column. {suggest(column, names)}"
+        )
+    ids = ("prompt_id", "chosen_id", "rejected_id")
+    order = [
+        hashlib.sha256(f"{cfg.seed}:budget:{':'.join(row)}".encode()).hexdigest()
+        for row in train.select(ids).rows()
+    ]
+    groups = [str(columns.get(i, {}).get(column or "")) for i in train["prompt_id"]]
+    ranked = train.with_columns(order=pl.Series(order, dtype=pl.String), group=pl.Series(groups))
+    ranked = ranked.sort("order").with_columns(turn=pl.int_range(pl.len()).over("group"))
+    ranked = ranked.sort("turn", "order").drop("order", "group", "turn")
+    return ranked.head(limit).sort(ids), ranked.slice(limit)
 
 
 def hold_out(prompt_ids: Iterable[str], dev: DevPairs, seed: int) -> set[str]:

@@ -28,7 +28,11 @@ def count_pairs_at_most(run_plan: RunPlan, source: Step) -> int | None:
     if prompts is None or source.stage != "pair" or "offline" in source.inputs:
         return None
     assert isinstance(source.config, PairRound)
-    return prompts * source.config.max_pairs_per_prompt
+    pairs = prompts * source.config.max_pairs_per_prompt
+    if (budget := source.config.budget.at_most) is None:
+        return pairs
+    dev = source.config.dev
+    return min(pairs, budget + max(dev.min, round(dev.share * pairs)))
 
 
 def count_published_prompts(run_plan: RunPlan) -> dict[str, int] | None:

@@ -66,6 +66,7 @@ def run(
     builder = PairBuilder(cfg, out, ModelTokenizer(policy))
     if samples:
         builder.add_samples(samples, scores or [], prompts)
+    builder.prompt_columns = prompts.read_columns() if prompts and cfg.budget.balance else {}
     if offline:
         builder.add_offline(offline, prior)
     builder.filter()
@@ -84,6 +85,7 @@ class PairBuilder:
         self.prompts = pl.DataFrame(schema=PROMPTS)
         self.answers = pl.DataFrame(schema=ANSWERS)
         self.unpaired: list[pl.DataFrame] = []
+        self.prompt_columns: dict[str, dict[str, Any]] = {}
         self.summary: dict[str, Any] = {
             "strategy": cfg.strategy.kind,
             "scorer": cfg.scorer,
@@ -239,11 +241,16 @@ class PairBuilder:
     # ── output ───────────────────────────────────────────────────────────────────────────────────
 
     def publish(self) -> None:
+        pairs = split.build_pairs(self.kept, self.prompts, self.answers)
+        train, dev = split.split_pairs(self.cfg, pairs)
+        train, surplus = split.spend_budget(self.cfg, train, self.prompt_columns)
+        beyond = surplus.with_columns(reason=pl.lit(OVER_BUDGET))
+        self.dropped.append(selection.to_dropped("pair", beyond))
+        pairs = pl.concat([train, dev])
+        self.kept = self.kept.join(pairs, on=PAIR_IDS, how="semi", maintain_order="left")
         dropped = pl.concat(self.dropped).sort(
             "prompt_id", "sample_id", "chosen_id", "rejected_id", nulls_last=True
         )
-        pairs = split.build_pairs(self.kept, self.prompts, self.answers)
-        train, dev = split.split_pairs(self.cfg, pairs)
         unpaired = self._collect_unpaired(pairs)
         self._summarize_pairs(dropped, train, dev, unpaired)
         write_table(self.out / DROPPED_FILE, dropped)
@@ -287,5 +294,7 @@ class PairBuilder:
             raise StageError(f"pair: {lost} of {pairs_in} proposed pairs are unaccounted for.")
 
 
+PAIR_IDS = ["prompt_id", "chosen_id", "rejected_id"]
+OVER_BUDGET = "over the budget"
 SIGNS = "disagreement", "flip_rate", "annotators", "reference"
 COLUMNS_WITH_SIGNS = [*selection.FILTER_COLUMNS, *SIGNS]

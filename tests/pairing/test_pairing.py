@@ -266,6 +266,7 @@ PAIR = {
         ("chosen score too low", "min_chosen", 0.8, 0.81),
         ("rejected score too high", "max_rejected", 0.3, 0.29),
         ("length ratio", "max_length_ratio", 2, 1.9),
+        ("chosen too much longer", "max_token_gap", 3, 2),
         ("scorers disagree", "max_disagreement", 0.5, 0.49),
         ("judge flips", "max_flip_rate", 0.4, 0.39),
         ("unlikely under the reference", "min_reference", -3, -2.9),

@@ -16,6 +16,8 @@ FILTERS = {
     "chosen score too low": "min_chosen",
     "rejected score too high": "max_rejected",
     "length ratio": "max_length_ratio",
+    "chosen too much longer": "max_token_gap",
+    "excluded word": "excluded_words",
     "scorers disagree": "max_disagreement",
     "judge flips": "max_flip_rate",
     "refusal": "allow_refusals",
