@@ -44,7 +44,7 @@ class MeasuredCost:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StepDuration:
     seconds: float
     phases: dict[str, float] | None = None  # of the step that was measured
 
@@ -75,7 +75,7 @@ class Durations:
             if made.get("provenance", {}).get("device") == device:
                 yield MeasuredCost(made["config"], made["cost"], made["seconds"])
 
-    def estimate(self, step: Step) -> Estimate | None:
+    def estimate(self, step: Step) -> StepDuration | None:
         """None if nothing like it was measured or its number of rows is not known."""
         match step.config:
             case SampleRequest():
@@ -86,10 +86,10 @@ class Durations:
                 return self._estimate_score(step, step.config)
             case TrainConfig():
                 seconds = self._fits.find(step, step.config).seconds
-                return None if seconds is None else Estimate(seconds)
+                return None if seconds is None else StepDuration(seconds)
         return None
 
-    def _estimate_sample(self, step: Step, cfg: SampleRequest) -> Estimate | None:
+    def _estimate_sample(self, step: Step, cfg: SampleRequest) -> StepDuration | None:
         alike = [
             one
             for one in self._measured["sample"]
@@ -104,9 +104,9 @@ class Durations:
         cost = next(same_purpose, alike[0]).cost
         tokens = count * min(cost["mean_tokens"], cfg.limits.completion)
         start = cost.get("engine_start_seconds", 0.0)
-        return Estimate(start + tokens / cost["tokens_per_second"], cost.get("phases"))
+        return StepDuration(start + tokens / cost["tokens_per_second"], cost.get("phases"))
 
-    def _estimate_reference(self, step: Step, cfg: ReferenceConfig) -> Estimate | None:
+    def _estimate_reference(self, step: Step, cfg: ReferenceConfig) -> StepDuration | None:
         rows = self._count_rows(step.inputs["rows"])
         parameters = self._count_parameters(step.inputs["model"])
         if not parameters or rows is None:
@@ -115,17 +115,19 @@ class Durations:
             same_model = one.cost.get("parameters") == parameters
             same_config = _drop_runtime(one.config) == _drop_runtime(cfg)
             if same_model and same_config and one.cost.get("rows"):
-                return Estimate(rows * one.seconds / one.cost["rows"], one.cost.get("phases"))
+                return StepDuration(rows * one.seconds / one.cost["rows"], one.cost.get("phases"))
         return None
 
-    def _estimate_score(self, step: Step, cfg: ScoreConfig) -> Estimate | None:
+    def _estimate_score(self, step: Step, cfg: ScoreConfig) -> StepDuration | None:
         count = self._count_completions(step.inputs["samples"], KL)
         if count is None:
             return None
         for one in self._measured["score"]:
             same_config = _drop_runtime(one.config) == _drop_runtime(cfg)
             if same_config and one.cost.get("answers"):
-                return Estimate(count * one.seconds / one.cost["answers"], one.cost.get("phases"))
+                return StepDuration(
+                    count * one.seconds / one.cost["answers"], one.cost.get("phases")
+                )
         return None
 
     def _count_parameters(self, model: Step) -> int | None:
@@ -211,7 +213,7 @@ def _describe_kinds(steps: list[Step], known: dict[int, float]) -> Iterator[str]
         yield f"{kind} {format_duration(sum(seconds))} ({pluralize(len(seconds), 'step')})"
 
 
-def _describe_phases(estimates: Iterable[Estimate]) -> str:
+def _describe_phases(estimates: Iterable[StepDuration]) -> str:
     splits = [one.split() for one in estimates]
     sums = {phase: sum(each.get(phase, 0.0) for each in splits) for phase in PHASES}
     return " · ".join(f"{phase} {format_duration(sums[phase])}" for phase in PHASES)
