@@ -18,7 +18,7 @@ from pipeline.config import (
     OtherModel,
     SampleRequest,
     ScoreConfig,
-    ServedModel,
+    TextModel,
 )
 from pipeline.step import Input, Part, Step
 
@@ -100,10 +100,10 @@ class EvalPlan:
     def plan_baseline(self, name: str, config: OtherModel) -> EvalSteps:
         """Sampled and scored like the models of this run.
 
-        The answers of a model behind a server are counted in SFT's tokens: its own are not known.
+        Answers that come as text are counted in SFT's tokens: the model's own are not known.
         """
         part, label, knob = self.prompts / "test", f"test {name}", f"evaluate.baselines.{name}"
-        tokenizer = self.sft if isinstance(config, ServedModel) else None
+        tokenizer = self.sft if isinstance(config, TextModel) else None
         model = Step("base", config, at=label, knob=knob, like=tokenizer)
         request, asks = (
             self.cfg.evaluate.sample.request_baseline_answers(config),
@@ -114,9 +114,9 @@ class EvalPlan:
         return {"model": model, "samples": samples, "scores": scores}
 
     def find_sampler_knob(self, name: str) -> str:
-        """Which block of the config samples a model: its own where a server holds the model."""
-        is_served = isinstance(self.cfg.evaluate.baselines.get(name), ServedModel)
-        return f"evaluate.baselines.{name}" if is_served else "evaluate.sample"
+        """Which block of the config samples a model: its own where nothing is sampled here."""
+        is_text = isinstance(self.cfg.evaluate.baselines.get(name), TextModel)
+        return f"evaluate.baselines.{name}" if is_text else "evaluate.sample"
 
     def plan_control(self, name: str, request: SampleRequest) -> EvalSteps:
         """SFT's answers to `request`. Best of n is chosen by the scorer that also chooses pairs."""

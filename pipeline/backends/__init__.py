@@ -9,11 +9,13 @@ from typing import Any, Literal, Protocol, Self
 
 from pipeline.artifacts import Model
 from pipeline.config import (
+    AnswersFile,
     BackendConfig,
     EndpointBackend,
     Limits,
     ScriptedBackend,
     ServedModel,
+    TextModel,
     TransformersBackend,
     VllmBackend,
 )
@@ -130,7 +132,7 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
-def open_backend(cfg: BackendConfig | ServedModel, policy: Model, knob: str = "sample") -> Backend:
+def open_backend(cfg: BackendConfig | TextModel, policy: Model, knob: str = "sample") -> Backend:
     """`knob` is the config path of the sampling block, used in error messages."""
     match cfg:
         case VllmBackend():
@@ -149,6 +151,10 @@ def open_backend(cfg: BackendConfig | ServedModel, policy: Model, knob: str = "s
             from pipeline.backends.chat_api import ChatApiSampler
 
             return ChatApiSampler(cfg, policy, knob)
+        case AnswersFile():
+            from pipeline.backends.answers import AnswersReader
+
+            return AnswersReader(cfg, policy, knob)
         case ScriptedBackend():
             from pipeline.backends.scripted import ScriptedSampler
 

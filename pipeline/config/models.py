@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt
 from pipeline.config.base import Block, Dtype, GgufFile, Seed, Template, Trust, Weights
 from pipeline.config.demonstrations import DemonstrationsConfig
 from pipeline.config.prompts import DecontaminationConfig
-from pipeline.config.sample import ServedModel
+from pipeline.config.sample import AnswersFile, ServedModel
 from pipeline.config.training import Optimization
 
 
@@ -63,6 +63,6 @@ class BestOfNConfig(Optimization):
     min_score: float | None
 
 
-# A baseline in the table: a checkpoint opened here, or a model behind a server.
-OtherModel = Annotated[Checkpoint | ServedModel, Field(discriminator="kind")]
+# A baseline in the table: a checkpoint opened here, a model behind a server, published answers.
+OtherModel = Annotated[Checkpoint | ServedModel | AnswersFile, Field(discriminator="kind")]
 SftConfig = Annotated[Checkpoint | GgufCheckpoint | SftTraining, Field(discriminator="kind")]

@@ -17,6 +17,7 @@ from pipeline.config.base import (
     Block,
     Dtype,
     Limits,
+    Local,
     Prices,
     RequestBody,
     Seed,
@@ -97,6 +98,17 @@ class ServedModel(Block):
     revision: str | None
     body: RequestBody
     runtime: ServedRuntime
+
+
+class AnswersFile(Block):
+    """A baseline whose answers are in a file, as benchmarks publish them. It is never asked."""
+
+    kind: Literal["answers"]
+    file: Local
+    questions: Local | None
+
+
+TextModel = ServedModel | AnswersFile  # known by its texts alone
 
 
 class Turn(Block):
@@ -212,15 +224,18 @@ class SampleConfig(SamplingBlock):
 
     def request_baseline_answers(self, other: Block) -> "SampleRequest":
         """An evaluation's request to a baseline: answers alone, as a baseline has no KL."""
-        request = self.request_answers(EVAL_PURPOSE)
-        if not isinstance(other, ServedModel):
+        if isinstance(other, AnswersFile):  # which has one answer to each prompt
+            request = self.request_answers(EVAL_PURPOSE, n=1)
+        else:
+            request = self.request_answers(EVAL_PURPOSE)
+        if not isinstance(other, TextModel):
             return request
         return request.model_copy(update={"backend": other})
 
     def request_conversation(self, turns: int, other: Block | None = None) -> "SampleRequest":
         """A chat benchmark's request: sampled as an evaluation's answers, over the whole set."""
         changes: dict[str, Any] = {"per_round": None}
-        if isinstance(other, ServedModel):
+        if isinstance(other, TextModel):
             changes["backend"] = other
         single = self.request_answers("chat").model_copy(update=changes)
         return ConversationRequest(**dict(single), turns=turns) if turns > 1 else single
@@ -257,7 +272,7 @@ class SampleRequest(SamplingBlock):
     """One sampling run: the user's block and what it is for, so that no two runs share seeds."""
 
     backend: Annotated[
-        Union[BackendConfig, ServedModel],  # noqa: UP007
+        Union[BackendConfig, TextModel],  # noqa: UP007
         Field(discriminator="kind"),
     ]
     purpose: str

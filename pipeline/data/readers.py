@@ -31,9 +31,7 @@ def read_rows(source: FileRows | HubRows, knob: str) -> Iterator[ReadRow]:
         return _number_rows(_read_hub(source, knob))
     place = Path(source.path).expanduser()
     return (
-        _number_rows(_read_dataset_folder(place))
-        if is_dataset_folder(place)
-        else _read_files(place)
+        _number_rows(_read_dataset_folder(place)) if is_dataset_folder(place) else read_files(place)
     )
 
 
@@ -46,7 +44,7 @@ def list_files(place: Path) -> list[Path]:
     return sorted(p for p in place.rglob("*") if p.suffix in READERS) if place.is_dir() else [place]
 
 
-def _read_files(place: Path) -> Iterator[ReadRow]:
+def read_files(place: Path) -> Iterator[ReadRow]:
     files = list_files(place)
     if not files or files[0].suffix not in READERS:
         endings = ", ".join(READERS)

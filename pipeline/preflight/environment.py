@@ -11,7 +11,7 @@ from pipeline.config import (
     BackendConfig,
     EndpointBackend,
     Optimization,
-    ServedModel,
+    TextModel,
     TrackerConfig,
     TransformersBackend,
     VllmBackend,
@@ -40,7 +40,7 @@ def check_packages(stages: set[str]) -> None:
         )
 
 
-def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Workers) -> None:
+def check_engine(step: Step, backend: BackendConfig | TextModel, workers: Workers) -> None:
     match backend:
         case VllmBackend():
             if find_spec("vllm") is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import MODEL_FILE, Model, write_json
 from pipeline.config import (
+    AnswersFile,
     Checkpoint,
     GgufCheckpoint,
     PlaygroundDemonstrations,
@@ -38,7 +39,7 @@ CHAT_TEMPLATE = (
 
 
 def run(
-    cfg: Checkpoint | GgufCheckpoint | TinyBase | ServedModel,
+    cfg: Checkpoint | GgufCheckpoint | TinyBase | ServedModel | AnswersFile,
     out: Path,
     *,
     like: Model | None = None,
@@ -47,19 +48,20 @@ def run(
         return import_checkpoint(cfg, out)
     if isinstance(cfg, GgufCheckpoint):
         return import_gguf(cfg, out)
-    if isinstance(cfg, ServedModel):
+    if isinstance(cfg, ServedModel | AnswersFile):
         assert like
-        return make_served_model(cfg, like, out)
+        name = cfg.model if isinstance(cfg, ServedModel) else Path(cfg.file).name
+        return make_text_model(name, like, out)
     _check_sizes(cfg)
     tokenizer = make_tiny_tokenizer(cfg)
     return save_weights(make_tiny_model(cfg, tokenizer), tokenizer, out)
 
 
-def make_served_model(cfg: ServedModel, like: Model, out: Path) -> Model:
+def make_text_model(name: str, like: Model, out: Path) -> Model:
     """A name, and the model whose tokenizer measures its prompts and answers."""
     shutil.copytree(like.tokenizer, out / "tokenizer", dirs_exist_ok=True, ignore=WEIGHTS)
     measure = f"{like.path.parent.name}/{like.path.name}"
-    write_json(out / MODEL_FILE, {"served": cfg.model, "base": measure, "tokenizer": "tokenizer"})
+    write_json(out / MODEL_FILE, {"served": name, "base": measure, "tokenizer": "tokenizer"})
     return Model(out)
 
 

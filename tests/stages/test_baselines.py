@@ -6,9 +6,9 @@ import json
 import pytest
 
 from pipeline.artifacts import read_table
-from pipeline.config import Checkpoint, EvaluateConfig, ServedModel
+from pipeline.config import AnswersFile, Checkpoint, EvaluateConfig, ServedModel
 from pipeline.config.cross_checks import find_mismatches
-from pipeline.errors import UserError
+from pipeline.errors import StageError, UserError
 from pipeline.plan import plan
 from pipeline.stages import base, sample
 from tests.stages import test_sample
@@ -237,3 +237,58 @@ def test_a_key_that_a_server_does_not_take_is_named_by_the_other_s_own_knob(sft,
                 prompts=prompts,
                 knob="evaluate.baselines.rival",
             )
+
+
+# ── by published answers ──────────────────────────────────────────────────────────────────────────
+
+GIVEN = ["+baseline@evaluate.baselines.paper=answers", "evaluate.baselines.paper.file=outputs.json"]
+
+
+def test_published_answers_are_a_row_that_meets_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs.json").write_text("[]")
+    steps = named(plan(composed(*SMALL, *GIVEN, *JUDGE)))
+    assert steps["base@test paper"].inputs["like"] is steps["sft@0"]
+    samples = steps["sample@test paper"]
+    assert samples.config.backend == steps["base@test paper"].config
+    assert samples.knob == "evaluate.baselines.paper"
+    assert {name for name in steps if name.startswith("duel@test paper")} == {
+        "duel@test paper sft",
+        "duel@test paper round-1",
+    }
+    before = identity_of(samples)
+    (tmp_path / "outputs.json").write_text("[ ]")
+    assert identity_of(named(plan(composed(*SMALL, *GIVEN, *JUDGE)))["sample@test paper"]) != before
+
+
+@pytest.mark.model
+def test_published_answers_come_through_to_the_letter_and_a_missing_one_is_counted(sft, tmp_path):
+    questions = [f"name {number} facts about the river" for number in range(10)]
+    prompts = test_sample.ask(tmp_path / "test", *questions)
+    rows = [{"instruction": each, "output": f" Wohl: {each}\n"} for each in questions[:9]]
+    (tmp_path / "outputs.json").write_text(json.dumps(rows))
+    cfg = AnswersFile(kind="answers", file=str(tmp_path / "outputs.json"), questions=None)
+    paper = base.run(cfg, sft.path.parent.parent / "base" / "abcabcabcabd", like=sft)
+    runtime = {"blocks": 1, "workers": 1, "max_failed": 0.5}
+    limits = {"prompt": 64, "completion": 100}
+    asked = test_sample.config(backend=dict(cfg), limits=limits, runtime=runtime)
+    made = sample.run(asked, tmp_path / "out", policy=paper, prompts=prompts).read()
+    texts = {(row["prompt"][-1]["content"], row["completion"]) for row in made.to_dicts()}
+    assert texts == {(row["instruction"], row["output"]) for row in rows}
+    assert set(made["finish_reason"]) == {"stop"}
+    lost = read_table(tmp_path / "out" / "failed.parquet")
+    assert lost["reason"].unique().to_list() == ["outputs.json does not answer this prompt"]
+
+
+@pytest.mark.model
+def test_answers_to_other_questions_are_refused(sft, tmp_path):
+    prompts = test_sample.ask(tmp_path / "test", "a question of this evaluation")
+    (tmp_path / "outputs.json").write_text('[{"instruction": "another", "output": "x"}]')
+    cfg = AnswersFile(kind="answers", file=str(tmp_path / "outputs.json"), questions=None)
+    paper = base.run(cfg, sft.path.parent.parent / "base" / "abcabcabcabe", like=sft)
+    runtime = {"blocks": 1, "workers": 1, "max_failed": 1.0}
+    asked = test_sample.config(backend=dict(cfg), runtime=runtime)
+    with pytest.raises(StageError, match="none of its 1 questions is among the prompts"):
+        sample.run(
+            asked, tmp_path / "out", policy=paper, prompts=prompts, knob="evaluate.baselines.paper"
+        )

@@ -1,0 +1,57 @@
+"""Answers as benchmarks publish them, by question: AlpacaEval, FastChat (MT-Bench), Arena-Hard."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import AnswersFile
+from pipeline.data.readers import Row, read_files
+from pipeline.errors import UserError
+
+ID_NAMES = "question_id", "uid"
+SHAPES = (
+    '{"instruction": …, "output": …} (AlpacaEval), {"question_id" or "uid": …, "choices":'
+    ' [{"turns": […]}]} (FastChat, Arena-Hard v0.1) or {"uid": …, "messages": […]} (Arena-Hard v2)'
+)
+
+
+def read_published_answers(cfg: AnswersFile, knob: str) -> dict[str, list[str]]:
+    """The answers to each first question, one for each turn. The first row of a question counts."""
+    questions = _read_questions(Path(cfg.questions)) if cfg.questions else {}
+    found: dict[str, list[str]] = {}
+    for where, fault, row in read_files(Path(cfg.file).expanduser()):
+        parsed = None if fault else _parse_answers(row)
+        if parsed is None:
+            raise UserError(
+                f"{knob}.file={cfg.file}: {where}: {fault or 'no answer is found in it'}.\n"
+                f"  Expected rows such as {SHAPES}."
+            )
+        question, answers = parsed
+        if isinstance(question, str):
+            found.setdefault(question.strip(), answers)
+        elif (text := questions.get(question[0])) is not None:
+            found.setdefault(text.strip(), answers)
+        elif cfg.questions is None:
+            raise UserError(
+                f"{knob}.file={cfg.file}: {where}: it names its question by {question[0]} alone.\n"
+                f"  Give the file of the questions: {knob}.questions=FILE."
+            )
+    return found
+
+
+def _parse_answers(row: Row) -> tuple[str | tuple[str], list[str]] | None:
+    """The question's text, or its number in a tuple, and the answers."""
+    match row:
+        case {"instruction": str(question), "output": str(answer)}:
+            return question, [answer]
+        case {"messages": [*messages]}:
+            written = [*_list_messages(messages)]
+            asked = [text for role, text in written if role == "user"]
+            replies = [text for role, text in written if role == "assistant"]
+            return (asked[0], replies) if asked and replies else None
+        case {"choices": [{"turns": [*turns]}, *_]}:
+            turns = row.get("turns")
+        text = _find_text(turns[0] if isinstance(turns, list) and turns else row.get("prompt"))
+        if not fault and text is not None and (number := _find_id(row)):
+            questions[number] = text
+    return questions
