@@ -50,7 +50,36 @@ def _parse_answers(row: Row) -> tuple[str | tuple[str], list[str]] | None:
             replies = [text for role, text in written if role == "assistant"]
             return (asked[0], replies) if asked and replies else None
         case {"choices": [{"turns": [*turns]}, *_]}:
-            turns = row.get("turns")
+            texts = [text for text in map(_find_text, turns) if text is not None]
+            number = _find_id(row)
+            return ((number,), texts) if number and len(texts) == len(turns) > 0 else None
+    return None
+
+
+def _list_messages(messages: list[Any]) -> Iterator[tuple[str, str]]:
+    for message in messages:
+        if isinstance(message, dict) and (text := _find_text(message.get("content"))) is not None:
+            yield str(message.get("role")), text
+
+
+def _find_text(value: Any) -> str | None:
+    """A text, or what holds one: `{"content": …}`, `{"answer": …}`."""
+    match value:
+        case str():
+            return value
+        case {"answer": str(text)} | {"content": str(text)}:
+            return text
+    return None
+
+
+def _find_id(row: Row) -> str | None:
+    return next((str(row[name]) for name in ID_NAMES if row.get(name) is not None), None)
+
+
+def _read_questions(file: Path) -> dict[str, str]:
+    questions: dict[str, str] = {}
+    for _, fault, row in read_files(file.expanduser()):
+        turns = row.get("turns")
         text = _find_text(turns[0] if isinstance(turns, list) and turns else row.get("prompt"))
         if not fault and text is not None and (number := _find_id(row)):
             questions[number] = text
