@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "plan": "config evals step",
     "status": "step store",
     "models": "artifacts config errors hashing progress store",
-    "backends": "artifacts config errors hardware hashing models progress resources",
+    "backends": "artifacts config data errors hardware hashing models progress resources",
     "sampling": "artifacts backends config errors hashing progress resources text",
     "scorers": "artifacts backends config data errors hashing models progress resources text",
     "pairing": "artifacts backends config data errors hashing models text",
@@ -314,6 +314,7 @@ BESIDE = {
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
     "conf/baseline/checkpoint.yaml": [*GIVEN, "evaluate.baselines.rival.model=owner/name"],
     "conf/baseline/served.yaml": [*GIVEN, *RIVAL[1:]],
+    "conf/baseline/answers.yaml": [*GIVEN, "evaluate.baselines.rival.file=README.md"],
     **{f"conf/chat/{name}.yaml": [*GIVEN, ASKED] for name in CHAT_FILES},
     "conf/benchmark/safety.yaml": [*GIVEN, "prompts.evaluation.safety=recipes/smoke.yaml"],
     **{
@@ -366,7 +367,7 @@ def test_every_recipe_composes_and_plans(recipe):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (139, 38)
+    assert (len(CONF), len(RECIPES)) == (140, 38)
 
 
 def test_every_knob_has_a_word_on_it():

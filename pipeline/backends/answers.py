@@ -1,4 +1,4 @@
-"""Published answers as a backend: what a model said elsewhere, in place of asking it."""
+"""Published answers as a backend: a model's answers from a file, in place of asking it."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
