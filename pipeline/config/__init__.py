@@ -152,6 +152,7 @@ from pipeline.config.sample import (
     SampleRuntime,
     SamplingSettings,
     ScriptedBackend,
+    Seeded,
     ServedModel,
     ServedRuntime,
     TransformersBackend,

@@ -36,7 +36,14 @@ VLLM = {
     "dtype": "float32",
     "enforce_eager": None,
     "prefix_caching": None,
-    "runtime": {"memory": 0.5, "cpu_cache_gib": 1, "max_sequences": 64, "tensor_parallel": 1},
+    "engine": {},
+    "runtime": {
+        "memory": 0.5,
+        "cpu_cache_gib": 1,
+        "max_sequences": 64,
+        "tensor_parallel": 1,
+        "engine": {},
+    },
 }
 model = pytest.mark.model
 
