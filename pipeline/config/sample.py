@@ -74,7 +74,7 @@ class VllmBackend(Block):
 
     @property
     def pipeline_stages(self) -> int:
-        """Parts that the layers are split into, each on GPUs of its own."""
+        """Parts that the layers are split into, each on separate GPUs."""
         count = self.engine_args.get(vllm_args.PIPELINE_STAGES, 1)
         assert isinstance(count, int)
         return count

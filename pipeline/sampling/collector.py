@@ -74,7 +74,7 @@ def derive_seed(cfg: SampleRequest, setting: str, prompt_id: str, index: int) ->
 def derive_engine_seed(cfg: SampleRequest, gpus: str | None) -> int:
     """32 bits for an engine whose requests have no seeds.
 
-    They differ like seeds do, and between workers, each of which has GPUs of its own.
+    It differs as the requests' own seeds do, and between workers, which have separate GPUs.
     """
     key = [cfg.seed, cfg.purpose, cfg.round, cfg.wave, *sorted(cfg.settings), gpus]
     return int(hash_json(key)[:8], 16)
