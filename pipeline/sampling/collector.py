@@ -1,14 +1,12 @@
 """Send requests out and join completions back into their shards by id.
 
-A shard is written when its last completion has arrived. A thread detokenises and writes, so that
-the engine does not wait.
+A shard is written when its last completion has arrived.
 """
 
 import math
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -32,9 +30,10 @@ from pipeline.sampling.failures import Failures
 from pipeline.sampling.lengths import BINS, find_bin
 from pipeline.sampling.shards import ShardEntry, Shards
 from pipeline.sampling.throughput import ENDED_BIN, UNFINISHED_BIN, UNFINISHED_TOKENS
+from pipeline.sampling.writer import ShardWriter, WriteShard
 
 REPORT_EVERY = 0.5  # seconds between two progress reports
-FILL_AT_ONCE = 64  # completions that the thread takes together
+FILL_AT_ONCE = 64  # completions that the writer detokenises together
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 SAMPLE: dict[str, Any] = {
     "prompt_id": pl.String,
@@ -112,18 +111,16 @@ class SampleCollector:
         knob: str = "sample",
         is_paid: bool = False,
     ):
-        """`is_paid`: a completion costs money, so a shard is written before anything else."""
+        """`is_paid`: each completion costs money."""
         self.cfg, self.policy, self.tokenizer = cfg, policy, tokenizer
         self.shards, self.worker = shards, worker
         self._next: str | None = None  # claimed, but not requested yet
         # Shard → sample id → row, in the order of the file.
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}
+        self._writer = ShardWriter(worker, at_once=is_paid)
+        self._arrived: list[tuple[dict[str, Any], Completion]] = []  # rows to fill, and with what
         self._shard_of: dict[str, str] = {}  # sample id → shard, for missing completions
         self._missing: Counter[str] = Counter()  # shard or prompt → number of missing completions
-        self._arrived: list[tuple[dict[str, Any], Completion]] = []  # to be detokenised
-        self._writer: Executor = _AtOnce() if is_paid else ThreadPoolExecutor(1)
-        # What the writer was given, in order: a shard to write, or rows to fill.
-        self._writing: deque[tuple[str | None, Future[Any]]] = deque()
         self._lost: Counter[str] = Counter()  # shard → number of its rows that failed
         self._retokenised: Counter[str] = Counter()  # shard → rows whose tokens were not sampled
         self._billed: defaultdict[str, BilledTokens] = defaultdict(BilledTokens)  # by shard
@@ -174,26 +171,22 @@ class SampleCollector:
             self._arrived.append((row, result))
         prompt_is_done = self._count_down(row["prompt_id"])
         shard_is_done = self._count_down(shard)
-        if shard_is_done:
-            self._finish_written(wait=True)  # so that one shard at most waits for the thread
         if shard_is_done or len(self._arrived) == FILL_AT_ONCE:
-            self._submit(None, partial(self._fill_rows, self._arrived))
+            self._writer.add_rows(partial(self._fill_rows, self._arrived))
             self._arrived = []
         if shard_is_done:
-            self._submit(shard, self._prepare_write(shard))
+            self._writer.add_shard(shard, self._prepare_write(shard))
         self._count_result(result, prompt_is_done)
-        self._finish_written()
+        self._writer.finish_done()
         if shard_is_done or time.monotonic() - self._reported_at > REPORT_EVERY:
             self._send_report()
-
-    def _submit(self, shard: str | None, task: Callable[[], Any]) -> None:
-        self._writing.append((shard, self._writer.submit(task)))
 
     def _fill_rows(self, arrived: list[tuple[dict[str, Any], Completion]]) -> None:
         for row, completion in arrived:
             row |= self._fill_columns(row, completion)
 
-    def _prepare_write(self, shard: str) -> Callable[[], ShardEntry]:
+    def _prepare_write(self, shard: str) -> WriteShard:
+        """With what is known of the shard now; its rows are filled by the time this runs."""
         rows = list(self._rows.pop(shard).values())
         failed, retokenised = self._lost[shard], self._retokenised[shard]
         billed = self._billed.pop(shard)
@@ -203,14 +196,6 @@ class SampleCollector:
             return self.shards.write_samples(shard, table, failed, retokenised, billed)
 
         return write
-
-    def _finish_written(self, wait: bool = False) -> None:
-        """List the shards that are written by now; with `wait` all."""
-        while self._writing and (wait or self._writing[0][1].done()):
-            shard, writing = self._writing.popleft()
-            entry = writing.result()
-            if shard is not None:
-                self.worker.finish(shard, entry)
 
     def _check_logprob(self, completion: Completion) -> None:
         if completion.logprob is not None and not math.isfinite(completion.logprob):
@@ -236,8 +221,8 @@ class SampleCollector:
         }
 
     def finish(self) -> None:
-        """After the backend's last completion: list what is written, and check that it is all."""
-        self._finish_written(wait=True)
+        """After the last completion: wait for the writer, and check that nothing is missing."""
+        self._writer.finish_all()
         if self._rows:
             raise StageError(
                 "sample: the backend ended without all completions of"
@@ -245,7 +230,7 @@ class SampleCollector:
             )
 
     def close(self) -> None:
-        self._writer.shutdown(cancel_futures=True)
+        self._writer.close()
 
     def _count_down(self, key: str) -> bool:
         """Count one completion less to wait for. Return whether it was the last."""
@@ -330,12 +315,3 @@ class SampleCollector:
                     needs_logprob(name, index),
                 )
                 yield row, request
-
-
-class _AtOnce(Executor):
-    """Runs each task as it is submitted."""
-
-    def submit(self, task: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(task(*given, **named))
-        return done
