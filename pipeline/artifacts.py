@@ -328,7 +328,7 @@ class Samples(Artifact):
 
     `prompt` and `prompt_token_ids` are what is trained. `asked_token_ids` is what the sampler got
     instead, null where that is the same. `logprob` is that of the sampled tokens given what the
-    sampler got, null where a stop string cut them.
+    sampler got, null where a stop string cut them or nothing reads it.
     """
 
     def read_shards(self) -> Iterator["pl.DataFrame"]:

@@ -19,11 +19,14 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+)
+
+
 def to_canonical_json(value: Any) -> str:
     """The one spelling of a value that is hashed. Raises for what is not JSON, such as NaN."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
+    return _CANONICAL.encode(value)
 
 
 def hash_json(value: Any) -> str:

@@ -6,6 +6,7 @@ faults of a worker that failed.
 """
 
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -129,9 +130,12 @@ _loads = 0
 
 @contextmanager
 def measure_phase(phase: str) -> Iterator[None]:
-    """Count the time of a block. A block inside another belongs to the outer one."""
+    """Count the time of a block. A block inside another belongs to the outer one.
+
+    What another thread does takes no time of the Step's own.
+    """
     global _is_measuring, _loads
-    if _is_measuring:
+    if _is_measuring or threading.current_thread() is not threading.main_thread():
         yield
         return
     _is_measuring, began = True, time.monotonic()

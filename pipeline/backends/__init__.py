@@ -14,6 +14,7 @@ from pipeline.config import (
     EndpointBackend,
     Limits,
     ScriptedBackend,
+    Seeded,
     ServedModel,
     TextModel,
     TransformersBackend,
@@ -38,6 +39,7 @@ class CompletionRequest:
     min_p: float = 0.0  # applied before top_p, after temperature
     stop: tuple[str, ...] = ()  # an engine may end here to save tokens; the caller makes the cut
     messages: tuple[Message, ...] = ()  # the prompt as text, for a model behind a chat API
+    needs_logprob: bool = True  # without this a backend may leave it out, to be faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,13 @@ class BilledTokens:
 class Completion:
     sample_id: str
     token_ids: list[int]  # with the stop token that ended it, if one did
-    # Sum over token_ids, before temperature, min_p and top_p. None if these ids were not sampled.
+    # Sum over token_ids, before temperature, min_p and top_p. None if these ids were not sampled,
+    # or if the request does not need it.
     logprob: float | None
     finish_reason: Literal["stop", "length"]
     text: str | None = None  # as received, where the ids only measure its length
     billed: BilledTokens = BilledTokens()
+    is_retokenised: bool = False  # whether the ids are the policy's for a text, not those sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +136,22 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
-def open_backend(cfg: BackendConfig | TextModel, policy: Model, knob: str = "sample") -> Backend:
-    """`knob` is the config path of the sampling block, used in error messages."""
+def open_backend(
+    cfg: BackendConfig | TextModel,
+    policy: Model,
+    knob: str = "sample",
+    seeded: Seeded = "auto",
+    engine_seed: int = 0,
+) -> Backend:
+    """`knob` is the config path of the sampling block, used in error messages.
+
+    vLLM alone can draw without a seed for each request: then `engine_seed` serves all of them.
+    """
     match cfg:
         case VllmBackend():
             from pipeline.backends.vllm import VllmSampler
 
-            return VllmSampler(cfg, policy, f"{knob}.backend")
+            return VllmSampler(cfg, policy, f"{knob}.backend", seeded, engine_seed)
         case TransformersBackend():
             from pipeline.backends.transformers import TransformersSampler
 

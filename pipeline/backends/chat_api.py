@@ -99,7 +99,15 @@ class ChatApiSampler:
                 ids = self.tokenizer.encode_literal(text)
                 token_ids = [*ids, self.tokenizer.eos] if finish_reason == "stop" else ids
                 billed = _count_billed(reply, request, len(ids))
-                return Completion(request.sample_id, token_ids, None, finish_reason, text, billed)
+                return Completion(
+                    request.sample_id,
+                    token_ids,
+                    None,
+                    finish_reason,
+                    text,
+                    billed,
+                    is_retokenised=True,
+                )
             case {"choices": [{"finish_reason": str(finish_reason)}, *_]}:
                 quoted = make_printable(finish_reason, MAX_QUOTED)
                 reason = f"the server ended it with {quoted} and gave no text"

@@ -7,7 +7,7 @@ missing model stops the run.
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pipeline.artifacts import Model
 from pipeline.backends import (
@@ -200,9 +200,10 @@ class EndpointSampler:
         if not is_text(choice.text):
             return FailedRequest(request.sample_id, "the answer holds no text")
         ids = self.tokenizer.encode_literal(choice.text)
+        reason: Literal["stop", "length"] = "length"
         if choice.finish_reason == "stop" and len(ids) < self._max_tokens:
-            return Completion(request.sample_id, [*ids, self.tokenizer.eos], None, "stop")
-        return Completion(request.sample_id, ids, None, "length")
+            ids, reason = [*ids, self.tokenizer.eos], "stop"
+        return Completion(request.sample_id, ids, None, reason, is_retokenised=True)
 
     def describe_error(self, error: Exception) -> str:
         import openai

@@ -68,7 +68,7 @@ class ScriptedSampler:
         truncated = chance.random() < TRUNCATED_SHARE
         length = self.limit if truncated else chance.randint(1, MAX_UNTRUNCATED)
         words = chance.choices(range(1, self.vocabulary), k=min(length, self.limit))
-        logprob = -math.log(self.vocabulary) * len(words)
+        logprob = -math.log(self.vocabulary) * len(words) if request.needs_logprob else None
         if length < self.limit:
             return Completion(request.sample_id, [*words, EOS], logprob, "stop")
         return Completion(request.sample_id, words, logprob, "length")

@@ -1,7 +1,7 @@
-"""vLLM. On a GPU the engine runs in its own process and is refilled while the last block drains.
+"""vLLM. On a GPU the engine runs in its own process, on a CPU in this one.
 
-On a CPU it runs in this process and a block is drained before the next one is submitted, so that a
-shard gives the same bytes whatever was sampled before it.
+Where seeds make the bytes repeat, a block is drained before the next one is submitted, so that a
+shard gives the same bytes whatever was sampled before it. Elsewhere the engine is refilled.
 """
 
 import time
@@ -18,7 +18,7 @@ from pipeline.backends.chat import ModelTokenizer
 from pipeline.backends.lora_support import choose_engine_rank
 from pipeline.backends.stopping import StopStringDetector
 from pipeline.backends.vllm_engine import EnginePlatform
-from pipeline.config import Limits, VllmBackend
+from pipeline.config import Limits, Seeded, VllmBackend, vllm_args
 from pipeline.errors import StageError, UserError
 from pipeline.hashing import find_local_folder
 from pipeline.resources import inference_memory, open_models
@@ -29,11 +29,21 @@ if TYPE_CHECKING:
 
 
 class VllmSampler:
-    def __init__(self, cfg: VllmBackend, policy: Model, knob: str):
+    def __init__(
+        self,
+        cfg: VllmBackend,
+        policy: Model,
+        knob: str,
+        seeded: Seeded = "auto",
+        engine_seed: int = 0,
+    ):
         vllm_engine.set_environment_defaults(vllm_engine.ENVIRONMENT)
         self.cfg, self.policy, self.knob = cfg, policy, knob
+        self.seeded, self.engine_seed = seeded, engine_seed
         self.tokenizer = ModelTokenizer(policy)
         self.limits: Limits
+        self.is_seeded: bool  # whether each request has a seed
+        self.repeats: bool  # whether the bytes are to repeat
         # How many requests may still be unfinished when the next block is submitted.
         self.refill_threshold: int
         self.engine: Any = None
@@ -45,22 +55,57 @@ class VllmSampler:
     def start(self, model: Model, limits: Limits) -> Self:
         place = vllm_engine.open_platform(partial(inference_memory.missing_vllm, self.knob))
         vllm_engine.check_weights_path(model.weights)
-        self.limits = limits
-        self.refill_threshold = 0 if place.on_cpu else self.cfg.runtime.max_sequences
+        self.prepare(place, limits)
         if not place.on_cpu:
             self._check_memory(model, place.platform)
         arguments = self._build_engine_arguments(model, place)
-        # A merged policy is in another folder for each Step, and is the same model.
+        # A merged policy is in another folder for each Step, and is the same model. The seed is not
+        # in the key: another Step's requests go on in the engine's stream of random numbers.
         is_merged = self.policy.adapter is not None and model.adapter is None
         self.engine_key = arguments | ({"model": self.policy.adapter} if is_merged else {})
-        self.engine = open_models.borrow(self.engine_key, partial(_start_engine, arguments))
+        self.engine = open_models.borrow(self.engine_key, partial(self._start_engine, arguments))
         self.adapter = _build_lora_request(model.adapter)
         return self
+
+    def prepare(self, place: EnginePlatform, limits: Limits) -> None:
+        """Decide what this device decides, before there is an engine."""
+        self.limits = limits
+        self.is_seeded = place.on_cpu if self.seeded == "auto" else self.seeded
+        self.repeats = place.on_cpu and self.is_seeded
+        # Another batch waits in the engine while the next block is built.
+        self.refill_threshold = 0 if self.repeats else 2 * self.cfg.runtime.max_sequences
+        if self.repeats and (chunks := sorted(vllm_args.CHUNKS & self.cfg.engine_args.keys())):
+            raise UserError(
+                f"{self.knob}: engine argument {chunks[0]}: on a CPU vLLM ends at a prompt that is"
+                " split and has a seed.\n"
+                f"  Leave it out, or give {self.knob.removesuffix('.backend')}.seeded=false."
+            )
+
+    def _start_engine(self, arguments: dict[str, Any]) -> Any:
+        """`arguments` are all but the seed, which no engine needs whose requests have theirs."""
+        from vllm import EngineArgs, LLMEngine
+        from vllm.usage.usage_lib import UsageContext
+
+        seed = 0 if self.is_seeded else self.engine_seed
+        try:
+            # As `LLM` does: the engine's own default would split prompts into smaller chunks.
+            return LLMEngine.from_engine_args(
+                EngineArgs(**arguments, seed=seed), UsageContext.LLM_CLASS
+            )
+        except (TypeError, ValueError) as error:
+            if not self.cfg.engine_args:
+                raise
+            given = ", ".join(f"{name}={value}" for name, value in self.cfg.engine_args.items())
+            raise UserError(
+                f"{self.knob}: vLLM does not start with the engine arguments {given}: {error}\n"
+                "  Give values that its EngineArgs documents, or leave them out."
+            ) from error
 
     def _check_memory(self, model: Model, platform: Any) -> None:
         """Refuse early: an engine that runs out of memory fails after minutes, less clearly."""
         if (
             not platform.is_cuda_alike()
+            or self.cfg.may_save_memory
             or (files := find_local_folder(model.weights, model.revision)) is None
         ):
             return
@@ -69,7 +114,7 @@ class VllmSampler:
         device = platform.get_device_total_memory()
         free = min((gpu.free for gpu in hardware.list_gpus()), default=device)
         place = inference_memory.EnginePlace(
-            self.knob, device, runtime.memory, runtime.tensor_parallel, free=free
+            self.knob, device, runtime.memory, self.cfg.gpus, free=free
         )
         if needs and (short := inference_memory.shortage(needs, place)):
             raise UserError(short)
@@ -88,11 +133,10 @@ class VllmSampler:
             "dtype": self.cfg.dtype,
             "max_model_len": max_length,
             "max_num_seqs": self.cfg.runtime.max_sequences,
-            "seed": 0,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
-            **backend_arguments(self.cfg, place),
-            **(_cpu_batching(max_length) if place.on_cpu else {}),
+            **backend_arguments(self.cfg, place, self.repeats),
+            **(_unsplit_prompts(max_length) if self.repeats else {}),
             **_adapter_arguments(model.adapter),
         }
 
@@ -154,10 +198,12 @@ class VllmSampler:
             temperature=request.temperature,
             top_p=request.top_p,
             min_p=request.min_p,
-            seed=request.seed,
+            seed=request.seed if self.is_seeded else None,
             max_tokens=self.limits.completion,
             stop_token_ids=self.tokenizer.stop_ids,
-            logprobs=0,  # of the sampled token alone, before temperature
+            # 0: of the sampled token alone, before temperature.
+            logprobs=0 if request.needs_logprob else None,
+            flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA if request.stop else RequestOutputKind.FINAL_ONLY,
         )
@@ -185,26 +231,16 @@ class VllmSampler:
             open_models.park(self.engine_key, engine, engine.engine_core.shutdown)
 
 
-def _start_engine(arguments: dict[str, Any]) -> Any:
-    from vllm import EngineArgs, LLMEngine
-
-    return LLMEngine.from_engine_args(EngineArgs(**arguments))
-
-
-def backend_arguments(cfg: VllmBackend, place: EnginePlatform) -> dict[str, Any]:
-    """What a backend's knobs mean to vLLM on this device."""
+def backend_arguments(cfg: VllmBackend, place: EnginePlatform, repeats: bool) -> dict[str, Any]:
+    """What a backend's knobs mean to vLLM on this device. `repeats`: the bytes are to repeat."""
     runtime = cfg.runtime
     device = place.device_arguments(runtime.memory, runtime.cpu_cache_gib, cfg.enforce_eager)
-    if place.on_cpu:
-        return {**device, "enable_prefix_caching": cfg.prefix_caching is True}
-    return {
-        **device,
-        "enable_prefix_caching": cfg.prefix_caching is not False,
-        "tensor_parallel_size": runtime.tensor_parallel,
-    }
+    parallel = {} if place.on_cpu else {"tensor_parallel_size": runtime.tensor_parallel}
+    caches = not repeats if cfg.prefix_caching is None else cfg.prefix_caching
+    return {**device, "enable_prefix_caching": caches, **parallel, **cfg.engine_args}
 
 
-def _cpu_batching(max_length: int) -> dict[str, Any]:
+def _unsplit_prompts(max_length: int) -> dict[str, Any]:
     """A seeded request whose prefill is split crashes vLLM on a CPU."""
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_length, 2048)}
 

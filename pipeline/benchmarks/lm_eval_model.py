@@ -86,7 +86,7 @@ def _open_vllm(
         enable_thinking=template_kwargs.pop("enable_thinking", None),
         chat_template_args=template_kwargs,
         think_end_token=cfg.thinks_until,
-        **backend_arguments(backend, place),
+        **backend_arguments(backend, place, repeats=place.on_cpu),
     )
 
 

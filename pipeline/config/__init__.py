@@ -153,6 +153,7 @@ from pipeline.config.sample import (
     SampleRuntime,
     SamplingSettings,
     ScriptedBackend,
+    Seeded,
     ServedModel,
     ServedRuntime,
     TextModel,

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, LiteralString, Self
+from typing import Annotated, Any, Literal, LiteralString, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -121,8 +121,11 @@ class Block(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
     )
-    # Knobs that do not change what a stage makes.
-    outside_identity: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """Knobs that, with their values here, do not change what a stage makes."""
+        return frozenset()
 
 
 def _refuse_empty(value: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 from typing import Annotated, Any, Literal, Self, Union
 
 from pydantic import (
+    AfterValidator,
     Field,
     JsonValue,
     NonNegativeFloat,
@@ -13,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.config import vllm_args
 from pipeline.config.base import (
     Block,
     Dtype,
@@ -33,6 +35,9 @@ KL = "kl"  # the setting whose samples serve the KL estimate alone
 ANSWER = "answer"  # the setting that scorers and judges read in evaluations
 LATER_TURN = "turn-"  # plus a number: the settings of a conversation's later turns
 
+# Whether each completion has a seed. auto: where seeds make the bytes repeat, on a CPU.
+Seeded = Literal["auto"] | bool
+
 
 class VllmRuntime(Block):
     memory: Share
@@ -41,12 +46,53 @@ class VllmRuntime(Block):
     tensor_parallel: PositiveInt
 
 
+class SamplerRuntime(VllmRuntime):
+    engine: Annotated[vllm_args.EngineArgs, AfterValidator(vllm_args.check_runtime_args)]
+
+
 class VllmBackend(Block):
     kind: Literal["vllm"]
     dtype: Dtype
     enforce_eager: bool | None
     prefix_caching: bool | None
-    runtime: VllmRuntime
+    engine: Annotated[vllm_args.EngineArgs, AfterValidator(vllm_args.check_args)]
+    runtime: SamplerRuntime
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """Without arguments vLLM samples as it does without this knob."""
+        return frozenset() if self.engine else frozenset({"engine"})
+
+    @property
+    def engine_args(self) -> vllm_args.EngineArgs:
+        """The user's arguments of vLLM's engine, in identity or not."""
+        return {**self.engine, **self.runtime.engine}
+
+    @property
+    def may_save_memory(self) -> bool:
+        """Whether the engine may need less memory than its dtype tells."""
+        return bool(vllm_args.SAVES_MEMORY & self.engine_args.keys())
+
+    @property
+    def pipeline_stages(self) -> int:
+        """Parts that the layers are split into, each on separate GPUs."""
+        count = self.engine_args.get(vllm_args.PIPELINE_STAGES, 1)
+        assert isinstance(count, int)
+        return count
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that share one engine."""
+        return self.runtime.tensor_parallel * self.pipeline_stages
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> Self:
+        if twice := sorted(self.engine.keys() & self.runtime.engine.keys()):
+            raise ValueError(
+                f"engine.{twice[0]} and runtime.engine.{twice[0]} set the same argument:"
+                " give it in engine if it changes the samples, or else in runtime.engine"
+            )
+        return self
 
 
 class BatchRuntime(Block):
@@ -174,8 +220,14 @@ class SamplingBlock(Block):
     template_kwargs: dict[str, JsonValue]
     reasoning: Reasoning | None
     seed: Seed
+    seeded: Seeded
     shard: PositiveInt
     runtime: SampleRuntime
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """`auto` and true sample alike where bytes repeat; elsewhere no draw repeats anyway."""
+        return frozenset() if self.seeded is False else frozenset({"seeded"})
 
     @model_validator(mode="after")
     def _check_kl_setting(self) -> Self:
@@ -201,6 +253,15 @@ class SamplingBlock(Block):
 class SampleConfig(SamplingBlock):
     backend: BackendConfig
     resample_ties: list[PositiveInt]
+
+    @model_validator(mode="after")
+    def _check_seeded(self) -> Self:
+        if self.seeded is False and not isinstance(self.backend, VllmBackend):
+            raise ValueError(
+                f"seeded=false: the backend {self.backend.kind} draws by seeds alone;"
+                " give seeded=auto, or backend=vllm"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_resampling(self) -> Self:

@@ -1,7 +1,7 @@
 """Training: optimisation, adapters, the objective."""
 
 from math import ceil
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -79,9 +79,6 @@ class Quantization(Block):
 
 
 class LoraAdapter(Block):
-    # A merged copy can be made from a finished training at any time.
-    outside_identity: ClassVar[frozenset[str]] = frozenset({"save_merged"})
-
     kind: Literal["lora", "qlora"]
     learning_rate: PositiveFloat
     rank: PositiveInt
@@ -92,6 +89,11 @@ class LoraAdapter(Block):
     targets: str | list[str]
     quantization: Quantization | None
     save_merged: bool
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """A merged copy can be made from a finished training at any time."""
+        return frozenset({"save_merged"})
 
     @model_validator(mode="after")
     def _check_quantization(self) -> Self:

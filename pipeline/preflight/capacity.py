@@ -104,6 +104,8 @@ def _estimate_engine(
 ) -> inference_memory.EngineNeeds | None:
     if not isinstance(cfg.backend, VllmBackend | TransformersBackend):
         return None
+    if isinstance(cfg.backend, VllmBackend) and cfg.backend.may_save_memory:
+        return None
     limits = (
         cfg.request_turn(cfg.turns).limits if isinstance(cfg, ConversationRequest) else cfg.limits
     )
@@ -125,6 +127,6 @@ def _describe_place(
     if isinstance(cfg.backend, VllmBackend):
         runtime = cfg.backend.runtime
         return inference_memory.EnginePlace(
-            knob, gpu.memory, runtime.memory, runtime.tensor_parallel, free=gpu.free
+            knob, gpu.memory, runtime.memory, cfg.backend.gpus, free=gpu.free
         )
     return inference_memory.EnginePlace(knob, gpu.memory, 1.0, 1, vllm=False, free=gpu.free)

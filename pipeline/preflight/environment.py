@@ -16,6 +16,7 @@ from pipeline.config import (
     TransformersBackend,
     VllmBackend,
     Wandb,
+    vllm_args,
 )
 from pipeline.config.base import Workers
 from pipeline.errors import UserError, pluralize
@@ -46,18 +47,21 @@ def check_engine(step: Step, backend: BackendConfig | TextModel, workers: Worker
             if find_spec("vllm") is None:
                 error = ModuleNotFoundError("No module named 'vllm'")
                 raise inference_memory.missing_vllm(f"{step.knob}.backend", error)
-            check_gpus(f"{step.knob}.backend", backend.runtime.tensor_parallel, step.knob, workers)
+            tensor, stages = backend.runtime.tensor_parallel, backend.pipeline_stages
+            check_gpus(f"{step.knob}.backend", tensor, step.knob, workers, stages)
         case TransformersBackend():
             check_gpus(f"{step.knob}.backend", 1, step.knob, workers)
         case EndpointBackend():
             api_client.fetch_model_card(f"{step.knob}.backend", backend.runtime, backend.model)
 
 
-def check_gpus(engine: str, each: int, stage: str, workers: Workers) -> None:
-    """Refuse if this machine has not `each` GPUs for every worker. `engine`, `stage`: their knobs.
+def check_gpus(engine: str, tensor: int, stage: str, workers: Workers, stages: int = 1) -> None:
+    """Refuse if this machine has too few GPUs. `engine`, `stage`: their knobs.
 
+    Each worker needs `tensor` for each of the `stages` that a model's layers are split into.
     Without any GPU, engines that would take one each share the CPU.
     """
+    each = tensor * stages
     wanted = each * (1 if workers == "auto" else workers)
     gpus = len(hardware.list_gpus()) if wanted > 1 else 0
     if wanted == 1 or gpus >= wanted or (each == 1 and not gpus):
@@ -65,7 +69,8 @@ def check_gpus(engine: str, each: int, stage: str, workers: Workers) -> None:
     visible = os.environ.get(hardware.VISIBLE)
     limit = "" if visible is None else f" ({hardware.VISIBLE}={visible})"
     if gpus < each:
-        knob, most = f"{engine}.runtime.tensor_parallel={each}", gpus or 1
+        knob, most = f"{engine}.runtime.tensor_parallel={tensor}", max(gpus // stages, 1)
+        knob += f" with {vllm_args.PIPELINE_STAGES}={stages}" if stages > 1 else ""
     else:
         knob = f"{stage}.runtime.workers={workers} of {pluralize(each, 'GPU')} each"
         most = gpus // each

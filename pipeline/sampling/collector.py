@@ -7,11 +7,12 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import DRAW_DIGITS
+from pipeline.artifacts import DRAW_DIGITS, KL
 from pipeline.backends import (
     BilledTokens,
     ChatTokenizer,
@@ -27,10 +28,12 @@ from pipeline.resources.worker_pool import Worker
 from pipeline.sampling import asking, stop_strings
 from pipeline.sampling.failures import Failures
 from pipeline.sampling.lengths import BINS, find_bin
-from pipeline.sampling.shards import Shards
+from pipeline.sampling.shards import ShardEntry, Shards
 from pipeline.sampling.throughput import ENDED_BIN, UNFINISHED_BIN, UNFINISHED_TOKENS
+from pipeline.sampling.writer import ShardWriter, WriteShard
 
 REPORT_EVERY = 0.5  # seconds between two progress reports
+FILL_AT_ONCE = 64  # completions that the writer detokenises together
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 SAMPLE: dict[str, Any] = {
     "prompt_id": pl.String,
@@ -42,7 +45,8 @@ SAMPLE: dict[str, Any] = {
     # The prompt as shown to the sampler, where its setting adds to it.
     "asked_token_ids": pl.List(pl.Int64),
     "token_ids": pl.List(pl.Int64),
-    # Of the sampled tokens after the prompt as shown; null where a stop string cut them.
+    # Of the sampled tokens after the prompt as shown; null where a stop string cut them, or where
+    # nothing reads it (`needs_logprob`).
     "logprob": pl.Float64,
     "finish_reason": pl.String,
     "stop_string": pl.String,  # the string that the completion was cut before
@@ -64,6 +68,20 @@ def derive_seed(cfg: SampleRequest, setting: str, prompt_id: str, index: int) ->
     The key differs between rounds, waves, settings and purposes (training or evaluation).
     """
     return int(hash_json(_sample_key(cfg, setting, prompt_id, index))[:16], 16) >> 1
+
+
+def derive_engine_seed(cfg: SampleRequest, gpus: str | None) -> int:
+    """32 bits for an engine whose requests have no seeds.
+
+    It differs as the requests' own seeds do, and between workers, which have separate GPUs.
+    """
+    key = [cfg.seed, cfg.purpose, cfg.round, cfg.wave, *sorted(cfg.settings), gpus]
+    return int(hash_json(key)[:8], 16)
+
+
+def needs_logprob(setting: str, index: int) -> bool:
+    """The KL is estimated from its setting's; of others a prompt's first shows a broken model."""
+    return setting == KL or index == 0
 
 
 def derive_sample_id(
@@ -91,15 +109,20 @@ class SampleCollector:
         shards: Shards,
         worker: Worker,
         knob: str = "sample",
+        is_paid: bool = False,
     ):
+        """`is_paid`: each completion costs money."""
         self.cfg, self.policy, self.tokenizer = cfg, policy, tokenizer
         self.shards, self.worker = shards, worker
         self._next: str | None = None  # claimed, but not requested yet
         # Shard → sample id → row, in the order of the file.
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}
+        self._writer = ShardWriter(worker, at_once=is_paid)
+        self._arrived: list[tuple[dict[str, Any], Completion]] = []  # rows to fill, and with what
         self._shard_of: dict[str, str] = {}  # sample id → shard, for missing completions
         self._missing: Counter[str] = Counter()  # shard or prompt → number of missing completions
         self._lost: Counter[str] = Counter()  # shard → number of its rows that failed
+        self._retokenised: Counter[str] = Counter()  # shard → rows whose tokens were not sampled
         self._billed: defaultdict[str, BilledTokens] = defaultdict(BilledTokens)  # by shard
         self.failures = Failures(cfg, shards, knob)
         self._news: Counter[str] = Counter()  # figures since the last report
@@ -143,18 +166,36 @@ class SampleCollector:
         else:
             stops = self.cfg.settings[row["setting"]].stop
             result, stop = stop_strings.cut_at_stop(self.tokenizer, stops, result)
-            row |= self._fill_columns(row, result, stop)
+            row["stop_string"] = stop
+            self._retokenised[shard] += result.is_retokenised and stop is None
+            self._arrived.append((row, result))
         prompt_is_done = self._count_down(row["prompt_id"])
         shard_is_done = self._count_down(shard)
+        if shard_is_done or len(self._arrived) == FILL_AT_ONCE:
+            self._writer.add_rows(partial(self._fill_rows, self._arrived))
+            self._arrived = []
         if shard_is_done:
-            rows = pl.DataFrame(list(self._rows.pop(shard).values()), schema=SAMPLE)
-            entry = self.shards.write_samples(
-                shard, rows, self._lost[shard], self._billed.pop(shard)
-            )
-            self.worker.finish(shard, entry)
+            self._writer.add_shard(shard, self._prepare_write(shard))
         self._count_result(result, prompt_is_done)
+        self._writer.finish_done()
         if shard_is_done or time.monotonic() - self._reported_at > REPORT_EVERY:
             self._send_report()
+
+    def _fill_rows(self, arrived: list[tuple[dict[str, Any], Completion]]) -> None:
+        for row, completion in arrived:
+            row |= self._fill_columns(row, completion)
+
+    def _prepare_write(self, shard: str) -> WriteShard:
+        """With what is known of the shard now; its rows are filled by the time this runs."""
+        rows = list(self._rows.pop(shard).values())
+        failed, retokenised = self._lost[shard], self._retokenised[shard]
+        billed = self._billed.pop(shard)
+
+        def write() -> ShardEntry:
+            table = pl.DataFrame(rows, schema=SAMPLE)
+            return self.shards.write_samples(shard, table, failed, retokenised, billed)
+
+        return write
 
     def _check_logprob(self, completion: Completion) -> None:
         if completion.logprob is not None and not math.isfinite(completion.logprob):
@@ -164,16 +205,13 @@ class SampleCollector:
                 "  Try dtype=float32; check the checkpoint."
             )
 
-    def _fill_columns(
-        self, row: dict[str, Any], completion: Completion, stop: str | None
-    ) -> dict[str, Any]:
+    def _fill_columns(self, row: dict[str, Any], completion: Completion) -> dict[str, Any]:
         text = completion.text
         return {
             "completion": self.tokenizer.decode(completion) if text is None else text,
             "token_ids": completion.token_ids,
             "logprob": completion.logprob,
             "finish_reason": completion.finish_reason,
-            "stop_string": stop,
             "reasoning_tokens": stop_strings.count_reasoning_tokens(
                 self.tokenizer,
                 self.cfg.reasoning,
@@ -182,12 +220,17 @@ class SampleCollector:
             ),
         }
 
-    def check_complete(self) -> None:
+    def finish(self) -> None:
+        """After the last completion: wait for the writer, and check that nothing is missing."""
+        self._writer.finish_all()
         if self._rows:
             raise StageError(
                 "sample: the backend ended without all completions of"
                 f" {pluralize(len(self._rows), 'shard')} ({min(self._rows)} …)."
             )
+
+    def close(self) -> None:
+        self._writer.close()
 
     def _count_down(self, key: str) -> bool:
         """Count one completion less to wait for. Return whether it was the last."""
@@ -269,5 +312,6 @@ class SampleCollector:
                     setting.min_p,
                     tuple(setting.stop),
                     tuple(messages),
+                    needs_logprob(name, index),
                 )
                 yield row, request

@@ -64,11 +64,15 @@ class Shards:
         return files.select(pl.len()).collect().item()
 
     def write_samples(
-        self, name: str, table: pl.DataFrame, failed: int = 0, billed: BilledTokens = NO_BILL
+        self,
+        name: str,
+        table: pl.DataFrame,
+        failed: int = 0,
+        retokenised: int = 0,
+        billed: BilledTokens = NO_BILL,
     ) -> ShardEntry:
         """Write the file atomically. Return its entry for the list."""
         asked_ids = pl.coalesce("asked_token_ids", "prompt_token_ids")
-        has_other_tokens = pl.col("logprob").is_null() & pl.col("stop_string").is_null()
         write_table(self.sample_file(name), table)
         return {
             "sha256": hash_file(self.sample_file(name)),
@@ -79,7 +83,7 @@ class Shards:
             "prompt_tokens": table.select(asked_ids.list.len().sum()).item(),
             "truncated": table.filter(finish_reason="length").height,
             "stopped_by_string": table["stop_string"].count(),
-            "retokenised": table.filter(has_other_tokens).height,
+            "retokenised": retokenised,
             "failed": failed,
             "billed_prompt_tokens": billed.read,
             "billed_tokens": billed.written,

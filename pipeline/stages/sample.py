@@ -4,6 +4,7 @@ A shard that is in `shards.json` with its hash is finished: a killed run repeats
 that it was in.
 """
 
+import os
 import shutil
 import time
 from functools import partial
@@ -36,7 +37,11 @@ from pipeline.resources.gpu_sets import Environment, worker_environments
 from pipeline.resources.model_shape import parameter_cost
 from pipeline.resources.worker_pool import Worker, run_shards
 from pipeline.sampling import multi_turn
-from pipeline.sampling.collector import SampleCollector, make_empty_samples
+from pipeline.sampling.collector import (
+    SampleCollector,
+    derive_engine_seed,
+    make_empty_samples,
+)
 from pipeline.sampling.journal import Journal
 from pipeline.sampling.prompt_selection import select_prompts, split_by_length
 from pipeline.sampling.shards import ShardEntry, ShardList, Shards
@@ -148,7 +153,7 @@ def choose_environments(cfg: SampleRequest, knob: str) -> list[Environment]:
         return [{}]  # one worker keeps as many requests in flight as the server takes
     if not isinstance(cfg.backend, ENGINES):
         return [{}] * (1 if cfg.runtime.workers == "auto" else cfg.runtime.workers)
-    gpus_each = cfg.backend.runtime.tensor_parallel if isinstance(cfg.backend, VllmBackend) else 1
+    gpus_each = cfg.backend.gpus if isinstance(cfg.backend, VllmBackend) else 1
     return worker_environments(cfg.runtime.workers, f"{knob}.runtime.workers", gpus_each)
 
 
@@ -164,9 +169,12 @@ def sample_shards(
 
     Its engine starts once, and gets the next shard before the last one is finished.
     """
-    backend = open_backend(cfg.backend, policy, knob)
-    drawing = SampleCollector(cfg, policy.path.name, backend.tokenizer, shards, worker, knob)
+    gpus = os.environ.get(hardware.VISIBLE)
+    backend = open_backend(cfg.backend, policy, knob, cfg.seeded, derive_engine_seed(cfg, gpus))
     journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, SERVERS) else None
+    drawing = SampleCollector(
+        cfg, policy.path.name, backend.tokenizer, shards, worker, knob, is_paid=journal is not None
+    )
     started = time.monotonic()
     try:
         backend.start(engine_model, cfg.limits)
@@ -179,11 +187,12 @@ def sample_shards(
                 completions = backend.generate(asked, drawing.report_unfinished)
             for completion in completions:
                 drawing.add_result(completion)
-            drawing.check_complete()
+            drawing.finish()
         if summary := drawing.failures.write():
             print_note(summary)
     finally:
         backend.close()
+        drawing.close()
 
 
 def describe_start(cfg: SampleRequest) -> str:

@@ -16,10 +16,16 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipeline.artifacts import Model, Prompts
-from pipeline.backends import Backend, Completion, CompletionRequest, open_backend
+from pipeline.backends import (
+    Backend,
+    Completion,
+    CompletionRequest,
+    open_backend,
+    vllm_engine,
+)
 from pipeline.backends.lora_support import choose_engine_rank
 from pipeline.backends.vllm_engine import check_weights_path
-from pipeline.config import BackendConfig, Limits
+from pipeline.config import BackendConfig, Limits, vllm_args
 from pipeline.data import synthetic
 from pipeline.errors import UserError
 from pipeline.models.quantization_gap import measure_gap
@@ -36,7 +42,14 @@ VLLM = {
     "dtype": "float32",
     "enforce_eager": None,
     "prefix_caching": None,
-    "runtime": {"memory": 0.5, "cpu_cache_gib": 1, "max_sequences": 64, "tensor_parallel": 1},
+    "engine": {},
+    "runtime": {
+        "memory": 0.5,
+        "cpu_cache_gib": 1,
+        "max_sequences": 64,
+        "tensor_parallel": 1,
+        "engine": {},
+    },
 }
 model = pytest.mark.model
 
@@ -571,6 +584,56 @@ def test_on_a_gpu_the_next_block_is_submitted_before_the_last_one_drains(fast, m
     (drained, apart), (refilled, flowing) = unfinished(0), unfinished(39)
     assert drained == [0, 0, 0] and all(0 < left <= 39 for left in refilled[1:])
     assert apart == flowing
+
+
+@model
+def test_a_log_probability_that_nothing_needs_is_left_out(fast):
+    asked = requests(fast, 40, 0.9)
+    known = sample_all(fast, asked)
+    unknown = sample_all(fast, [replace(request, needs_logprob=False) for request in asked])
+    assert {key: c.token_ids for key, c in unknown.items()} == {
+        key: c.token_ids for key, c in known.items()
+    }
+    assert {c.logprob for c in unknown.values()} == {None}
+
+
+@pytest.fixture(scope="module")
+def unseeded(policy):
+    config = VLLM | {"runtime": VLLM["runtime"] | {"engine": {"max_num_batched_tokens": 512}}}
+    cfg = TypeAdapter(BackendConfig).validate_python(config)
+    backend = open_backend(cfg, policy, seeded=False, engine_seed=7)
+    yield backend.start(policy, LIMITS)
+    backend.close()
+
+
+@model
+def test_without_seeds_the_engine_shares_prefills_is_refilled_and_draws_anew(fast, unseeded):
+    assert fast.repeats and not unseeded.repeats
+    assert unseeded.refill_threshold == 2 * VLLM["runtime"]["max_sequences"]
+    config = unseeded.engine.vllm_config
+    assert config.cache_config.enable_prefix_caching
+    assert not fast.engine.vllm_config.cache_config.enable_prefix_caching
+    assert (config.model_config.seed, config.scheduler_config.max_num_batched_tokens) == (7, 512)
+    asked = requests(unseeded, 40, 0.9)
+    first, second = sample_all(unseeded, asked), sample_all(unseeded, asked)
+    assert sum(second[key].token_ids == c.token_ids for key, c in first.items()) < 4
+    greedy, expected = (sample_all(one, requests(one, 40, 0.0)) for one in (unseeded, fast))
+    assert sum(greedy[key].token_ids == c.token_ids for key, c in expected.items()) == 40
+
+
+@model
+def test_no_argument_of_the_user_s_can_replace_one_of_ours(fast, policy):
+    place = vllm_engine.open_platform(lambda error: error)
+    ours = {*fast._build_engine_arguments(policy, place), "seed"}
+    assert ours - vllm_args.CHUNKS <= set(vllm_args.SET_BY_BACKEND)
+    chunks = VLLM | {"engine": {"max_num_batched_tokens": 64}}
+    with pytest.raises(
+        UserError, match=r"max_num_batched_tokens.*\n.*evaluate.sample.seeded=false"
+    ):
+        open_sampler(chunks, policy, "evaluate.sample").start(policy, LIMITS)
+    odd = VLLM | {"engine": {"quantization": "nonsense"}}
+    with pytest.raises(UserError, match="does not start with the engine arguments quantization=no"):
+        open_sampler(odd, policy).start(policy, LIMITS)
 
 
 def make_running(backend: Backend):

@@ -61,6 +61,16 @@ def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there)
             check_steps(asked)
 
 
+def test_a_pipeline_needs_gpus_for_each_of_its_stages(two_gpus):
+    pipeline = "sample.backend.runtime.engine={pipeline_parallel_size: 2}"
+    check_steps(steps(*GIVEN, pipeline))
+    with pytest.raises(
+        UserError,
+        match=r"parallel=2 with pipeline_parallel_size=2: this machine shows 2 .*\n  Give 1,",
+    ):
+        check_steps(steps(*GIVEN, pipeline, "sample.backend.runtime.tensor_parallel=2"))
+
+
 def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
     with pytest.raises(
         UserError,

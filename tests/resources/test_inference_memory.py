@@ -222,3 +222,16 @@ def test_the_cache_counts_layers_that_keep_the_whole_sequence(also, tokens):
     assert (
         inference_memory.kv_cache_bytes({"text_config": config}, "bfloat16", 1000) == tokens * each
     )
+
+
+def test_an_engine_that_stores_its_weights_smaller_is_left_to_vllm(card, tmp_path):
+    card(12)
+
+    def check(*words: str) -> None:
+        planned = planned_on(tmp_path, LLAMA_7B, "adapter=qlora", *words)
+        capacity.check_engines(planned, planned.steps)
+
+    for words in ([], ["backend.runtime.engine.block_size=32"]):
+        with pytest.raises(UserError, match=r"the policy needs"):
+            check(*words)
+    check("backend.engine.quantization=fp8")

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,7 @@ CONFIG = {
     "template_kwargs": {},
     "reasoning": {"open": "<think>", "close": "</think>"},
     "seed": 42,
+    "seeded": "auto",
     "shard": 4,
     "backend": {"kind": "scripted", "vocabulary": 200},
     "runtime": {"blocks": 1, "workers": 1, "max_failed": 0.01},
@@ -185,6 +187,29 @@ def test_the_order_of_settings_in_the_config_changes_nothing(tmp_path, prompts):
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
+def test_engines_without_seeds_of_their_requests_differ_as_requests_do():
+    changes = [{}, {"seed": 43}, {"purpose": "exam"}, {"round": 2}, {"wave": 1}]
+    changes.append({"settings": {"calm": CONFIG["settings"]["calm"]}})
+    seeds = {
+        collector.derive_engine_seed(config(**change), gpus)
+        for change in changes
+        for gpus in (None, "0", "1")
+    }
+    assert len(seeds) == 3 * len(changes)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_a_log_probability_is_asked_for_where_something_reads_it(tmp_path, prompts):
+    """The KL reads its setting's; of each prompt's others the first shows a broken model."""
+    kl = {"n": 3, "temperature": 1.0, "top_p": 1.0, **PLAIN}
+    rows = run(tmp_path / "out", prompts, settings={**CONFIG["settings"], "kl": kl})
+    known = rows.group_by("setting").agg(known=pl.col("logprob").count())
+    assert dict(known.iter_rows()) == {"calm": 10, "draw": 10, "kl": 30}
+    first = rows.filter(setting="draw").group_by("prompt_id", maintain_order=True).first()
+    assert first["logprob"].null_count() == 0
+    assert json.loads((tmp_path / "out" / "cost.json").read_text())["retokenised"] == 0
+
+
 # ── which prompts ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -303,6 +328,45 @@ def test_a_backend_that_loses_a_completion_breaks_the_run(tmp_path, prompts, mon
     monkeypatch.setattr(ScriptedSampler, "generate", lossy)
     with pytest.raises(StageError, match=r"without all completions of 1 shard .00002.parquet"):
         run(tmp_path / "out", prompts)
+
+
+def test_an_engine_does_not_wait_for_its_completions_to_be_written(tmp_path, prompts, monkeypatch):
+    """They are detokenised and written by another thread; what that raises breaks the run."""
+    threads, decode = set(), ScriptedTokenizer.decode
+
+    def noting(self, completion):
+        threads.add(threading.current_thread())
+        return decode(self, completion)
+
+    monkeypatch.setattr(ScriptedTokenizer, "decode", noting)
+    run(tmp_path / "out", prompts)
+    assert len(threads) == 1 and threading.main_thread() not in threads
+    assert not any(thread.is_alive() for thread in threads)
+
+    def failing(self, completion):
+        raise StageError("cannot be decoded")
+
+    monkeypatch.setattr(ScriptedTokenizer, "decode", failing)
+    with pytest.raises(StageError, match="cannot be decoded"):
+        run(tmp_path / "broken", prompts)
+    assert not (tmp_path / "broken" / "shards.json").exists()
+
+
+def test_what_is_paid_for_is_written_before_its_last_completion_is_given_back(tmp_path, prompts):
+    """Or a kill in between would lose what the journal has forgotten by then."""
+    cfg, listed = config(shard=10), []
+    shown = shards.Shards(tmp_path / "out", cfg.shard)
+    [name] = shown.write_prompts(prompts.read().select("prompt_id", "prompt"))
+    worker = worker_pool.InProcess([name], lambda shard, _: listed.append(shard))
+    sampler = ScriptedSampler(cfg.backend).start(POLICY, cfg.limits)
+    draws = collector.SampleCollector(cfg, "policy", sampler.tokenizer, shown, worker, is_paid=True)
+    assert draws.claim_shard()
+    *most, last = sampler.generate(draws.build_blocks())
+    for completion in most:
+        draws.add_result(completion)
+    assert not listed
+    draws.add_result(last)
+    assert listed == [name]
 
 
 CHILD = """
