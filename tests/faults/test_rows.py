@@ -257,7 +257,7 @@ def test_a_run_in_a_folder_whose_name_is_a_pattern(tmp_path):
 
 def plan_rows(tmp_path: Path, capfd) -> str:
     places = f"prompts.path={tmp_path / 'rows.jsonl'}", f"store={tmp_path / 'store'}"
-    assert run_command(["plan", *ROWS, *places]) == 0
+    assert run_command(["plan", *ROWS, *places]) == 2
     return capfd.readouterr().out
 
 
