@@ -14,6 +14,7 @@ from pipeline.artifacts import write_json
 from pipeline.config import Config, TrainConfig, renamed
 from pipeline.driver.child_process import describe_failure, read_summary_lines, run_worker
 from pipeline.driver.ledger import FAILED_SIGN, Ledger, summarize_cost
+from pipeline.driver.plan_head import describe_head
 from pipeline.errors import (
     ALREADY_BUILT,
     DONE,
@@ -127,6 +128,8 @@ def _hash_if_any(cache: ContentCache, path: str) -> str:
 def show_dry_run(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> dict[str, StepStatus]:
     """Print what is built, what a run would build, and its memory and time. Changes nothing."""
     ledger, statuses = Ledger(None), read_statuses(run_plan, cfg.verify)
+    for line in describe_head(cfg, run_plan.steps):
+        print(line)
     for step in run_plan.steps:
         fingerprint = run_plan.fingerprint(step)
         manifest, reason = statuses[fingerprint]
