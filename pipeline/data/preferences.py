@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.config import HubRows, PreferenceRows
-from pipeline.data.jsonl import Lines, find_unwritable, message_fault
+from pipeline.data.jsonl import Lines, describe_faults, find_unwritable, message_fault
+from pipeline.data.prompt_shapes import convert_turns
 from pipeline.data.readers import Row, RowFault, read_rows
 from pipeline.errors import UserError, make_printable, pluralize, suggest
 
 Messages = list[dict[str, str]]
-SHOWN = 10
 
 
 def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
@@ -52,10 +52,9 @@ def _bad_rows_error(cfg: PreferenceRows, found: Lines, rows: int, shape: str, kn
     name = f"dataset={source.dataset}" if isinstance(source, HubRows) else f"path={source.path}"
     total = pluralize(rows, "row")
     head = f"{knob}.source.{name}: {len(found.bad)} of {total} cannot be used (read as {shape}):"
-    first = [f"  row {number}: {fault}" for number, fault in sorted(found.bad)[:SHOWN]]
-    more = [f"  … and {len(found.bad) - SHOWN} more"] if len(found.bad) > SHOWN else []
+    faults = describe_faults((f"row {number}", fault) for number, fault in sorted(found.bad))
     remedy = f"  Fix them, or skip and count them with {knob}.on_bad_row=skip."
-    return "\n".join([head, *first, *more, remedy])
+    return "\n".join([head, faults, remedy])
 
 
 # ── shapes ───────────────────────────────────────────────────────────────────────────────────────
