@@ -62,12 +62,14 @@ def read_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -> Pro
 def summarize_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -> PromptSummary:
     """Refuses what `read_prompts` refuses, and keeps no row."""
     found = PromptSet()
-    count, columns = 0, set[str]()
+    count, names, first = 0, set[str](), dict[str, Any]()
     for row in _convert_rows(source, knob, found):
         count += 1
-        columns |= json.loads(row["columns"]).keys()
+        columns = json.loads(row["columns"])
+        first = first or {"prompt": row["prompt"], "columns": columns}
+        names |= columns.keys()
     _check_rows(source, knob, on_bad_row, count, found.bad)
-    return PromptSummary(count, frozenset(columns))
+    return PromptSummary(count, frozenset(names), first)
 
 
 def _check_rows(

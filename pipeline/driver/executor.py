@@ -197,7 +197,8 @@ def _run_pass(cfg: Config, run_plan: RunPlan, run_dir: Path, ledger: Ledger) -> 
                     " (adapter.save_merged)"
                 )
         contents[fingerprint] = manifest
-        preflight.check_artifact(step, run_plan.folder, run_plan.steps[number:])
+        later = [one for one in run_plan.steps[number:] if run_plan.fingerprint(one) in to_do]
+        preflight.check_artifact(step, run_plan.folder, later)
         _link_step(run_dir, step, run_plan.folder(step), number)
     return True
 

@@ -198,6 +198,10 @@ REFUSED_BOTH_TIMES = [
         [*REWARD, "reward.data.source.path=pairs.jsonl"],
         "reward.data.source.path=pairs.jsonl: 1 of 1 row cannot be",
     ),
+    (
+        ["+scorer@score.scorers.own=function", "score.scorers.own.function=./own.py:sooner"],
+        "score.scorers.own.function=./own.py:sooner: TypeError: sooner() got an unexpected keyword",
+    ),
     (["pair.edits.1=edits.jsonl"], "pair.edits.1=edits.jsonl: 1 line cannot be used:"),
     (["runs=taken"], "runs=taken: cannot be written (File exists)"),
     (["store=taken/store"], "store=taken/store: cannot be written (Not a directory)"),
