@@ -8,6 +8,7 @@ import locale
 import os
 import sys
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +16,7 @@ from pipeline.commands.table import (
     CHOICES,
     COMMANDS,
     HELP,
+    PASS_ON,
     RENAMED,
     Command,
     describe_command,
@@ -110,7 +112,7 @@ def run_command(words: list[str]) -> int:
         print(f"{words[0]}: not a command. {suggest(words[0], list(COMMANDS))}", file=sys.stderr)
         return USER_ERROR
     command = COMMANDS[name]
-    if HELP & set(rest):
+    if HELP.intersection(takewhile(lambda word: word != PASS_ON, rest)):
         print(describe_command(name, command))
         return DONE
     return import_module(command.module).main([*command.words, *rest])

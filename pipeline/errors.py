@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 # Exit codes. Only workers use ALREADY_BUILT: another process built the step in the meantime.
 DONE, FAILED, USER_ERROR, ALREADY_BUILT, INTERRUPTED = 0, 1, 2, 3, 75
+RESUME = "Run the same command to resume."
 
 Result = TypeVar("Result")
 
@@ -82,14 +83,14 @@ def explain_disk_fault(
     return f"{where}: {os.strerror(number)}.\n  {remedy}"
 
 
-def exit_on_signals() -> None:
+def exit_on_signals(remedy: str = RESUME) -> None:
     """Exit at once with code 75 on SIGTERM and SIGINT, before any work has started.
 
     Nothing is raised: an exception during an import would end in that library's traceback.
     """
 
     def leave(number: int, frame: Any) -> NoReturn:
-        os.write(2, f"{describe_interrupt(signal.Signals(number).name)}\n".encode())
+        os.write(2, f"{describe_interrupt(signal.Signals(number).name, remedy)}\n".encode())
         os._exit(INTERRUPTED)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -116,8 +117,8 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def describe_interrupt(signal_name: str) -> str:
-    return f"Interrupted ({signal_name}). Run the same command to resume."
+def describe_interrupt(signal_name: str, remedy: str = RESUME) -> str:
+    return f"Interrupted ({signal_name}). {remedy}"
 
 
 def run_all(calls: Iterable[Callable[[], Result]]) -> list[Result]:

@@ -80,7 +80,7 @@ MAY_IMPORT = {
     " report.analysis report.render resources sampling scorers training training.monitoring"
     " training.trainers",
     "driver": "artifacts backends config errors hardware hashing models plan preflight progress"
-    " report.render resources status"
+    " report.analysis report.render resources status"
     " step store",
     "commands": "artifacts backends config data driver errors hardware hashing models plan"
     " preflight report report.analysis"

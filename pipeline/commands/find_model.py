@@ -28,6 +28,7 @@ from pipeline.artifacts import (
     resolve_run,
     write_json,
 )
+from pipeline.commands.table import LATEST
 from pipeline.config import ANSWER, Checkpoint, Template, Trust, Weights
 from pipeline.errors import UserError, suggest
 from pipeline.models import checkpoint
@@ -89,6 +90,11 @@ def find_model(word: str, scratch: Path) -> FoundModel:
     if found := find_built_model(word):
         return found
     place = read_folder(word)
+    if word.partition(":")[0] == LATEST and not place.is_dir():
+        raise UserError(
+            f"{word}: there is no run here yet.\n"
+            "  Type strop new to begin one, or name a model: its folder, or its name on the hub."
+        )
     is_hub_name = word.count("/") == 1 and not Weights(word).is_local
     if not place.is_dir() and not is_hub_name:
         raise UserError(f"{word}: neither a run nor a model. {WHAT_TO_GIVE}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts import STEP_FILE, find_store, read_step
+from pipeline.artifacts import MODEL_FILE, STEP_FILE, find_store, read_object, read_step
 from pipeline.hashing import find_local_folder
 from pipeline.store import read_valid_manifest
 
@@ -44,7 +44,7 @@ LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 @dataclass(frozen=True)
 class Origin:
     role: str
-    name: str  # a hub repository, or the last part of a local path
+    name: str  # as the user typed it; the last part of an absolute path
     licence: str
     folder: Path | None = None  # of a model, where its files are on this machine
     is_hub_name: bool = False
@@ -66,7 +66,9 @@ def _read_origins(folder: Path) -> Iterator[Origin]:
     manifest = read_valid_manifest(folder)
     for name, value, block in _walk_config(manifest["config"]) if manifest else ():
         stage = folder.parent.name
-        if name == "kind" and value in OWN_KINDS:
+        if name == "path" and block.get("kind") == "gguf":
+            yield Origin(START, _name_file(value), _read_gguf_licence(folder))
+        elif name == "kind" and value in OWN_KINDS:
             role = ROLES.get((stage, "path"), stage)
             yield Origin(role, f"{OWN_DATA} ({value})", OWN_LICENCE)
         elif role := ROLES.get((stage, name), ""):
@@ -83,11 +85,24 @@ def _walk_config(config: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
             yield name, value, config
 
 
+def _read_gguf_licence(folder: Path) -> str:
+    """What the file named; unknown where it named none, or the step was pruned."""
+    file = folder / MODEL_FILE
+    record = read_object(file, gguf=dict)["gguf"] if file.exists() else {}
+    return record.get("license") or UNKNOWN
+
+
+def _name_file(typed: str) -> str:
+    """An absolute path would tell where the user keeps files; its last part does not."""
+    path = Path(typed).expanduser()
+    return path.name if path.is_absolute() else typed
+
+
 def _describe_source(role: str, knob: str, value: str, revision: str | None) -> Origin:
     path = Path(value).expanduser()
     is_file = knob == "path" or path.exists() or value.startswith((".", "/", "~"))
     is_hub_name = not is_file and value.count("/") == 1
-    name = path.name if is_file else value
+    name = _name_file(value) if is_file else value
     if knob != "model":
         return Origin(role, name, UNKNOWN, is_hub_name=is_hub_name)
     folder = find_local_folder(value, revision) if is_hub_name else path

@@ -2,7 +2,8 @@
 
 An adapter that vLLM can run is served next to its base, so that both answer; any other adapter is
 merged for as long as the server runs. Prints the command that it starts and an example of a call.
-Ctrl-C and SIGTERM end the server, and its exit code is ours.
+Words after `--` are passed on to vLLM's server. Ctrl-C and SIGTERM end it, and its exit code is
+ours.
 """
 
 import json
@@ -24,7 +25,7 @@ from pipeline.artifacts import Model, read_json
 from pipeline.backends import vllm_engine
 from pipeline.backends.lora_support import choose_engine_rank, supports_adapter
 from pipeline.commands.find_model import FoundModel, find_model, silence_libraries
-from pipeline.commands.table import describe_usage, parse_words, reports_errors
+from pipeline.commands.table import PASS_ON, describe_usage, parse_words, reports_errors
 from pipeline.errors import UserError, unwind_on_signals
 from pipeline.hashing import find_local_folder
 
@@ -36,12 +37,20 @@ CPU_CACHE_BYTES = 2 << 30
 MIN_BATCHED_TOKENS = 2048
 HIGHEST_PORT = 65535
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KNOB_OF_OPTION = {
+    "--port": "port",
+    "--host": "host",
+    "--dtype": "dtype",
+    "--max-model-len": "context",
+}
 
 
 @reports_errors
 def main(arguments: list[str]) -> int:
-    words = parse_words("serve", arguments)
+    own, passed = split_words(arguments)
+    words = parse_words("serve", own)
     check_knobs(words.knobs)
+    check_passed(passed)
     check_vllm()
     check_port(words.knob("host"), int(words.knob("port")))
     unwind_on_signals()
@@ -51,11 +60,28 @@ def main(arguments: list[str]) -> int:
         on_cpu = not hardware.list_gpus()
         model = prepare_model(found.model, dtype, on_cpu, Path(scratch) / "merged")
         tokenizer = prepare_tokenizer(found.model, Path(scratch) / "tokenizer")
-        command = build_command(found, model, tokenizer, words.knobs, dtype, on_cpu)
+        command = build_command(found, model, tokenizer, words.knobs, dtype, on_cpu) + passed
         environment = build_environment(on_cpu)
         print_command(command, environment)
         print_example(words.knob("host"), words.knob("port"), found.name)
         return run_server(command, environment)
+
+
+def split_words(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Our own words, and those after `--`, which are for vLLM's server."""
+    end = arguments.index(PASS_ON) if PASS_ON in arguments else len(arguments)
+    return arguments[:end], arguments[end + 1 :]
+
+
+def check_passed(passed: list[str]) -> None:
+    """Refuse what has a knob: the port would be checked, and shown, by the knob alone."""
+    for word in passed:
+        option = word.partition("=")[0].replace("_", "-")
+        if knob := KNOB_OF_OPTION.get(option):
+            raise UserError(
+                f"{word}: strop serve has a knob for it. Give {knob}=… before the {PASS_ON}.\n"
+                f"  {describe_usage('serve')}"
+            )
 
 
 def check_knobs(knobs: Mapping[str, str | None]) -> None:

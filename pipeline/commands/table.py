@@ -31,6 +31,7 @@ MANY = 1000
 Main = Callable[[list[str]], int]
 HELP = {"-h", "--help"}
 LATEST = "runs/latest"
+PASS_ON = "--"  # what follows it is for another program
 CHOICES = "[recipes=NAME] [group=choice …] [key=value …]"
 
 
@@ -154,8 +155,8 @@ COMMANDS = {
     ),
     "serve": Command(
         "Start vLLM's OpenAI server on a model; an adapter is served next to its base.",
-        "[MODEL] [port=8000] [host=127.0.0.1] [context=N] [dtype=auto]",
-        "strop serve runs/latest port=8000",
+        "[MODEL] [port=8000] [host=127.0.0.1] [context=N] [dtype=auto] [-- OPTIONS OF VLLM]",
+        "strop serve runs/latest port=8000 -- --gpu-memory-utilization 0.5",
         "pipeline.commands.serve",
         places=(0, 1),
         knobs={"port": "8000", "host": "127.0.0.1", "context": None, "dtype": "auto"},

@@ -1,6 +1,7 @@
 """Checks across blocks of the config: a block that needs what another does not provide."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from pipeline.config.evaluate import list_retention_names
@@ -8,7 +9,7 @@ from pipeline.config.judge import PairwiseScorer
 from pipeline.config.models import SftTraining
 from pipeline.config.reward import RewardTraining
 from pipeline.config.sample import ANSWER
-from pipeline.config.score import EnsembleScorer
+from pipeline.config.score import EnsembleScorer, list_criteria
 from pipeline.config.training import FullAdapter
 from pipeline.errors import suggest
 
@@ -151,31 +152,42 @@ def _check_expect(cfg: "Config") -> Iterator[str]:
 def _check_metrics(cfg: "Config", knob: str, metrics: Iterable[str]) -> Iterator[str]:
     """Names of benchmarks, chat benchmarks and scorers of the evaluation, each of one figure."""
     _, scoring = cfg.eval_scoring
-    names = [*_list_chat_names(cfg)]
-    chats = [name for own in names for name in own]
+    own = [name for scorer in scoring.scorers for name in _list_rows(scorer, scoring.scorers)]
+    chats = [*_list_chat_names(cfg)]
     for name in metrics:
-        base = name.partition("/")[0]  # a criterion may follow
-        is_chat = any(f"{name}/".startswith(f"{chat}/") for chat in chats)
+        base = name.partition("/")[0]
+        is_chat = _is_row(name, chats)
         if is_chat and base in scoring.scorers:
             yield (
                 f"{knob}.{name}: a scorer and a chat benchmark are both named {base}."
                 f" Give evaluate.chats.{base} another name."
             )
-        elif not is_chat and name not in cfg.benchmark and base not in scoring.scorers:
-            known = [*cfg.benchmark, *(own[-1] for own in names), *scoring.scorers]
+        elif not is_chat and name not in cfg.benchmark and not _is_row(name, own):
+            known = [*cfg.benchmark, *chats, *own]
             yield (
-                f"{knob}.{name}: no benchmark and no scorer has this name. {suggest(name, known)}."
+                f"{knob}.{name}: no benchmark and no scorer has this name, nor a criterion of one."
+                f" {suggest(name, known)}."
             )
         elif cfg.evaluate.split != "test" and (is_chat or name in cfg.benchmark):
             yield f"{knob}.{name}: benchmarks run on test alone. Give evaluate.split=test."
 
 
-def _list_chat_names(cfg: "Config") -> Iterator[list[str]]:
-    """For each scorer of a chat benchmark, what evaluate.retention may call it."""
+def _list_chat_names(cfg: "Config") -> Iterator[str]:
+    """What evaluate.retention may call the scorers of chat benchmarks, and their criteria."""
     for name, chat in cfg.evaluate.chats.items():
         scorers = chat.score.scorers if chat.score else {}
         for scorer in scorers:
-            yield list_retention_names(name, scorer, scorers)
+            for row in _list_rows(scorer, scorers):
+                yield from list_retention_names(name, row, scorers)
+
+
+def _list_rows(name: str, scorers: Mapping[str, object]) -> list[str]:
+    """A scorer and its criteria."""
+    return [name, *(f"{name}/{criterion}" for criterion in list_criteria(scorers[name]))]
+
+
+def _is_row(name: str, rows: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, row) for row in rows)
 
 
 def _check_gold(cfg: "Config") -> Iterator[str]:

@@ -8,7 +8,17 @@ from pipeline.config.base import Block
 from pipeline.config.prompts import Columns, DecontaminationConfig
 from pipeline.config.rows import FileRows, HubRows
 
-PreferenceShape = Literal["auto", "trl", "argilla", "intel", "hh", "scored", "unpaired", "columns"]
+PreferenceShape = Literal[
+    "auto",
+    "trl",
+    "conversation",
+    "argilla",
+    "intel",
+    "hh",
+    "scored",
+    "unpaired",
+    "columns",
+]
 
 
 class PreferenceRows(Block):

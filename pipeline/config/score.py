@@ -17,7 +17,13 @@ from pipeline.config.base import (
     Workers,
 )
 from pipeline.config.judge import Judge, PairwiseScorer, RubricScorer, VllmEngine
-from pipeline.config.rule_scorers import CheckScorer, RefusalScorer
+from pipeline.config.rule_scorers import (
+    CheckScorer,
+    CodeScorer,
+    IfevalScorer,
+    RefusalScorer,
+    RuleScorer,
+)
 from pipeline.config.training import Quantization
 from pipeline.errors import suggest
 
@@ -185,6 +191,23 @@ def list_members(scorer: Any) -> list[str]:
             return scorer.members
         case RefusalScorer(refused_by=str(guard)):
             return [guard]
+        case _:
+            return []
+
+
+def list_criteria(scorer: Any) -> list[str]:
+    """The names of what a scorer also scores apart; `*` where only the prompts tell them."""
+    match scorer:
+        case RuleScorer(rule="playground"):
+            return ["*"]
+        case RuleScorer() | CodeScorer():
+            return ["all"]
+        case IfevalScorer():
+            return ["instruction_strict", "instruction_loose", "prompt_strict", "prompt_loose"]
+        case RefusalScorer():
+            return ["harmful_refused", "harmless_answered"]
+        case RubricScorer():
+            return [*scorer.active_criteria]
         case _:
             return []
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -15,6 +16,7 @@ BlockT = TypeVar("BlockT", bound=BaseModel)
 KeyPath = tuple[str, ...]
 # What score= offers, the most frequent first; score=rules knows the playground alone.
 SCORES = "reward, rubric, pairwise, ifeval, math, code, function, labels, length, regex, json"
+MAX_GUESSES = 3
 KNOB = re.compile(r"(?<![\w.@+~=-])([a-z_]\w*)(?:\.\w+)*(?==)")  # as in `runtime.launch=ddp`
 
 
@@ -78,8 +80,8 @@ def validate(
     absent = [
         path for path, value in iter_leaves(raw) if value == "???" and not _is_echo(path, echoes)
     ]
-    if keys := dict.fromkeys(".".join(composition.find_original(path)) for path in absent):
-        raise UserError("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in keys))
+    if knobs := dict.fromkeys(map(composition.find_original, absent)):
+        raise UserError("\n".join(_describe_absent(path, composition) for path in knobs))
     try:
         config = shape.model_validate(raw)
     except ValidationError as error:
@@ -99,6 +101,15 @@ def validate(
     if infinite := list(_find_infinite(raw)):
         raise UserError("\n".join(_describe_infinite(composition, *found) for found in infinite))
     return config
+
+
+def _describe_absent(path: KeyPath, composition: Composition) -> str:
+    """A knob without a value. The comment above it in conf/ says what it takes."""
+    key, file = ".".join(path), Path(__file__).parent.parent / composition.find_file(path)
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    above = re.search(rf"((?:^ *#.*\n)+) *{re.escape(path[-1])}: \?\?\?$", text, re.MULTILINE)
+    comment = [f"\n  {line.strip(' #')}" for line in above[1].splitlines()] if above else []
+    return f"{key} has no value yet. Give {key}=VALUE{':' if comment else ''}{''.join(comment)}"
 
 
 def _find_infinite(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, float]]:
@@ -207,7 +218,8 @@ def _describe_error(
     match error["type"]:
         case "extra_forbidden":
             known = names.list_known(parent, copied[:-1])
-            fault = _describe_unknown(path, parent, known)
+            longer = _find_longer_paths(copied, composition, names.unknown)
+            fault = _describe_unknown(path, parent, known, longer)
         case "missing" | "union_tag_not_found" if file.endswith("/none.yaml"):
             group, source = path[0], composition.find_source(path[:1])
             fault = f"{group} is none, which takes no knobs. Choose another file of conf/{group}/."
@@ -252,10 +264,27 @@ def _write_knobs_in_full(message: str, path: KeyPath, block: Any, composition: C
     return KNOB.sub(full, message) if path and isinstance(block, dict) else message
 
 
-def _describe_unknown(path: KeyPath, parent: dict[str, Any], known: list[str]) -> str:
-    """A key that is not a knob: by an old name, or one like a known name."""
+def _find_longer_paths(key: KeyPath, composition: Composition, unknown: Set[KeyPath]) -> list[str]:
+    """The knobs whose paths end with what was typed at the top: `train.beta` for `beta`."""
+    leaves = [leaf for leaf, _ in iter_leaves(composition.raw)]
+    typed = next((leaf for leaf in leaves if leaf[:1] == key), key)
+    found = {
+        ".".join(composition.find_original(leaf))
+        for leaf in leaves
+        if leaf[-len(typed) :] == typed and leaf[:1] not in unknown
+    }
+    return sorted(found, key=lambda path: (len(path), path))
+
+
+def _describe_unknown(
+    path: KeyPath, parent: dict[str, Any], known: list[str], longer: list[str]
+) -> str:
+    """A key that is not a knob: by an old name, without its group, or like a known name."""
     if renamed.rename(path)[-1] in known:
         return renamed.describe_renamed(path, iter_leaves(parent[path[-1]], path))
+    if len(path) == 1 and longer:
+        guess = " or ".join(longer[:MAX_GUESSES])
+        return f"{path[0]} is not a knob of the config. Did you mean {guess}?"
     owner = f"stage '{path[0]}'" if len(path) > 1 else "the config"
     return f"{'.'.join(path)} is not a knob of {owner}. {suggest(path[-1], known)}"
 

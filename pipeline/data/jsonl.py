@@ -1,15 +1,16 @@
 """JSON lines, read tolerantly: every broken line is reported with its number and its fault."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, make_printable, pluralize
 
 MAX_LINE = 1 << 20  # bytes; a longer line is a file without line ends, not a prompt
-SHOWN = 10
+SHOWN = 10  # faults
 MAX_DEPTH = 64  # of nested lists and objects; Python itself follows about a thousand
 ROLES = ("system", "user", "assistant")
 
@@ -37,12 +38,11 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
         else:
             lines.rows.append(row)
     if lines.bad and on_bad_row == "fail":
-        first = [f"  line {number}: {fault}" for number, fault in lines.bad[:SHOWN]]
-        more = [f"  … and {len(lines.bad) - SHOWN} more"] if len(lines.bad) > SHOWN else []
         total = pluralize(len(lines.bad) + len(lines.rows), "line")
         head = f"{path}: {len(lines.bad)} of {total} cannot be used:"
         advice = f"  Fix them, or leave them out and count them with {knob}=skip."
-        raise UserError("\n".join([head, *first, *more, advice]))
+        faults = describe_faults((f"line {number}", fault) for number, fault in lines.bad)
+        raise UserError("\n".join([head, faults, advice]))
     return lines
 
 
@@ -62,6 +62,20 @@ def message_fault(messages: list[Any]) -> str | None:
         ):
             return f"a message is not {{role: {'|'.join(ROLES)}, content: text}}"
     return None
+
+
+def describe_faults(bad: Iterable[tuple[str, str]]) -> str:
+    """A line for each of the first faults: where it is, and in how many other places."""
+    found: dict[str, list[str]] = {}
+    for place, fault in bad:
+        found.setdefault(fault, []).append(place)
+    lines = []
+    for fault, (first, *others) in islice(found.items(), SHOWN):
+        where = f"{first} and {len(others)} more" if others else first
+        lines.append(f"  {where}: {fault}")
+    if hidden := len(found) - len(lines):
+        lines.append(f"  … and {pluralize(hidden, 'other fault')}")
+    return "\n".join(lines)
 
 
 def _read_numbered(path: Path) -> Iterator[tuple[int, bytes]]:

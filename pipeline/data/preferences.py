@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.config import HubRows, PreferenceRows
-from pipeline.data.jsonl import Lines, find_unwritable, message_fault
+from pipeline.data.jsonl import Lines, describe_faults, find_unwritable, message_fault
+from pipeline.data.prompt_shapes import convert_turns
 from pipeline.data.readers import Row, RowFault, read_rows
 from pipeline.errors import UserError, make_printable, pluralize, suggest
 
 Messages = list[dict[str, str]]
-SHOWN = 10
 
 
 def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
@@ -52,10 +52,9 @@ def _bad_rows_error(cfg: PreferenceRows, found: Lines, rows: int, shape: str, kn
     name = f"dataset={source.dataset}" if isinstance(source, HubRows) else f"path={source.path}"
     total = pluralize(rows, "row")
     head = f"{knob}.source.{name}: {len(found.bad)} of {total} cannot be used (read as {shape}):"
-    first = [f"  row {number}: {fault}" for number, fault in sorted(found.bad)[:SHOWN]]
-    more = [f"  … and {len(found.bad) - SHOWN} more"] if len(found.bad) > SHOWN else []
+    faults = describe_faults((f"row {number}", fault) for number, fault in sorted(found.bad))
     remedy = f"  Fix them, or skip and count them with {knob}.on_bad_row=skip."
-    return "\n".join([head, *first, *more, remedy])
+    return "\n".join([head, faults, remedy])
 
 
 # ── shapes ───────────────────────────────────────────────────────────────────────────────────────
@@ -64,6 +63,8 @@ def _bad_rows_error(cfg: PreferenceRows, found: Lines, rows: int, shape: str, kn
 def detect_shape(row: Row, knob: str = "offline") -> str:
     """By the columns alone. A text as `chosen` without a prompt is a transcript."""
     columns = set(row)
+    if _is_conversation(row):
+        return "conversation"
     if {"chosen_response", "rejected_response"} <= columns:
         return "argilla"
     if {"question", "chosen", "rejected"} <= columns:
@@ -143,6 +144,19 @@ def convert_hh(cfg: PreferenceRows, row: Row) -> Converted:
     return [_make_pair(prompt, *answers, row)], []
 
 
+def convert_conversation(cfg: PreferenceRows, row: Row) -> Converted:
+    """All turns in one column. Two answers follow them, or a label of the last turn.
+
+    A turn is {role, content}, as for axolotl, or {from, value}, as for LLaMA-Factory.
+    """
+    name = next((name for name in TURNS if row.get(name) is not None), TURNS[0])
+    turns = _read_prompt(_read_turns(_require(row, name), name), row.get("system"))
+    if "chosen" in row:
+        chosen, rejected = (_read_answer(row, side) for side in ("chosen", "rejected"))
+        return [_make_pair(turns, chosen, rejected, row)], []
+    return [], [_make_unpaired(turns[:-1], _last_answer(turns, name), _read_label(row))]
+
+
 def convert_scored(cfg: PreferenceRows, row: Row) -> Converted:
     """The best against the worst of a list; and, where asked, every answer with its label."""
     names = _find_lists(row)
@@ -172,13 +186,11 @@ def convert_scored(cfg: PreferenceRows, row: Row) -> Converted:
 
 
 def convert_unpaired(cfg: PreferenceRows, row: Row) -> Converted:
-    label = _require(row, "label")
-    if label not in (True, False, 0, 1):
-        raise RowFault(f"label is {label!r}; expected true or false")
+    label = _read_label(row)
     prompt = _read_prompt(_require(row, "prompt"), row.get("system"))
     completion = _read_side(row, "completion")
     text = completion if isinstance(completion, str) else _last_answer(completion, "completion")
-    return [], [_make_unpaired(prompt, text, bool(label))]
+    return [], [_make_unpaired(prompt, text, label)]
 
 
 def convert_columns(cfg: PreferenceRows, row: Row) -> Converted:
@@ -191,6 +203,7 @@ def convert_columns(cfg: PreferenceRows, row: Row) -> Converted:
 
 SHAPES: Mapping[str, Callable[[PreferenceRows, Row], Converted]] = {
     "trl": convert_trl,
+    "conversation": convert_conversation,
     "argilla": convert_argilla,
     "intel": convert_intel,
     "hh": convert_hh,
@@ -202,6 +215,7 @@ SHAPES: Mapping[str, Callable[[PreferenceRows, Row], Converted]] = {
 
 # ── parts of a row ───────────────────────────────────────────────────────────────────────────────
 
+TURNS = "conversations", "messages", "prompt"  # columns that may hold all turns
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
 _SCORES = (("chosen_score", "score_chosen"), ("rejected_score", "score_rejected"))
@@ -262,6 +276,37 @@ def _read_messages(value: Any, name: str) -> Messages:
 def _read_side(row: Row, name: str) -> str | Messages:
     value = _require(row, name)
     return value if isinstance(value, str) else _read_messages(value, name)
+
+
+def _read_turns(value: Any, name: str) -> Any:
+    """A list of sharegpt's turns as messages; any other value as it is."""
+    turns = value if isinstance(value, list) else []
+    is_sharegpt = any(isinstance(turn, dict) and "from" in turn for turn in turns)
+    return convert_turns(turns, name) if is_sharegpt else value
+
+
+def _read_answer(row: Row, name: str) -> str:
+    """An answer that is a text, or one message."""
+    value = _require(row, name)
+    if isinstance(value, str):
+        return value
+    return _last_answer(_read_messages(_read_turns([value], name), name), name)
+
+
+def _read_label(row: Row) -> bool:
+    label = _require(row, "label")
+    if label not in (True, False, 0, 1):
+        raise RowFault(f"label is {label!r}; expected true or false")
+    return bool(label)
+
+
+def _is_conversation(row: Row) -> bool:
+    """Whether all turns are in one column, and an answer is one message or has a label."""
+    if "rejected" in row and isinstance(row.get("chosen"), dict):
+        return True
+    has_turns = "prompt" not in row and not {"conversations", "messages"}.isdisjoint(row)
+    is_labelled = "label" in row and "completion" not in row
+    return has_turns and (is_labelled or isinstance(row.get("chosen"), str))
 
 
 def _split_common(chosen: Messages, rejected: Messages) -> tuple[Messages, tuple[str, str]]:

@@ -3,8 +3,9 @@
 Loads no library.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import PromptCaps, PromptSplit
 from pipeline.errors import UserError, suggest
@@ -12,10 +13,14 @@ from pipeline.errors import UserError, suggest
 
 @dataclass(frozen=True)
 class PromptSummary:
-    """How many usable rows a set of prompts has, and their columns other than the text."""
+    """How many usable rows a set of prompts has, their columns other than the text, and the first.
+
+    The first has its messages as `prompt`, and its other `columns`.
+    """
 
     rows: int
     columns: frozenset[str]
+    first: Mapping[str, Any]
 
 
 def check_split(split: PromptSplit, prompts: int) -> None:

@@ -36,13 +36,17 @@ def _read_conversation(row: Row) -> Messages:
 
 
 def _read_sharegpt(row: Row) -> Messages:
-    turns = _require(row, "conversations")
+    messages = convert_turns(_require(row, "conversations"), "conversations")
+    return _cut_answer(_check_messages(messages, "conversations"), row)
+
+
+def convert_turns(turns: Any, name: str) -> list[dict[str, Any]]:
+    """sharegpt's {from, value} as messages, whose contents are still to be checked."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise RowFault("'conversations' is not a list of {from, value}")
+        raise RowFault(f"{name!r} is not a list of {{from, value}}")
     if odd := {str(turn.get("from")) for turn in turns} - SPEAKERS.keys():
         raise RowFault(f"a turn is from {', '.join(sorted(odd))}. Known: {', '.join(SPEAKERS)}")
-    messages = [{"role": SPEAKERS[turn["from"]], "content": turn.get("value")} for turn in turns]
-    return _cut_answer(_check_messages(messages, "conversations"), row)
+    return [{"role": SPEAKERS[turn["from"]], "content": turn.get("value")} for turn in turns]
 
 
 def _read_alpaca(row: Row) -> Messages:

@@ -15,7 +15,7 @@ import polars as pl
 
 from pipeline.config import FileRows, PromptRows
 from pipeline.data.instruction_conflicts import find_contradiction
-from pipeline.data.jsonl import SHOWN, find_unwritable
+from pipeline.data.jsonl import describe_faults, find_unwritable
 from pipeline.data.prompt_checks import PromptSummary
 from pipeline.data.prompt_shapes import BY_COLUMNS, SHAPES, Messages, detect_shape
 from pipeline.data.readers import BATCH, Row, RowFault, read_rows
@@ -62,12 +62,14 @@ def read_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -> Pro
 def summarize_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -> PromptSummary:
     """Refuses what `read_prompts` refuses, and keeps no row."""
     found = PromptSet()
-    count, columns = 0, set[str]()
+    count, names, first = 0, set[str](), dict[str, Any]()
     for row in _convert_rows(source, knob, found):
         count += 1
-        columns |= json.loads(row["columns"]).keys()
+        columns = json.loads(row["columns"])
+        first = first or {"prompt": row["prompt"], "columns": columns}
+        names |= columns.keys()
     _check_rows(source, knob, on_bad_row, count, found.bad)
-    return PromptSummary(count, frozenset(columns))
+    return PromptSummary(count, frozenset(names), first)
 
 
 def _check_rows(
@@ -76,7 +78,7 @@ def _check_rows(
     if bad and on_bad_row == "fail":
         raise UserError(_bad_rows_error(source, knob, usable, bad))
     if not usable:
-        faults = ":\n" + "\n".join(_list_faults(bad)) + "\n " if bad else "."
+        faults = f":\n{describe_faults(bad)}\n " if bad else "."
         raise UserError(
             f"{_source_name(source)}: holds no prompt{faults}"
             ' Expected rows such as {"prompt": "Who are you?"}.'
@@ -126,12 +128,7 @@ def _bad_rows_error(source: PromptRows, knob: str, usable: int, bad: list[tuple[
     total = pluralize(len(bad) + usable, "row")
     head = f"{_source_name(source)}: {len(bad)} of {total} cannot be used:"
     skip = "" if "." in knob else f", or leave them out and count them with {knob}.on_bad_row=skip"
-    return "\n".join([head, *_list_faults(bad), f"  Fix them{skip}."])
-
-
-def _list_faults(bad: list[tuple[str, str]]) -> list[str]:
-    more = [f"  … and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-    return [*(f"  {place}: {fault}" for place, fault in bad[:SHOWN]), *more]
+    return "\n".join([head, describe_faults(bad), f"  Fix them{skip}."])
 
 
 def _source_name(source: PromptRows) -> str:

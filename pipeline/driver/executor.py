@@ -142,7 +142,8 @@ class _Pass:
 
     def _finish(self, number: int, step: Step, manifest: store.Manifest) -> None:
         self._contents[self._run_plan.fingerprint(step)] = manifest
-        coming = [*(ready.step for ready in self._ready), *(step for _, step in self._waiting)]
+        later = [*(ready.step for ready in self._ready), *(step for _, step in self._waiting)]
+        coming = [one for one in later if self._run_plan.fingerprint(one) in self._to_do]
         preflight.check_artifact(step, self._run_plan.folder, coming)
         _link_step(self._run_dir, step, self._run_plan.folder(step), number)
 

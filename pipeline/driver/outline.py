@@ -11,6 +11,7 @@ from pipeline import store
 from pipeline.config import Config, renamed
 from pipeline.driver.executor import needs_merging
 from pipeline.driver.ledger import Ledger
+from pipeline.driver.plan_head import describe_head
 from pipeline.errors import UserError, collect_faults, suggest
 from pipeline.hashing import ContentCache
 from pipeline.preflight import capacity, durations
@@ -95,6 +96,8 @@ def _hash_if_any(cache: ContentCache, path: str) -> str:
 def show_dry_run(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> dict[str, StepStatus]:
     """Print what is built, what a run would build, and its memory and time. Changes nothing."""
     ledger, statuses = Ledger(None), read_statuses(run_plan, cfg.verify)
+    for line in describe_head(cfg, run_plan.steps):
+        print(line)
     for step in run_plan.steps:
         fingerprint = run_plan.fingerprint(step)
         manifest, reason = statuses[fingerprint]

@@ -54,8 +54,7 @@ def run_point(cfg: Config, run_dir: Path | None = None) -> int:
         run_plan = outline_plan(cfg, select_targets(plan(cfg), cfg.until))
         fits = TrainingFits(run_plan)
         if cfg.dry_run:
-            show_plan(cfg, run_plan, fits)
-            return DONE
+            return show_plan(cfg, run_plan, fits)
         if faults := find_faults(run_plan, fits):
             raise UserError(*faults)
         print_warnings(run_plan)
@@ -122,8 +121,11 @@ def find_faults(run_plan: RunPlan, fits: TrainingFits) -> list[str]:
     return [*run_plan.faults, *collect_faults(checks)]
 
 
-def show_plan(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> None:
-    """Print the plan, then each reason why a run here would be refused, then the count of both."""
+def show_plan(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> int:
+    """Print the plan, then each reason why a run here would be refused, then the count of both.
+
+    Returns the exit code that the run would have: that of a refusal, if there are reasons.
+    """
     statuses = show_dry_run(cfg, run_plan, fits)
     for line in preflight.describe_unread(list_unbuilt(run_plan)):
         print(line)
@@ -138,6 +140,7 @@ def show_plan(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> None:
     counted = f" · a run here would be refused for {reasons}" if faults else ""
     to_do = sum(manifest is None for manifest, _ in statuses.values())
     print(f"{pluralize(len(run_plan.steps), 'step')}, {to_do} to do{counted}", flush=True)
+    return USER_ERROR if faults else DONE
 
 
 def print_warnings(run_plan: RunPlan) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.data.jsonl import describe_faults
 from pipeline.errors import UserError, pluralize, suggest
 from pipeline.hashing import hash_json
 from pipeline.pairing.selection import EDITED, to_dropped
 
-SHOWN = 10
 ACTIONS = ["keep", "drop", "swap", "replace"]
 IDS = "chosen_id", "rejected_id"
 SIDES = "chosen", "rejected"
@@ -40,7 +40,7 @@ def keep_typed(row: Row) -> Row:
 
 def check_lines(knob: str, path: str, bad: list[tuple[int, str]]) -> None:
     if bad:
-        faults = "\n".join(f"  line {number}: {fault}" for number, fault in bad[:SHOWN])
+        faults = describe_faults((f"line {number}", fault) for number, fault in bad)
         raise UserError(
             f"{knob}={path}: {pluralize(len(bad), 'line')} cannot be used:\n{faults}\n"
             "  Fix them, or take them out: a pair that no line names is kept."

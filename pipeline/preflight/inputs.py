@@ -1,11 +1,13 @@
 """What only artifacts show: whether rows suffice, have the columns, and fit the context."""
 
+import json
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 
 from pipeline.artifacts import FUNNEL_FILE, MODEL_FILE, Model, Prompts, read_object
 from pipeline.config import PairRound, SampleRequest, ScriptedBackend, SftTraining
+from pipeline.data.prompt_checks import PromptSummary
 from pipeline.errors import UserError, run_all
 from pipeline.preflight.context_length import find_context
 from pipeline.preflight.lineage import trace_lineage
@@ -19,12 +21,15 @@ def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     if made.stage != "prompts" or not funnel.exists():
         return
     rows = read_object(funnel, out=dict)["out"]
-    run_all(list_prompt_checks(made, rows, cache(partial(read_column_names, folder)), coming))
+    run_all(list_prompt_checks(made, rows, cache(partial(summarize_part, folder)), coming))
 
 
-def read_column_names(folder: Path, part: str) -> set[str]:
-    """The columns, other than its text, that some prompt of a part has."""
-    return {name for columns in Prompts(folder / part).read_columns().values() for name in columns}
+def summarize_part(folder: Path, part: str) -> PromptSummary:
+    table = Prompts(folder / part).read()
+    columns = [json.loads(text) for text in table["columns"]]
+    names = frozenset(name for each in columns for name in each)
+    first = {"prompt": table["prompt"][0].to_list(), "columns": columns[0]}
+    return PromptSummary(table.height, names, first)
 
 
 def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:

@@ -4,29 +4,37 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
 from pipeline.config import Demonstration, PairRound, ReportConfig, SampleRequest, ScoreConfig
+from pipeline.data.prompt_checks import PromptSummary
 from pipeline.errors import UserError, suggest
+from pipeline.preflight.functions import check_call, list_functions
 from pipeline.step import Step
 
 
 def list_prompt_checks(
     made: Step,
     rows: Mapping[str, int],
-    columns_of: Callable[[str], Collection[str]],
+    summarize: Callable[[str], PromptSummary],
     coming: Iterable[Step],
     at_most: bool = False,
 ) -> Iterator[Callable[[], object]]:
     """Checks of every part whose `rows` are known; `at_most`: some may still be dropped."""
+    called = set[tuple[str, frozenset[str]]]()  # many Steps score by one function
     for step in coming:
         for _, source, part in step.edges():
             if source is not made or part is None or part not in rows:
                 continue
             match step.config:
                 case ScoreConfig() as cfg:
-                    yield partial(check_columns, cfg, columns_of(part))
+                    prompts = summarize(part)
+                    yield partial(check_columns, cfg, prompts.columns)
+                    for knob, scorer in list_functions(step.knob, cfg):
+                        if (scorer.function, prompts.columns) not in called:
+                            yield partial(check_call, knob, scorer, prompts)
+                        called.add((scorer.function, prompts.columns))
                 case PairRound(strategy=Demonstration() as strategy):
-                    yield partial(check_demonstrations, strategy, columns_of(part))
+                    yield partial(check_demonstrations, strategy, summarize(part).columns)
                 case ReportConfig() as cfg:
-                    yield partial(check_slices, cfg, columns_of(part))
+                    yield partial(check_slices, cfg, summarize(part).columns)
                 case SampleRequest() as cfg:
                     yield partial(check_rows, cfg, rows[part], at_most)
 

@@ -168,8 +168,7 @@ def check_sentence_data(cfg: InstructionPrompts, coming: Sequence[Step]) -> None
 def check_questions(step: Step, rows: PromptRows, coming: Sequence[Step]) -> None:
     """Check the rows of a chat benchmark, and the columns that its scorers read."""
     summary = _summarize_rows(rows, step.knob, "fail")
-    columns = {"test": summary.columns}
-    run_all(list_prompt_checks(step, {"test": summary.rows}, columns.__getitem__, coming))
+    run_all(list_prompt_checks(step, {"test": summary.rows}, lambda _: summary, coming))
     if _is_safety_set(step, coming):
         check_labels(_read_columns(rows, step.knob), step.knob)
 
@@ -207,20 +206,20 @@ def _list_count_checks(
     step: Step, cfg: PromptsConfig, known: dict[str, PromptSummary], coming: Sequence[Step]
 ) -> Iterator[Callable[[], object]]:
     """Checks by the number of rows, an upper bound: the stage drops duplicates and overlaps."""
-    rows, columns = {}, {}
+    rows, summaries = dict[str, int](), dict[str, PromptSummary]()
     source = known.get("prompts")
     for name, split in cfg.split:
         summary = source if isinstance(split, int) else known.get(f"prompts.split.{name}")
         if summary:
             rows[name] = split if isinstance(split, int) else summary.rows
-            columns[name] = summary.columns
+            summaries[name] = summary
     if source:
         yield partial(check_split, cfg.split, source.rows)
         yield partial(check_caps, cfg.caps, source.columns)
         held_out = sum(split for _, split in cfg.split if isinstance(split, int))
         if source.rows > held_out:  # else check_split reports that the splits are too large
-            rows["train"], columns["train"] = source.rows - held_out, source.columns
-    yield from list_prompt_checks(step, rows, columns.__getitem__, coming, at_most=True)
+            rows["train"], summaries["train"] = source.rows - held_out, source
+    yield from list_prompt_checks(step, rows, summaries.__getitem__, coming, at_most=True)
 
 
 def _summarize_generated(cfg: PlaygroundPrompts | InstructionPrompts) -> PromptSummary:
@@ -231,7 +230,7 @@ def _summarize_generated(cfg: PlaygroundPrompts | InstructionPrompts) -> PromptS
         rows = list(instructions.generate_prompts(cfg, count))
     else:
         rows = list(synthetic.generate_prompts(count, cfg.constraints, cfg.seed))
-    return PromptSummary(cfg.rows, frozenset(rows[0]["columns"]))
+    return PromptSummary(cfg.rows, frozenset(rows[0]["columns"]), rows[0])
 
 
 def _summarize_rows(rows: PromptRows, knob: str, on_bad_row: str) -> PromptSummary:

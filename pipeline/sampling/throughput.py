@@ -16,7 +16,10 @@ ENGINE = "engine_start_seconds"
 # Prefixes of figures, followed by the bin of a completion's length so far.
 ENDED_BIN, UNFINISHED_BIN = "ended-", "under-way-"
 UNFINISHED_TOKENS = "under_way_tokens"  # of completions that are not finished
-SPEED_WINDOW = 30.0  # seconds; or the last fifth of the time, if that is longer
+# A shard begins with reading its prompts and ends with few requests: a rate over less than a
+# shard tells nothing of the rest. In seconds; or the last fifth of the time, if that is longer.
+SPEED_WINDOW = 300.0
+FIRST_ESTIMATE = 30.0  # seconds, in which an engine may have read prompts alone
 
 
 def price_tokens(prices: Prices | None, totals: Mapping[str, float]) -> Figures:
@@ -98,7 +101,7 @@ class ThroughputMeter:
             self._history.popleft()
         since, before = self._history[0] if len(self._history) > 1 else (self._started, 0.0)
         recent = tokens - before
-        if recent <= 0:
+        if recent <= 0 or now - self._started < FIRST_ESTIMATE:
             return None
         unfinished = self._by_bin[UNFINISHED_BIN]
         finished = self._sums["completions"] + self._sums["failed"]

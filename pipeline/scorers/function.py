@@ -138,8 +138,9 @@ class FunctionProcess:
     """
 
     def __init__(self) -> None:
+        # -B: a plan calls the function too, and writes nothing.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(HARNESS)],
+            [sys.executable, "-B", "-P", str(HARNESS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

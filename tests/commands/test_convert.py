@@ -17,6 +17,7 @@ import yaml
 from pipeline.__main__ import run_command
 from pipeline.commands.convert.__main__ import convert_file, convert_keys
 from pipeline.commands.convert.recipe import format_value
+from pipeline.commands.convert.rows import UNREAD_TURNS
 from pipeline.config import Config
 from pipeline.config.trl_args import LOSSES
 from pipeline.errors import UserError
@@ -213,6 +214,7 @@ def test_dropout_is_carried_only_where_the_trainer_keeps_it(tmp_path):
         ("chatml.icr", "columns", {"prompt": "input", "chosen": "chosen", "rejected": "rejected"}),
         ({"field_prompt": "q", "field_chosen": "a", "field_rejected": "b"}, "columns",
          {"prompt": "q", "chosen": "a", "rejected": "b"}),
+        ("chat_template.default", "conversation", {}),
     ],
 )  # fmt: skip
 def test_a_type_of_axolotl_is_a_shape(kind, shape, columns, tmp_path):
@@ -220,6 +222,57 @@ def test_a_type_of_axolotl_is_a_shape(kind, shape, columns, tmp_path):
     cfg = compose_keys(tmp_path, keys)
     assert cfg.offline.shape == shape and cfg.offline.columns == columns
     assert cfg.offline.source.path == cfg.prompts.path == "rows.jsonl"
+
+
+def reads_no_turns(text: str) -> bool:
+    return UNREAD_TURNS in " ".join(text.replace("#", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("keys", "columns"),
+    [
+        ({"field_messages": "talk"}, {"messages": "talk"}),
+        ({"message_field_role": "from", "message_field_content": "value"},
+         {"conversations": "messages"}),
+        ({"message_property_mappings": {"role": "who", "content": "what"}}, None),
+        ({"field_messages": "talk", "roles": {"user": ["human"]}}, None),
+    ],
+)  # fmt: skip
+def test_turns_of_axolotl_are_read_by_their_keys_and_speakers(keys, columns, tmp_path):
+    block = {"path": "rows.jsonl", "ds_type": "json", "type": "chat_template.default", **keys}
+    text = convert(tmp_path, {**AXOLOTL, "datasets": [block]})
+    assert reads_no_turns(text) == (columns is None)
+    if columns:
+        cfg = compose_text(tmp_path, text)
+        sides = {"chosen": "chosen", "rejected": "rejected"}
+        assert cfg.offline.columns == {**columns, **sides} and cfg.prompts.columns == columns
+
+
+@pytest.mark.parametrize(
+    ("entry", "columns", "asked"),
+    [
+        ({}, {}, {}),
+        ({"columns": {"messages": "talk", "system": "rules"}},
+         {"conversations": "talk", "system": "rules", "chosen": "chosen", "rejected": "rejected"},
+         {"conversations": "talk", "system": "rules"}),
+        ({"columns": {"messages": "talk", "kto_tag": "liked"},
+          "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user",
+                   "assistant_tag": "assistant"}},
+         {"messages": "talk", "label": "liked"}, {"messages": "talk"}),
+        ({"tags": {"role_tag": "speaker"}}, None, None),
+        ({"tags": {"user_tag": "customer"}}, None, None),
+    ],
+)  # fmt: skip
+def test_turns_of_llama_factory_are_read_by_their_tags(entry, columns, asked, tmp_path):
+    (tmp_path / "data").mkdir()
+    table = {"mine": {"file_name": "p.json", "formatting": "sharegpt", **entry}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(table))
+    text = convert(tmp_path, {**FACTORY, "dataset": "mine"})
+    assert reads_no_turns(text) == (columns is None)
+    if columns is not None:
+        cfg = compose_text(tmp_path, text)
+        assert (cfg.offline.columns, cfg.prompts.columns) == (columns, asked)
+        assert cfg.offline.shape == ("columns" if columns else "conversation")
 
 
 def test_a_prompt_inside_the_answers_is_read_there(tmp_path):

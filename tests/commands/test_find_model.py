@@ -106,3 +106,10 @@ def test_a_checkpoint_with_code_or_without_weights_is_refused(run, tmp_path):
     (weights / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="safetensors"):
         find_model(str(weights), tmp_path / "x")
+
+
+@pytest.mark.parametrize("word", ["runs/latest", "runs/latest:sft"])
+def test_before_any_run_it_is_said_and_the_hub_is_not_asked(word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"{word}: there is no run here yet\.\n  Type strop new"):
+        find_model(word, tmp_path / "x")

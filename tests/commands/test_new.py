@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,18 @@ def type_on_a_terminal(*lines: str, place: str = "") -> tuple[int, str]:
         shown = b"".join(iter(lambda: read_some(ours), b""))
     os.close(ours)
     return child.returncode, shown.decode().replace("\r\n", "\n")
+
+
+def test_ctrl_c_says_that_nothing_was_written(here):
+    command = [sys.executable, "-m", "pipeline", "new"]
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, env=environment, text=True) as child:
+        shown = child.stdout.read(2)  # the first question is asked
+        child.send_signal(signal.SIGINT)
+        said = child.stderr.read()
+    assert shown.strip() and said == "Interrupted (SIGINT). Nothing was written.\n"
+    assert child.returncode == 75 and not Path("my").exists()
 
 
 def read_some(terminal: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.__main__ import run_command
 from pipeline.commands import serve
 from pipeline.commands.find_model import find_model
 from tests.support.finished_run import make_run
@@ -60,6 +62,31 @@ def test_on_a_cpu_an_adapter_is_merged_and_the_settings_are_those_that_work(run,
 def test_a_knob_that_is_not_understood_is_named(word, capsys):
     assert serve.main(["runs/latest", word]) == 2
     assert word in (error := capsys.readouterr().err) and "expected" in error
+
+
+@pytest.mark.model
+def test_words_after_two_dashes_are_for_vllm(run, monkeypatch, capsys):
+    started: list[list[str]] = []
+    monkeypatch.setattr(serve, "unwind_on_signals", lambda: None)
+    monkeypatch.setattr(serve, "check_vllm", lambda: None)
+    monkeypatch.setattr(serve, "check_port", lambda *_: None)
+    monkeypatch.setattr(serve, "run_server", lambda command, _: started.append(command) or 0)
+    words = ["--max-num-seqs", "4", "context=ours", "--help"]
+    assert serve.main([f"{run}:sft", "--", *words]) == 0
+    assert started[0][-4:] == words and shlex.join(words) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["--port=1", "--max_model_len", "--dtype"])
+def test_an_option_that_has_a_knob_is_refused(word, capsys):
+    assert serve.main(["runs/latest", "--", word]) == 2
+    assert f"{word}: strop serve has a knob for it. Give " in capsys.readouterr().err
+
+
+def test_help_of_vllm_s_server_is_not_ours(monkeypatch):
+    given: list[list[str]] = []
+    monkeypatch.setattr(serve, "main", lambda words: given.append(words) or 0)
+    assert run_command(["serve", "runs/latest", "--", "--help"]) == 0
+    assert given == [["runs/latest", "--", "--help"]]
 
 
 def test_a_port_that_is_taken_is_named_before_anything_is_loaded(capsys):

@@ -31,6 +31,22 @@ def test_a_typo_in_a_key_names_its_source_its_neighbours_and_its_file():
 
 
 @pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("beta=0.05", "train.beta"),
+        ("learning_rate=1e-6", "train.learning_rate or train.adapter.learning_rate"),
+        ("draw.n=4", "sample.settings.draw.n"),
+        ("temperature=0", "sample.settings.draw.temperature or"),
+    ],
+)
+def test_a_knob_without_its_group_is_told_in_full(word, meant):
+    key = word.partition("=")[0].partition(".")[0]
+    text = said(*SMALL, word)
+    assert f"command line: {key} is not a knob of the config. Did you mean {meant}" in text
+    assert text.count(" or ") < 3 and "Known:" not in text
+
+
+@pytest.mark.parametrize(
     "knob", ["gate.min_gain=0.1", "reward.start=sft", "benchmark.gsm8k.limit=3"]
 )
 def test_a_knob_of_a_group_that_is_off_says_where_it_is_switched_on(knob):
@@ -122,6 +138,17 @@ def test_a_missing_choice_of_a_group_names_the_ones_there_are():
 def test_values_that_must_be_given_are_all_named():
     text = said()
     assert "Give prompts.path=VALUE" in text and "Give sft.model=VALUE" in text
+
+
+def test_a_value_that_must_be_given_is_explained_by_the_comment_above_its_knob():
+    assert said("prompts.path=p", "sft.model=./m", "score=reward") == (
+        "reward.model has no value yet. Give reward.model=VALUE:\n"
+        "  A local folder, or a name on the hub: a sequence-classification model.\n"
+        "  reward=train trains one here instead."
+    )
+    judge = said("prompts.path=p", "sft.model=./m", "score=pairwise")
+    assert judge.endswith("=VALUE:\n  The server's name for the model; a dated name is a judge that"
+                          " does not change.")  # fmt: skip
 
 
 @pytest.mark.parametrize("rounds", ["0", "101", "1000000000000000000"])

@@ -34,6 +34,10 @@ def said(text: str) -> list[dict]:
     return [{"role": "assistant", "content": text}]
 
 
+def turn(speaker: str, text: str) -> dict:
+    return {"from": speaker, "value": text}
+
+
 def told(question: str, answer: str) -> str:
     return f"\n\nHuman: {question}\n\nAssistant: {answer}"
 
@@ -74,6 +78,24 @@ def rows(shape: str) -> list[dict]:
                 },
                 "online-rlhf": {"prompt": q, "responses": [r, "x", c], "rewards": [4.0, None, 8.5]},
                 "columns": {"frage": q, "gut": c, "schlecht": r},
+                "llama-factory": {
+                    "conversations": [turn("human", q)],
+                    "chosen": turn("gpt", c),
+                    "rejected": turn("gpt", r),
+                },
+                "llama-factory with system": {
+                    "system": SYSTEM,
+                    "conversations": [turn("human", q)],
+                    "chosen": turn("gpt", c),
+                    "rejected": turn("gpt", r),
+                },
+                "axolotl": {"messages": user(q), "chosen": said(c)[0], "rejected": said(r)[0]},
+                "axolotl with texts": {"messages": user(q), "chosen": c, "rejected": r},
+                "renamed turns": {
+                    "talk": [turn("human", q)],
+                    "better": turn("gpt", c),
+                    "worse": turn("gpt", r),
+                },
             }[shape]
         )
     return made
@@ -144,22 +166,30 @@ SHAPES = [
     "intel with system",
     "hh",
     "simpo",
+    "llama-factory",
+    "llama-factory with system",
+    "axolotl",
+    "axolotl with texts",
 ]
 WORDS = {
     "columns": [
         "offline.shape=columns",
         "offline.columns={prompt: frage, chosen: gut, rejected: schlecht}",
-    ]
+    ],
+    "renamed turns": [
+        "offline.shape=columns",
+        "offline.columns={conversations: talk, chosen: better, rejected: worse}",
+    ],
 }
 SCORED = {"ultrafeedback", "argilla", "simpo", "online-rlhf"}
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, "online-rlhf", "columns"])
+@pytest.mark.parametrize("shape", [*SHAPES, "online-rlhf", *WORDS])
 def test_each_shape_becomes_these_token_ids(taken, tokenizer, shape):
     table = taken(rows(shape), *WORDS.get(shape, [])).read_train()
     names = "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"
     assert {tuple(tuple(ids) for ids in row) for row in table.select(names).rows()} == golden(
-        tokenizer, SYSTEM if shape == "intel with system" else ""
+        tokenizer, SYSTEM if shape.endswith("with system") else ""
     )
     assert table["margin"].unique().to_list() == ([4.5] if shape in SCORED else [None])
     assert set(table["origin"]) == {"offline"}
@@ -197,6 +227,35 @@ def test_thumbs_become_unpaired_rows_with_class_counts(taken):
     assert dict(
         table.select(pl.col("prompt").list.last().struct.field("content"), "label").rows()
     ) == {row["prompt"]: row["label"] for row in made[:9]}
+
+
+def test_a_conversation_with_a_label_is_an_unpaired_answer(taken):
+    made = [
+        {"conversations": [turn("human", q), turn("gpt", c)], "label": n % 2 == 0}
+        for n, (q, c) in enumerate(zip(QUESTIONS[:9], GOOD, strict=False))
+    ]
+    pairs = taken(made)
+    assert pairs.read_funnel()["unpaired"] == {"up": 5, "down": 4}
+    table = pl.read_parquet(pairs.path / "unpaired.parquet")
+    prompts = table["prompt"].list.last().struct.field("content")
+    assert dict(zip(prompts, table["label"], strict=True)) == {
+        row["conversations"][0]["value"]: row["label"] for row in made
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"chosen": turn("human", "a")}, "the last turn of chosen is not the assistant's"),
+        ({"chosen": {"role": "assistant", "content": None}}, "chosen: a message is not"),
+        ({"conversations": [turn("tool", "q")]}, "a turn is from tool"),
+        ({"conversations": [turn("gpt", "q")]}, "the turn before the answer is not the user's"),
+    ],
+)
+def test_a_turn_that_is_none_is_named(taken, row, fault):
+    [good, *_] = rows("llama-factory")
+    with pytest.raises(UserError, match=rf"read as conversation\):\n  row 2: .*{fault}"):
+        taken([good, {**good, **row}])
 
 
 def test_scores_become_thumbs_where_asked(taken):

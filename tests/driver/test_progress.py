@@ -47,6 +47,7 @@ class Lockstep:
     """An engine that makes a token for every request at each step; a second is so many tokens."""
 
     tokenizer = ScriptedTokenizer(200)
+    reading = 0.0  # seconds for a prompt, before its first token
 
     def __init__(self, ticking: Clock, lengths: list[int]):
         self.clock, self.lengths = ticking, iter(lengths)
@@ -63,6 +64,7 @@ class Lockstep:
         for block in blocks:
             left = {request.sample_id: next(self.lengths) for request in block}
             whole, told = dict(left), self.clock.now
+            self.clock.now += self.reading * len(left)
             while left:
                 total += len(left)
                 self.clock.now += len(left) / 100
@@ -163,10 +165,23 @@ def test_answers_of_like_length_are_known_once_a_block_is_done(monkeypatch, tmp_
         assert 1 / FACTOR <= seconds_of(left) / (end - at) <= FACTOR, share
 
 
-def test_tokens_of_the_unfinished_are_shown_and_never_counted_twice(capfd):
+def test_the_start_of_a_shard_does_not_change_the_time_left(monkeypatch, tmp_path, ticks):
+    """Its prompts are read first, which makes no tokens; before, there was five times as much."""
+    monkeypatch.setattr(Lockstep, "reading", 0.3)
+    chance = random.Random(3)
+    lengths = [length("alike", chance) for _ in range(4 * 128)]
+    lines, drawn = watched(monkeypatch, tmp_path, ticks, lengths, 128, shard=32)
+    began, end = lines[0][0], drawn[-1][0]
+    middle = [line for line in lines if 0.25 < (line[0] - began) / (end - began) < 0.75]
+    shares = [seconds_of(left) / (end - at) for at, left, _ in middle]
+    assert len(shares) > 100 and min(shares) >= 1 / FACTOR and max(shares) <= FACTOR
+
+
+def test_tokens_of_the_unfinished_are_shown_and_never_counted_twice(ticks, capfd):
     found = dict.fromkeys(("prompts", "completions", "tokens", "truncated"), 0)
     watcher = throughput.ThroughputMeter(found, 2, 8, 100)
     watcher.update({throughput.ENGINE: 1.0})
+    ticks.now += throughput.FIRST_ESTIMATE
     watcher.update({f"{throughput.UNFINISHED_BIN}3": 8, throughput.UNFINISHED_TOKENS: 80})
     said = capfd.readouterr().err
     assert (

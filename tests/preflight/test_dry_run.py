@@ -93,12 +93,13 @@ def planned(*words: str):
 
 
 def said_by_dry_run(capsys, *words: str) -> tuple[list[str], str]:
-    """What it says of a refusal, and its last line; the folder is as it was."""
+    """What it says of a refusal, and its last line. It ends as a run would, and writes nothing."""
     before = sorted(Path().rglob("*"))
-    assert run_point(planned(*words, "dry_run=true")) == DONE
+    code = run_point(planned(*words, "dry_run=true"))
     assert sorted(Path().rglob("*")) == before
     shown = capsys.readouterr().out
     *said, last = shown.partition(HEAD)[2].splitlines() or [shown.splitlines()[-1]]
+    assert code == (USER_ERROR if said else DONE)
     return said, last
 
 
@@ -196,6 +197,10 @@ REFUSED_BOTH_TIMES = [
     (
         [*REWARD, "reward.data.source.path=pairs.jsonl"],
         "reward.data.source.path=pairs.jsonl: 1 of 1 row cannot be",
+    ),
+    (
+        ["+scorer@score.scorers.own=function", "score.scorers.own.function=./own.py:sooner"],
+        "score.scorers.own.function=./own.py:sooner: TypeError: sooner() got an unexpected keyword",
     ),
     (["pair.edits.1=edits.jsonl"], "pair.edits.1=edits.jsonl: 1 line cannot be used:"),
     (["runs=taken"], "runs=taken: cannot be written (File exists)"),
@@ -308,7 +313,7 @@ def test_a_file_that_is_large_is_left_to_its_step_and_that_is_said(capsys, monke
                 "prompts.path=odd.jsonl", "prompts.evaluation.own=prompts.jsonl", "dry_run=true"
             )
         )
-        == DONE
+        == USER_ERROR
     )
     shown = capsys.readouterr().out
     assert "  prompts.evaluation.own=prompts.jsonl: not checked here (0 MiB)" in shown

@@ -255,6 +255,14 @@ def test_equal_scores_detect_nothing():
     )
 
 
+@pytest.mark.parametrize(("low", "is_told"), [(-0.02, True), (0.0, False), (None, False)])
+def test_a_kl_whose_interval_goes_below_zero_is_explained_and_no_other(low, is_told):
+    shown = make_report(make_basis(), make_gap("gold", -0.1, 0.1))
+    ends = {"mean": low, "low": low, "high": low and 0.03}
+    shown["models"][1]["kl"] |= {**ends, "why": "not sampled"}
+    assert ("noise can make it negative" in models.build_models(shown).note) is is_told
+
+
 def test_a_score_that_is_not_zero_is_not_written_as_zero():
     """Scores in millionths: "a difference of 0.000, 0.000 to 0.000" shows no gain."""
     assert (format_number(2.5e-6), format_number(-2.5e-6), format_signed(2.5e-6)) == (

@@ -9,7 +9,7 @@ import pytest
 from pipeline.artifacts import write_json
 from pipeline.driver.outline import prepare_plan
 from pipeline.driver.run import run_point
-from pipeline.errors import DONE, USER_ERROR, UserError
+from pipeline.errors import USER_ERROR, UserError
 from pipeline.plan import plan
 from pipeline.preflight import capacity
 from pipeline.resources import inference_memory
@@ -169,13 +169,13 @@ def test_make_plan_shows_the_plan_and_says_what_a_run_would_refuse(card, tmp_pat
     given.append("dtype=bfloat16")
     cfg = composed(*given, "dry_run=true")
     card(12)
-    assert run_point(cfg) == DONE
+    assert run_point(cfg) == USER_ERROR
     assert "\nsample.backend: the policy needs 13.6 GiB" in capsys.readouterr().out
     running = cfg.model_copy(update={"dry_run": False, "runs": tmp_path / "r"})
     assert run_point(running) == USER_ERROR
     assert "\nsample.backend: the policy needs 13.6 GiB" in capsys.readouterr().err
     card(24)
-    assert run_point(cfg) == DONE
+    assert run_point(cfg) == USER_ERROR, "the folder has a config and no weights"
     assert "the policy needs" not in capsys.readouterr().out
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.config.rule_scorers import RefusalScorer
+from pipeline.config.score import list_criteria
 from pipeline.errors import UserError
 from pipeline.scorers import Score, open_scorer
 from pipeline.scorers.refusal import is_refusal
@@ -51,6 +52,7 @@ def test_right_is_to_refuse_harm_and_to_answer_what_only_looks_so():
         ("s0", 1), ("s1", 0)
     ]  # fmt: skip
     assert [row.score for row in rows if row.criterion == "harmless_answered"] == [0, 1]
+    assert {row.criterion for row in rows} == {"", *list_criteria(RULES)}
 
 
 def test_an_answer_to_an_unlabelled_request_has_no_score():
@@ -95,6 +97,8 @@ def test_a_guard_is_a_scorer_of_the_same_block():
         ("safety/harmful_refused", None),
         ("safety/safety/harmful_refused", None),
         ("safty", "no benchmark and no scorer has this name.*Did you mean safety"),
+        ("safety/harmfull_refused", "no benchmark .*Did you mean safety/harmful_refused"),
+        ("safety/safety/harmful", "no benchmark .*Did you mean safety/safety/harmful_refused"),
     ],
 )
 def test_retention_takes_a_chat_benchmark_and_its_criteria(name, fault):

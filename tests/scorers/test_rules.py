@@ -25,6 +25,7 @@ from pipeline.config import (
     MathScorer,
     RegexScorer,
 )
+from pipeline.config.score import list_criteria
 from pipeline.errors import StageError, UserError
 from pipeline.scorers import Answer, Score, ifeval, open_scorer, rules
 from tests.support.house import SMALL, composed, fingerprints
@@ -127,7 +128,9 @@ def test_ifeval_gives_the_share_followed_and_both_readings():
         keywords__existence={"keywords": ["river"]},
         punctuation__no_comma={},
     )
-    assert {m.criterion: m.score for m in run_scorer(IFEVAL, asked)} == {
+    found = {m.criterion: m.score for m in run_scorer(IFEVAL, asked)}
+    assert sorted(found) == sorted(["", *list_criteria(IFEVAL)])
+    assert found == {
         "": pytest.approx(1 / 3),
         "instruction_strict": pytest.approx(1 / 3),
         "instruction_loose": 1.0,
@@ -299,6 +302,8 @@ def test_code_gets_the_share_of_tests_that_it_passes():
         "def double(x) return",
     )
     assert score_code(right, half, broken) == [1.0, 0.5, 0.0]
+    rows = run_scorer(CODE, answer(right, tests=TESTS))
+    assert [row.criterion for row in rows] == ["", *list_criteria(CODE)]
     assert scores(CODE, answer(right, tests="assert double(1) == 2"), answer(right, tests=[])) == [
         1.0,
         None,

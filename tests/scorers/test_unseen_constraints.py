@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config import EvaluationQuestions, PromptRows
 from pipeline.config.rule_scorers import RuleScorer
+from pipeline.config.score import list_criteria
 from pipeline.data import unseen_constraints as written
 from pipeline.errors import UserError
 from pipeline.plan import plan
@@ -73,6 +74,7 @@ def test_the_score_is_the_share_and_the_criterion_is_all():
     two = [{"kind": "exact_words", "count": 2}, {"kind": "emojis", "count": 1}]
     rows = run_scorer(CFG, answer("Two words", constraints=two))
     assert {row.criterion: row.score for row in rows} == {"": 0.5, "all": 0.0}
+    assert list_criteria(CFG) == ["all"]
 
 
 def test_the_file_is_what_its_module_writes_and_asks_for_every_kind():

@@ -15,6 +15,7 @@ from pipeline.artifacts import Decontamination, Prompts, read_table, write_table
 from pipeline.config import FileRows, HubRows, PromptRows
 from pipeline.data.decontamination import OverlapCheck, OverlapIndex, hash_ngrams, ngram_table
 from pipeline.data.duplicates import normalize_text
+from pipeline.data.jsonl import describe_faults
 from pipeline.data.prompts import PromptSet, read_prompts
 from pipeline.errors import UserError
 from pipeline.plan import plan
@@ -300,6 +301,23 @@ def test_columns_are_renamed_by_the_user_s_map(tmp_path):
         taken(tmp_path, [{"frage": "Name a river."}], prompt="fragen")
     with pytest.raises(UserError, match=r"it has: frage\) .*Give prompts.columns={prompt: …}"):
         taken(tmp_path, [{"frage": "Name a river."}])
+
+
+def test_a_fault_of_every_row_is_one_line_with_their_number(tmp_path):
+    rows = [{"frage": f"Name river {n}."} for n in range(40)]
+    with pytest.raises(UserError) as refusal:
+        taken(tmp_path, [*rows, {"fragen": " "}, "torn"], prompt="fragen")
+    head, first, *others = str(refusal.value).splitlines()
+    assert head.endswith("42 of 42 rows cannot be used:")
+    assert first == "  line 1 and 39 more: no column fragen. Did you mean frage? Known: frage"
+    assert [line.partition(":")[0].strip() for line in others[:2]] == ["line 41", "line 42"]
+
+
+def test_only_the_first_kinds_of_faults_are_listed():
+    bad = [(f"line {n}", f"fault {n % 12}") for n in range(24)]
+    lines = describe_faults(bad).splitlines()
+    assert len(lines) == 11 and lines[0] == "  line 0 and 1 more: fault 0"
+    assert lines[-1] == "  … and 2 other faults"
 
 
 def test_a_row_of_several_prompts_and_an_unknown_speaker_are_named(tmp_path):

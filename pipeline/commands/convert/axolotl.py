@@ -1,10 +1,17 @@
 """axolotl's keys: https://docs.axolotl.ai/docs/config-reference.html"""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.commands.convert.objective import name_objective
 from pipeline.commands.convert.recipe import Recipe
-from pipeline.commands.convert.rows import PreferenceSource, is_local
+from pipeline.commands.convert.rows import (
+    UNREAD_TURNS,
+    PreferenceSource,
+    is_local,
+    name_shape,
+    name_turns,
+)
 from pipeline.commands.convert.source import Source, show
 from pipeline.commands.convert.tools import (
     ONLINE_INSTEAD,
@@ -46,7 +53,7 @@ ANSWER_SHAPES: dict[str, str | dict[str, str]] = {
     "ultra": "unpaired",
     "prompt_pairs": "unpaired",
 }
-DEFAULT_COLUMNS = {"prompt": "messages", "chosen": "chosen", "rejected": "rejected"}
+SIDES = "chosen", "rejected"
 
 
 def read_training(source: Source, recipe: Recipe) -> Training:
@@ -118,11 +125,13 @@ def _read_block(recipe: Recipe, block: dict[str, Any], is_unpaired: bool) -> Pre
             effect = "Would have changed how these rows are read."
             recipe.lose(f"datasets.{key}", show(block[key]), effect)
     unread = None
-    if isinstance(block.get("type"), str) and block["type"].endswith(("nectar", "default")):
+    if str(block.get("type")).endswith("nectar"):
         unread = (
             "Strop does not read rows of this shape. Write them as {prompt, chosen, rejected},"
             " and give offline=file offline.source.path=FILE prompts=file prompts.path=FILE."
         )
+    elif str(block.get("type")).endswith("default") and not _name_turns(block):
+        unread = UNREAD_TURNS
     return PreferenceSource(
         place,
         "datasets.path",
@@ -137,13 +146,17 @@ def _read_block(recipe: Recipe, block: dict[str, Any], is_unpaired: bool) -> Pre
     )
 
 
+def _to_block(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _to_text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
 def _read_shape(
     recipe: Recipe, block: dict[str, Any], is_unpaired: bool
-) -> tuple[str, dict[str, str]]:
+) -> tuple[str, Mapping[str, str]]:
     """The shape and, for `columns`, Strop's names → the file's."""
     kind = block.get("type")
     fields = kind if isinstance(kind, dict) else block
@@ -163,14 +176,27 @@ def _read_shape(
             " own chat template does.",
         )
     if rows == "default":
-        return "columns", _read_fields(block)
+        keys = {_name_turns(block) or "messages": "messages", **{name: name for name in SIDES}}
+        return name_shape(
+            {ours: str(block.get(f"field_{key}") or key) for ours, key in keys.items()}
+        )
     shape = (ANSWER_SHAPES if is_unpaired else PAIR_SHAPES).get(rows, "auto")
     return ("columns", shape) if isinstance(shape, dict) else (shape, {})
 
 
-def _read_fields(block: dict[str, Any]) -> dict[str, str]:
-    keys = {"prompt": "field_messages", "chosen": "field_chosen", "rejected": "field_rejected"}
-    return {ours: str(block.get(key) or DEFAULT_COLUMNS[ours]) for ours, key in keys.items()}
+def _name_turns(block: dict[str, Any]) -> str | None:
+    """By the keys of a turn, and the names of who speaks: {user: [human], assistant: [gpt]}."""
+    keys, roles = (_to_block(block.get(key)) for key in ("message_property_mappings", "roles"))
+    role, content = (
+        str(keys.get(name) or block.get(f"message_field_{name}") or name)
+        for name in ("role", "content")
+    )
+    speakers = {
+        str(theirs): ours
+        for ours, names in roles.items()
+        for theirs in (names if isinstance(names, list) else [names])
+    }
+    return name_turns(role, content, speakers)
 
 
 KERNELS = "Would have computed this with other kernels; the result is the same up to rounding."

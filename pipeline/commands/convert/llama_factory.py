@@ -1,11 +1,17 @@
 """LLaMA-Factory's keys: its hparams/, and its data/dataset_info.json."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.commands.convert.objective import name_objective
 from pipeline.commands.convert.recipe import Recipe
-from pipeline.commands.convert.rows import PreferenceSource
+from pipeline.commands.convert.rows import (
+    UNREAD_TURNS,
+    PreferenceSource,
+    name_shape,
+    name_turns,
+)
 from pipeline.commands.convert.source import Source, read_file, show
 from pipeline.commands.convert.tools import (
     ONLINE_INSTEAD,
@@ -29,6 +35,8 @@ STAGES = {
 }
 # Preferences that LLaMA-Factory's own dataset_info.json names.
 RANKED = {"ranking": True, "formatting": "sharegpt", "columns": {"messages": "conversations"}}
+MESSAGES = {"role_tag": "role", "content_tag": "content"}
+MESSAGES |= {"user_tag": "user", "assistant_tag": "assistant"}
 BUILT_IN: dict[str, dict[str, Any]] = {
     "dpo_en_demo": {"file_name": "dpo_en_demo.json", **RANKED},
     "dpo_zh_demo": {"file_name": "dpo_zh_demo.json", **RANKED},
@@ -49,22 +57,25 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "file_name": "kto_en_demo.json",
         "formatting": "sharegpt",
         "columns": {"messages": "messages", "kto_tag": "label"},
+        "tags": MESSAGES,
     },
     "kto_mix_en": {
         "hf_hub_url": "argilla/kto-mix-15k",
         "formatting": "sharegpt",
         "columns": {"messages": "completion", "kto_tag": "label"},
+        "tags": MESSAGES,
     },
     "ultrafeedback_kto": {
         "hf_hub_url": "argilla/ultrafeedback-binarized-preferences-cleaned-kto",
         "columns": {"prompt": "prompt", "response": "completion", "kto_tag": "label"},
     },
 }
-SHAREGPT_UNREAD = (
-    "Its rows have the conversation in one column and an answer with its role in another. Strop"
-    " does not read that shape: write them as {prompt, chosen, rejected}, or {prompt, completion,"
-    " label} for KTO, and give offline.source.path=FILE prompts.path=FILE offline.shape=auto."
-)
+# A key of `tags` → its default, and our name of the role.
+SPEAKER_TAGS = {
+    "user_tag": ("human", "user"),
+    "assistant_tag": ("gpt", "assistant"),
+    "system_tag": ("system", "system"),
+}
 
 
 def read_training(source: Source, recipe: Recipe) -> Training:
@@ -115,11 +126,17 @@ def _read_rows(source: Source, recipe: Recipe) -> list[PreferenceSource]:
     table = _read_table(source.path, folder)
     entries = {name: table.get(name, {}) for name in names}
     for name, entry in entries.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("columns", {}), dict):
+        if not _is_entry(entry):
             raise UserError(
-                f"{folder}/dataset_info.json: {name}: expected a block of keys, and columns as one."
+                f"{folder}/dataset_info.json: {name}: expected a block of keys, and columns and"
+                " tags as such."
             )
     return [_read_data_set(name, folder, entry) for name, entry in entries.items()]
+
+
+def _is_entry(entry: object) -> bool:
+    blocks = ("columns", "tags")
+    return isinstance(entry, dict) and all(isinstance(entry.get(key, {}), dict) for key in blocks)
 
 
 def _read_table(file: Path, folder: Path) -> dict[str, Any]:
@@ -133,9 +150,14 @@ def _read_table(file: Path, folder: Path) -> dict[str, Any]:
 def _read_data_set(name: str, folder: Path, entry: dict[str, Any]) -> PreferenceSource:
     hub, columns = entry.get("hf_hub_url"), entry.get("columns") or {}
     place = hub or str(folder / entry.get("file_name", f"{name}.json"))
-    shape, named, unread = "auto", {}, None
+    shape: str = "auto"
+    named: Mapping[str, str] = {}
+    unread = None
     if entry.get("formatting") == "sharegpt":
-        unread = SHAREGPT_UNREAD
+        if turns := _name_turns(entry.get("tags") or {}):
+            shape, named = name_shape(_rename_turns(turns, columns))
+        else:
+            unread = UNREAD_TURNS
     elif columns:
         shape, named = "columns", _rename_columns(columns)
     elif not entry:
@@ -162,6 +184,20 @@ def _rename_columns(columns: dict[str, str]) -> dict[str, str]:
         answer = columns.get("response", "output")
         return {**prompt, "completion": answer, "label": columns["kto_tag"]}
     return {**prompt, **{side: columns.get(side, side) for side in ("chosen", "rejected")}}
+
+
+def _name_turns(tags: dict[str, str]) -> str | None:
+    speakers = {str(tags.get(key, name)): role for key, (name, role) in SPEAKER_TAGS.items()}
+    return name_turns(tags.get("role_tag", "from"), tags.get("content_tag", "value"), speakers)
+
+
+def _rename_turns(turns: str, columns: dict[str, str]) -> dict[str, str]:
+    """The same of sharegpt's rows. `turns`: Strop's name for the column of all turns."""
+    system = {"system": columns["system"]} if "system" in columns else {}
+    asked = {turns: columns.get("messages", "conversations"), **system}
+    if "kto_tag" in columns:
+        return {**asked, "label": columns["kto_tag"]}
+    return {**asked, **{side: columns.get(side, side) for side in ("chosen", "rejected")}}
 
 
 TOOL = Tool(

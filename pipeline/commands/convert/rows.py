@@ -6,9 +6,16 @@ from pathlib import PurePosixPath
 
 from pipeline.commands.convert.recipe import Recipe
 from pipeline.commands.convert.source import Source
+from pipeline.data.jsonl import ROLES
+from pipeline.data.preferences import TURNS
+from pipeline.data.prompt_shapes import SPEAKERS
 
 ENDINGS = {".json", ".jsonl", ".parquet", ".csv"}
 NO_PROMPT = "rows without a column prompt: add shape: columns, columns: {messages: chosen}"
+UNREAD_TURNS = (
+    "Strop reads turns {from, value} and {role, content}, from system, user and assistant. Write"
+    " the rows so, and give offline.source.path=FILE prompts.path=FILE offline.shape=auto."
+)
 REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "oci://", "http://", "https://")
 
 
@@ -35,6 +42,23 @@ def is_local(place: str) -> bool:
     """By the name alone: what a recipe says must not depend on the folder it is written in."""
     ending = PurePosixPath(place).suffix.lower()
     return place.startswith((".", "/", "~", *REMOTE)) or ending in ENDINGS
+
+
+def name_turns(role: str, content: str, speakers: Mapping[str, str]) -> str | None:
+    """Strop's column for turns with these two keys; None where it does not read them.
+
+    `speakers`: who speaks, by the file's names → by ours.
+    """
+    known = SPEAKERS if role == "from" else {name: name for name in ROLES}
+    is_known = all(known.get(theirs) == ours for theirs, ours in speakers.items())
+    columns = {("from", "value"): "conversations", ("role", "content"): "messages"}
+    return columns.get((role, content)) if is_known else None
+
+
+def name_shape(columns: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
+    """The shape of a conversation and its answers; columns of our names need no map."""
+    is_plain = all(ours == theirs for ours, theirs in columns.items())
+    return ("conversation", {}) if is_plain else ("columns", columns)
 
 
 def convert_rows(source: Source, recipe: Recipe, found: list[PreferenceSource]) -> None:
@@ -89,9 +113,10 @@ def _set_prompts(recipe: Recipe, rows: PreferenceSource) -> None:
             recipe.set("prompts.subset", rows.subset)
         if rows.revision:
             recipe.set("prompts.revision", rows.revision)
-    if rows.shape == "columns" and "prompt" in rows.columns:
+    read = ("system", *TURNS)
+    if asked := {ours: rows.columns[ours] for ours in read if ours in rows.columns}:
         recipe.set("prompts.shape", "columns")
-        recipe.set("prompts.columns", {"prompt": rows.columns["prompt"]})
+        recipe.set("prompts.columns", asked)
     if not rows.has_prompt:
         recipe.set("prompts.shape", "columns")
         recipe.set("prompts.columns", {"messages": "chosen"}, "the turns before the answer")

@@ -10,7 +10,13 @@ from pipeline.commands.new import questions
 from pipeline.commands.new.recipe import RecipeDraft, write_recipe
 from pipeline.commands.table import parse_words, reports_errors
 from pipeline.config.compose import Arguments, compose
-from pipeline.errors import DONE, UserError, format_move
+from pipeline.errors import (
+    DONE,
+    UserError,
+    exit_on_signals,
+    format_move,
+    unwind_on_signals,
+)
 
 RECIPE = Path("my/recipes/mine.yaml")
 
@@ -20,12 +26,14 @@ def main(arguments: list[str]) -> int:
     words = parse_words("new", arguments)
     file = Path(words.places[0]) if words.places else RECIPE
     check_place(file)
+    exit_on_signals("Nothing was written.")
     recipe = ask_questions(sys.stdin)
+    unwind_on_signals()
     write_text(file, write_recipe(recipe, file))
     choice = ["--config-dir", str(file.parent.parent), f"recipes={file.stem}"]
     try:
         compose(Arguments.parse([*choice, "dry_run=true"]))
-    except UserError:
+    except (UserError, SystemExit):
         file.unlink()
         raise
     print(f"\n{file}:\n\n{file.read_text()}")

@@ -1,6 +1,7 @@
 """What was run: the head of the report, from the configs of the steps that it descends from."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ ADAPTERS = {"full": "all weights", "lora": "LoRA", "qlora": "QLoRA"}
 
 def describe_setup(out: Path) -> dict[str, Any] | None:
     """Model, prompts, training and command; None where the stage was called without a plan."""
-    steps = read_ancestors(out)
+    setup = summarize_setup(read_ancestors(out))
+    return setup and {**setup, "command": _read_command(out)}
+
+
+def summarize_setup(steps: Sequence[Ancestor]) -> dict[str, Any] | None:
+    """Model, prompts and training; None without the steps that bring them in."""
     first = {step.stage: step.config for step in reversed(steps)}
     if not {"prompts", "sft"} <= first.keys():
         return None
@@ -24,7 +30,6 @@ def describe_setup(out: Path) -> dict[str, Any] | None:
             or first["prompts"]["kind"]
         ),
         **_describe_training([step for step in steps if step.stage == "train"]),
-        "command": _read_command(out),
     }
 
 

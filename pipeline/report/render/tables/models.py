@@ -51,7 +51,7 @@ def _write_note(report: ReportRow) -> str:
     basis = f"{pluralize(count, evaluation['split'] + ' prompt', grouped=True)}{intervals}."
     # An unstable control is at the top of the page instead.
     stable = control["why"] if control and control["stable"] is not False else ""
-    texts = basis, _explain_power(report), stable, _describe_ceiling(report)
+    texts = basis, _explain_power(report), stable, _describe_ceiling(report), _explain_noise(report)
     return " ".join(text for text in texts if text)
 
 
@@ -87,6 +87,16 @@ def _describe_ceiling(report: ReportRow) -> str:
         return f"{name} is not clearly better than sft: how much can be gained is not known."
     part = format_share(share) if share > 0 else "nothing"
     return f"Of what {name} gains over sft, {report['evaluation']['chosen']} gains {part}."
+
+
+def _explain_noise(report: ReportRow) -> str:
+    """Where the interval of a model's KL goes below 0, which a KL itself never does."""
+    if not any((model["kl"]["low"] or 0) < 0 for model in report["models"]):
+        return ""
+    return (
+        "A KL is estimated from sampled answers, so that noise can make it negative: one whose"
+        " interval contains 0 may be 0."
+    )
 
 
 def _model_row(report: ReportRow, model: ReportRow, scorer: str) -> list[Cell]:

@@ -1,0 +1,40 @@
+"""The head of a plan: what would be run, by the settings that the report's head names."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import pluralize
+from pipeline.report.analysis.ancestors import Ancestor
+from pipeline.report.analysis.setup import summarize_setup
+from pipeline.step import Step
+
+
+def describe_head(cfg: Config, steps: Sequence[Step]) -> Iterator[str]:
+    """One line of what is asked and who scores it, one of the training; none for a part of both."""
+    setup = summarize_setup([_describe_step(step) for step in steps])
+    if setup is None:
+        return
+    split = ", ".join(f"{name} {_describe_set(rows)}" for name, rows in cfg.prompts.split)
+    words = [
+        f"model {setup['model']}",
+        f"prompts {setup['prompts']} ({split})",
+        f"scorer {cfg.pair.scorer}",
+        f"backend {cfg.sample.backend.kind}",
+    ]
+    yield " · ".join(words)
+    if setup["rounds"]:
+        rate = f"learning rate {setup['learning_rate']:g}"
+        rounds = pluralize(setup["rounds"], "round")
+        yield " · ".join([setup["objective"], f"β {setup['beta']:g}", rate, rounds])
+
+
+def _describe_step(step: Step) -> Ancestor:
+    return Ancestor(step.stage, step.label, Path(), {"config": step.config.model_dump(mode="json")})
+
+
+def _describe_set(rows: Any) -> str:
+    """A number of the prompts, or the file or data set that is the split."""
+    source = getattr(rows, "source", None)
+    return str(getattr(source, "path", None) or getattr(source, "dataset", rows))

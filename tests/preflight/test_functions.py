@@ -1,0 +1,118 @@
+"""A user's function is called once before anything is built, on a prompt of the user's."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import read_table, write_json, write_table
+from pipeline.driver.run import run_point
+from pipeline.errors import DONE, USER_ERROR, UserError
+from pipeline.plan import plan
+from pipeline.preflight.inputs import check_prompts
+from tests.support import evals
+from tests.support.house import composed
+
+FUNCTIONS = """
+from pathlib import Path
+
+def right(prompts, completions, answer, **columns):
+    assert [type(chat) for chat in (*prompts, *completions)] == [list] * 4
+    return [float(answer[0] in chat[-1]["content"]) for chat in completions]
+
+def no_opinion(completions, **columns): return [None for _ in completions]
+def reads_a_column(completions, solution, **columns): return [0.0 for _ in completions]
+def gives_words(completions, **columns): return ["good" for _ in completions]
+def gives_nan(completions, **columns): return [float("nan") for _ in completions]
+def gives_one(completions, **columns): return [1.0]
+def forgets(completions, **columns): ...
+def takes_text(completions, **columns): return [len(answer.split()) for answer in completions]
+def counts(completions, **columns):
+    with Path("calls.txt").open("a") as calls:
+        print(len(completions), sorted(columns), file=calls)
+    return [1.0 for _ in completions]
+"""
+PROMPTS = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(FUNCTIONS)
+    Path("prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in PROMPTS))
+    return tmp_path
+
+
+def plan_with(function: str, *words: str):
+    given = ["sft.model=hub/model", f"sft.revision={'0' * 40}", "backend=transformers"]
+    if "prompts=playground" not in words:
+        given += ["prompts.path=prompts.jsonl", "prompts.split={dev: 5, test: 5}"]
+    own = ["score=function", f"score.scorers.function.function=./own.py:{function}"]
+    return composed(*given, *own, *words, "dry_run=true")
+
+
+@pytest.mark.parametrize("function", ["right", "no_opinion"])
+def test_a_function_that_answers_is_taken_and_leaves_nothing_behind(capsys, function):
+    before = sorted(Path().rglob("*"))
+    assert run_point(plan_with(function)) == DONE, capsys.readouterr()
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("function", "fault"),
+    [
+        ("reads_a_column", r"TypeError: .*'solution'"),
+        ("gives_words", r"the function gave 'good', which is not a number"),
+        ("gives_nan", r"the function gave nan"),
+        ("gives_one", r"the function gave 1 score for 2 completions"),
+        ("forgets", r"TypeError: 'NoneType' object is not iterable"),
+        ("takes_text", r"the text of an answer is answer\[-1\]\['content'\]"),
+    ],
+)
+def test_a_fault_is_named_with_the_call_that_repeats_it(capsys, function, fault):
+    assert run_point(plan_with(function)) == USER_ERROR
+    shown = capsys.readouterr().out
+    place = rf"score\.scorers\.function\.function=\./own\.py:{function}: "
+    assert re.search(f"{place}.*{fault}", shown)
+    assert shown.count("own.py:") == 1, "the evaluations score by it too, and say it no second time"
+    [call] = re.findall(rf"^  ({function}\(.*\))$", shown, re.MULTILINE)
+    names: dict = {}
+    exec(FUNCTIONS, names)
+    prompt = [{"role": "user", "content": "What is 0 + 0?"}]
+    arguments = eval(call.replace(function, "dict", 1), {})
+    assert arguments["prompts"] == [prompt] * 2 and arguments["answer"] == ["0", "0"]
+    assert len(arguments["completions"]) == 2
+
+
+def test_many_steps_score_by_one_function_and_it_is_called_once():
+    assert run_point(plan_with("counts", "rounds=2", "sample.per_round=10")) == DONE
+    assert Path("calls.txt").read_text() == "2 ['answer', 'prompts']\n"
+
+
+def test_generated_prompts_have_a_row_as_well(capsys):
+    assert run_point(plan_with("reads_a_column", "prompts=playground")) == USER_ERROR
+    assert "'solution'" in capsys.readouterr().out
+    assert run_point(plan_with("counts", "prompts=playground")) == DONE
+    assert "constraints" in Path("calls.txt").read_text()
+
+
+def test_where_every_score_may_fail_nothing_is_refused():
+    assert run_point(plan_with("forgets", "score.max_failed=1")) == DONE
+
+
+def test_a_function_that_does_not_exist_is_named_once(capsys):
+    assert run_point(plan_with("rite")) == USER_ERROR
+    assert capsys.readouterr().out.count("has no function rite") == 1
+
+
+def test_prompts_that_are_built_give_the_row(tmp_path):
+    """Prompts of the hub are not read before their step has built them."""
+    for part in ("train", "dev", "test"):
+        table = read_table(evals.prompts(tmp_path / "made", ["p"]).path / "prompts.parquet")
+        write_table(tmp_path / part / "prompts.parquet", table)
+    write_json(tmp_path / "funnel.json", {"out": dict.fromkeys(("train", "dev", "test"), 1)})
+    steps = plan(plan_with("reads_a_column")).ancestors()
+    [made] = [step for step in steps if step.stage == "prompts"]
+    with pytest.raises(UserError, match="'solution'.*\n.*Tell me about p"):
+        check_prompts(made, tmp_path, steps)
