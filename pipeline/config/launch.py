@@ -39,6 +39,7 @@ class LaunchedRuntime(TrainerRuntime):
     address: str | None
     port: PositiveInt
     by_length: bool
+    shared_prompt: Literal["auto", False]
     eval_when_distributed: bool
     memory: PositiveFloat
     keep_checkpoints: bool

@@ -21,6 +21,7 @@ from pipeline.training.monitoring.callbacks import (
 from pipeline.training.monitoring.guards import Guards
 from pipeline.training.monitoring.reference_check import StartCheck
 from pipeline.training.monitoring.trackers import TrackerCallback
+from pipeline.training.prompt_sharing import PromptSharing
 from pipeline.training.trainers.arguments import common_arguments
 from pipeline.training.trainers.rehearsal import build_rehearsal
 
@@ -81,7 +82,7 @@ def build_trainer(
         ref_model["ref_model"] = _load_reference(cfg, policy, init, reference)
     args = _make_arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
     data = _make_datasets(args, rows, out / "scratch")
-    start = StartCheck(cfg, rows, init, reference)
+    sharing, start = PromptSharing(cfg, rows, out), StartCheck(cfg, rows, init, reference)
     trainer = import_trainer(cfg.trainer).Trainer(
         model=policy,
         **ref_model,
@@ -89,11 +90,11 @@ def build_trainer(
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
         processing_class=_load_tokenizer(init),
-        callbacks=[HeadRegistration(), start, *_make_callbacks(cfg, out, ledger, guards)],
+        callbacks=[HeadRegistration(), sharing, start, *_make_callbacks(cfg, out, ledger, guards)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.by_length, trainer.rehearsal = cfg.runtime.by_length, build_rehearsal(cfg, rows)
-    for callback in (start, guards):
+    for callback in (sharing, start, guards):
         callback.attach(trainer)
     _remove_copied_adapter(policy)
     _restore_precision(policy, weights)

@@ -68,6 +68,7 @@ def settled(adapter: dict[str, Any], **changes) -> TrainConfig:
         "dtype": "bfloat16",
         "max_length": LONGEST,
         "by_length": False,
+        "shared_prompt": False,
         "batch": 4,
         "micro_batch": 2,
     }
@@ -318,7 +319,11 @@ def test_a_whole_process_on_a_cpu_comes_to_what_the_plan_tells(tmp_path, adapter
     write_table(tmp_path / "pairs" / "dev.parquet", table.clear())
     write_logps(tmp_path / "logps", init, Pairs(tmp_path / "pairs"))
     cfg = dpo(
-        {**adapter, "learning_rate": 1e-5}, batch=rows, micro_batch=rows, guards={"prompts": 0}
+        {**adapter, "learning_rate": 1e-5},
+        batch=rows,
+        micro_batch=rows,
+        guards={"prompts": 0},
+        shared_prompt=False,
     )
     cfg = cfg.model_copy(update={"gradient_checkpointing": True, "max_length": LONGEST})
     write_json(tmp_path / "config.json", cfg.model_dump(mode="json"))

@@ -1,14 +1,11 @@
 """Rows of similar length share a pass: less is computed, and losses and gradients are TRL's."""
 
-import random
-from itertools import combinations, pairwise
-
 import polars as pl
 import pytest
 
 from pipeline.artifacts import read_table, write_table
 from pipeline.config import TrainConfig
-from pipeline.training.trainers import length_grouping
+from pipeline.training.trainers.length_grouping import SeparateRows
 from tests.support.preferences import LORA, dpo, write_logps
 from tests.training.test_guards import Round, metric_by_step
 
@@ -51,30 +48,7 @@ def round_(tmp_path_factory) -> Round:
 
 
 def settings(**changes) -> TrainConfig:
-    return dpo(max_length=250, **changes)
-
-
-def cost(groups: list[list[int]], lengths: list[int]) -> int:
-    return sum(
-        length_grouping.PASS_COST + len(rows) * max(lengths[row] for row in rows) for rows in groups
-    )
-
-
-def test_every_row_goes_through_once_and_no_other_cut_is_cheaper():
-    draw = random.Random(0)
-    for _ in range(20):
-        lengths = [draw.randint(2, 300) for _ in range(8)]
-        groups = length_grouping.plan_passes(lengths)
-        assert sorted(row for rows in groups for row in rows) == list(range(8))
-        order = sorted(range(8), key=lengths.__getitem__)
-        cuts = [(0, *at, 8) for count in range(8) for at in combinations(range(1, 8), count)]
-        others = [[order[a:b] for a, b in pairwise(at)] for at in cuts]
-        assert cost(groups, lengths) == min(cost(other, lengths) for other in others)
-
-
-def test_rows_alike_share_one_pass_and_a_long_one_goes_alone():
-    assert len(length_grouping.plan_passes([60, 61, 62, 60])) == 1
-    assert length_grouping.plan_passes([60, 61, 500, 60])[0] == [2]
+    return dpo(max_length=250, shared_prompt=False, **changes)
 
 
 @pytest.mark.model
@@ -130,13 +104,8 @@ def test_two_processes_cut_their_own_batches_and_give_the_losses_of_one(round_):
 def test_a_batch_that_is_padded_on_the_left_is_no_batch_of_a_trainer():
     import torch
 
-    module = torch.nn.Identity()
     ids = torch.ones(2, 400, dtype=torch.long)
     mask = ids.clone()
     mask[0, :350] = 0
-    with (
-        length_grouping.group_by_length(module),
-        pytest.raises(ValueError, match="not padded there"),
-    ):
-        module(ids, attention_mask=mask)
-    assert "forward" not in vars(module)
+    with pytest.raises(ValueError, match="not padded there"):
+        SeparateRows(ids, mask).forward(torch.nn.Identity(), [[0], [1]])

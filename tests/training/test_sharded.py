@@ -1,6 +1,7 @@
 """Training with sharded weights (FSDP2, ZeRO-2 and -3) does what one process does."""
 
 import json
+import re
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -66,6 +67,24 @@ def test_weights_in_shares_train_and_are_published_whole(wide, on_a_cpu, adapter
         f"shared-{adapter['kind']}-{asked}", dpo(adapter, batch=8, processes=2, launch=asked)
     )
     assert metric_by_step(shared, "loss") == pytest.approx(metric_by_step(whole, "loss"), abs=1e-5)
+    assert furthest(shared, whole) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_weights_in_shares_run_as_many_passes_in_each_process(wide, on_a_cpu, capfd):
+    """Rows of unlike length make several; a process that ran more than the other would wait."""
+    rows = {"batch": 8, "micro_batch": 4, "shared_prompt": False}
+    whole = wide.train("one pass each", dpo(**{**rows, "micro_batch": 8}, by_length=False))
+    capfd.readouterr()
+    shared = wide.train("several passes", dpo(**rows, processes=2, launch="fsdp2"))
+    text = capfd.readouterr().err
+    first, second = (re.findall(rf"rank {rank} runs (\d+) passes", text) for rank in (0, 1))
+    assert first == second
+    assert max(map(int, first)) > 1
+    for figure in ("loss", "grad_norm"):
+        ours, theirs = (metric_by_step(run, figure) for run in (shared, whole))
+        assert ours == pytest.approx(theirs, rel=1e-4)
     assert furthest(shared, whole) < 1e-4
 
 

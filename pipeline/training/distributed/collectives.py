@@ -91,6 +91,15 @@ def merge_results(results: dict[Key, Row]) -> dict[Key, Row]:
     return {key: value for part in parts for key, value in part.items()}
 
 
+def find_least(number: int) -> int:
+    """The least of all processes' numbers."""
+    if not _is_distributed():
+        return number
+    numbers = [number] * group.get_world_size()
+    group.all_gather_object(numbers, number)
+    return min(numbers)
+
+
 def rank_and_size() -> tuple[int, int]:
     return (group.get_rank(), group.get_world_size()) if _is_distributed() else (0, 1)
 

@@ -90,7 +90,7 @@ def _base_quantization(cfg: TrainConfig) -> Quantization | None:
     return None if isinstance(cfg.adapter, FullAdapter) else cfg.adapter.quantization
 
 
-def _is_exact(cfg: TrainConfig) -> bool:
+def is_exact(cfg: TrainConfig) -> bool:
     quantization = _base_quantization(cfg)
     return cfg.dtype == "float32" and not (quantization and quantization.bits == 8)
 
@@ -111,7 +111,7 @@ def _compare_logps(
     for side in ("chosen", "rejected"):
         gaps += [abs(a - b) for a, b in zip(logps[side], rows[f"ref_{side}_logps"], strict=True)]
         tokens += sum(map(len, rows[f"{side}_ids"]))
-    if _is_exact(cfg):
+    if is_exact(cfg):
         worst = max(gaps, key=lambda gap: math.inf if math.isnan(gap) else gap)
         figure, limit, unit = worst, NATS_PER_SEQUENCE, "nats in the worst sequence"
     else:
@@ -148,7 +148,7 @@ def _compare_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) ->
     answers = [*rows["chosen_ids"], *rows["rejected_ids"]]
     tokens = sum(map(len, answers)) / pairs
     # |d/dx log σ(βx)| ≤ β: the loss moves by at most β times the log-ratios' error.
-    slack = 2 * NATS_PER_SEQUENCE if _is_exact(cfg) else NATS_PER_TOKEN * tokens
+    slack = 2 * NATS_PER_SEQUENCE if is_exact(cfg) else NATS_PER_TOKEN * tokens
     if not abs(loss - math.log(2)) <= cfg.beta * slack + 1e-6:
         raise StageError(
             f"the reference is wrong: training starts from its reference, so the first loss should "

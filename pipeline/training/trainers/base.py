@@ -4,17 +4,16 @@ The second holds however many processes and micro-batches share an optimizer ste
 is a mixin: inherit it before TRL's class, and let `count_rows` say how many rows a batch holds.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from pipeline.training.distributed.collectives import BatchPart, gather_uneven_rows, split_batches
 from pipeline.training.trainers.learning_rate import NonzeroWarmup
-from pipeline.training.trainers.length_grouping import group_by_length
+from pipeline.training.trainers.passes import Arrangement, arrange_rows
 from pipeline.training.trainers.rehearsal import Rehearsal, compute_rehearsal_loss
 
-# In each forward pass processes gather each other's weights: all must run equally many passes.
-SHARDED_BACKENDS = ("DEEPSPEED", "FSDP")
 REHEARSED = "rehearsed"  # a micro-batch's share of the step's demonstrations
 PART = "part"
 
@@ -28,6 +27,7 @@ class PretokenizedTrainer(NonzeroWarmup):
     _stored_metrics: Any  # in TRL's older trainers, instead of `_metrics`
 
     by_length = True
+    shares_prompts = False  # training/prompt_sharing.py decides before the first step
     rehearsal: Rehearsal | None = None
     part: BatchPart | None = None  # this process's rows of the current batch; None: all of them
 
@@ -81,8 +81,7 @@ class PretokenizedTrainer(NonzeroWarmup):
         rehearsed = inputs.pop(REHEARSED, None)
         self.part = inputs.pop(PART, None if model.training else self.part)
         trl: Any = super()
-        grouping = group_by_length(*self._list_models_to_group())
-        with grouping, gather_uneven_rows(self.accelerator, self.part):
+        with self._arrange_rows(), gather_uneven_rows(self.accelerator, self.part):
             loss = trl.compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not model.training:
             return loss
@@ -109,11 +108,18 @@ class PretokenizedTrainer(NonzeroWarmup):
             values += values[before.get(name, 0) :] * (self.part.total - 1)
         return result
 
-    def _list_models_to_group(self) -> list[Any]:
+    def _arrange_rows(self) -> AbstractContextManager[None]:
+        kind = self.accelerator.distributed_type.value
+        arrangement = Arrangement(
+            hidden=self.model.config.get_text_config().hidden_size,
+            by_length=self.by_length and kind != "DEEPSPEED",
+            shares_prompts=self.shares_prompts,
+            sharded=kind == "FSDP",
+        )
+        return arrange_rows(self.list_models(), arrangement)
+
+    def list_models(self) -> list[Any]:
         """The policy, and the reference where TRL computes its values during training."""
-        sharded = self.accelerator.distributed_type.value in SHARDED_BACKENDS
-        if not self.by_length or sharded:
-            return []
         models = (self.model, getattr(self, "ref_model", None))
         return [model for model in models if model is not None]
 
