@@ -9,7 +9,7 @@ TRL's defaults. `padding`: the gain of these batches alone.
 Answers have log-normal lengths (median 60 tokens, σ 0.8, at most 512). A step has 16 pairs, in
 micro-batches of 8 and with gradient checkpointing, the defaults of both sides. All three train in
 turn, on a random model that is large enough for arithmetic to dominate; their losses have to be
-equal, step by step.
+equal, step by step. bench/gpu/speed.py trains the same three sides on a GPU.
 """
 
 import random
@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import datasets
 import polars as pl
+import torch
 from measure import Ratio, report
 
 from pipeline.artifacts import Logps, Model, Pairs, write_table
@@ -37,10 +38,14 @@ MEDIAN, SPREAD, CAP = 60, 0.8, 512
 BATCH, MICRO_BATCH, PAIRS, ROUNDS = 16, 8, 48, 5
 EQUAL = 1e-4
 SHAPE = {"hidden": 256, "layers": 4, "context": 1024}
+# In bfloat16 a higher rate would make the rounding of one step the difference of the next.
+DTYPE, RATE = ("bfloat16", 1e-6) if torch.cuda.is_available() else ("float32", 3e-4)
 Losses = list[float]
 
 
-def write_pairs(folder: Path, sft: Model, count: int) -> Pairs:
+def write_pairs(
+    folder: Path, sft: Model, count: int, median: int = MEDIAN, cap: int = CAP
+) -> Pairs:
     """Random words and their token ids."""
     from transformers import AutoTokenizer
 
@@ -63,7 +68,7 @@ def write_pairs(folder: Path, sft: Model, count: int) -> Pairs:
         shown = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
         pair = {"prompt_id": f"p{number}", "prompt": prompt, "prompt_token_ids": ids(shown)}
         for side in ("chosen", "rejected"):
-            answer = text(min(CAP, round(MEDIAN * draw.lognormvariate(0, SPREAD))) - 1)
+            answer = text(min(cap, round(median * draw.lognormvariate(0, SPREAD))) - 1)
             pair[f"{side}_id"] = f"p{number}-{side}"
             pair[f"{side}_token_ids"] = ids(answer + "<|end|>")
             pair[side] = [{"role": "assistant", "content": answer}]
@@ -76,9 +81,10 @@ def write_pairs(folder: Path, sft: Model, count: int) -> Pairs:
 
 
 def make_config(by_length: bool) -> TrainConfig:
-    form = {"kind": "full", "learning_rate": 3e-4}
+    form = {"kind": "full", "learning_rate": RATE}
     knobs: dict[str, Any] = {
         "batch": BATCH,
+        "dtype": DTYPE,
         "max_length": 1024,
         "gradient_checkpointing": True,
         "scheduler": "constant",
@@ -128,8 +134,8 @@ def train_trl(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
         lr_scheduler_type=cfg.scheduler,
         warmup_steps=cfg.warmup,
         seed=cfg.seed,
-        bf16=False,
-        use_cpu=True,
+        bf16=cfg.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -161,7 +167,7 @@ def main() -> None:
         pairs = write_pairs(folder / "pairs", sft, count)
         started = time.monotonic()
         cfg = ReferenceConfig(
-            dtype="float32", quantization=None, runtime={"batch_tokens": 8192, "workers": 1}
+            dtype=DTYPE, quantization=None, runtime={"batch_tokens": 8192, "workers": 1}
         )
         logps = reference.run(cfg, folder / "reference", model=sft, rows=pairs)
         seconds_of_reference = time.monotonic() - started
