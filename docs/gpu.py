@@ -60,7 +60,7 @@ def render_tests(lines: Iterable[Line]) -> Iterator[str]:
 
 def render_memory(lines: Iterable[Line]) -> Iterator[str]:
     rows = []
-    for line in lines:
+    for line in sorted(lines, key=lambda line: line["values"]["parameters"]):
         values, kind = line["values"], line["check"].rpartition(", ")[2]
         names = "estimated", "measured", "reserved"
         sizes = [f"{values[name]:.2f}" if name in values else "" for name in names]
@@ -98,8 +98,8 @@ def render_speed(rounds: list[Line]) -> Iterator[str]:
     gaps = [gap for values in rounds for gap in values["greatest_loss_difference"].values()]
     yield (
         f"{format_count(rounds[0]['parameters'])} parameters, {rounds[0]['tokens']:,} tokens"
-        f" without padding, {len(rounds)} rounds in turn;\nmedians, and the range of the ratio."
-        f" No step's loss differs from TRL's by more than {max(gaps):.2g}.\n"
+        " without padding. Medians, and the range of the ratio;\nrounds, the three in turn:"
+        f" {len(rounds)}. No step's loss differs from TRL's by more than {max(gaps):.2g}.\n"
     )
 
 
@@ -109,8 +109,8 @@ def render_resume(lines: Iterable[Line]) -> Iterator[str]:
         yield (
             f"Killed after step {values['killed_after']} of {values['steps']}, resumed at step"
             f" {values['resumed_at']}. No step's loss differs from that\nof a training without a"
-            f" kill by more than {values['greatest_loss_difference']:.2g}; their weights end"
-            f" {values['weights_gap']:.2g} of the way apart that training\nmoved them."
+            f" kill by more than {values['greatest_loss_difference']:.2g}; the gap between their"
+            f" weights\nis {values['weights_gap']:.2g} of the way that the training moved them."
             f"{'' if values['holds'] else ' **It is another training.**'}\n"
         )
 
