@@ -7,7 +7,7 @@ STAGES := prompts base sft reward offline sample score pair reference train gate
 SLOW_1 := tests/e2e --ignore=tests/e2e/test_twins.py
 SLOW_2 := tests/faults tests/report tests/driver tests/commands
 SLOW_3 := tests/resources tests/backends tests/scorers tests/stages
-SLOW_4 := tests/training
+SLOW_4 := tests/training tests/bench
 SLOW_5 := tests/e2e/test_twins.py -k offline
 SLOW_6 := tests/e2e/test_twins.py -k objectives
 SLOW_7 := tests/e2e/test_twins.py -k sampled

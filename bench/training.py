@@ -11,6 +11,7 @@ Answers have log-normal lengths (median 60 tokens, σ 0.8, at most 512). A step 
 micro-batches of 8 and with gradient checkpointing, the defaults of both sides. All train in turn,
 on a random model that is large enough for arithmetic to dominate; their losses have to be equal,
 step by step. The checks before the first step are in our times; loading a model is in none.
+bench/gpu/speed.py trains on a GPU.
 """
 
 import random
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import datasets
 import polars as pl
+import torch
 from measure import Ratio, report
 
 from pipeline.artifacts import Logps, Model, Pairs, write_table
@@ -37,11 +39,20 @@ from tests.support.tiny import WORDS, tiny_model
 MEDIAN, SPREAD, CAP = 60, 0.8, 512
 BATCH, MICRO_BATCH, PAIRS, ROUNDS = 16, 8, 400, 3
 EQUAL = 1e-4
+# In bfloat16 a higher rate would make the rounding of one step the difference of the next.
+DTYPE, RATE = ("bfloat16", 1e-6) if torch.cuda.is_available() else ("float32", 3e-4)
 SHAPE = {"hidden": 256, "layers": 4, "context": 2048}
 Losses = list[float]
 
 
-def write_pairs(folder: Path, sft: Model, count: int, long_prompts: bool = False) -> Pairs:
+def write_pairs(
+    folder: Path,
+    sft: Model,
+    count: int,
+    long_prompts: bool = False,
+    median: int = MEDIAN,
+    cap: int = CAP,
+) -> Pairs:
     """Random words and their token ids. A prompt is short, or as long as its two answers."""
     from transformers import AutoTokenizer
 
@@ -61,7 +72,7 @@ def write_pairs(folder: Path, sft: Model, count: int, long_prompts: bool = False
 
     def row(number: int) -> dict[str, Any]:
         sides = "chosen", "rejected"
-        sizes = [min(CAP, round(MEDIAN * draw.lognormvariate(0, SPREAD))) for _ in sides]
+        sizes = [min(cap, round(median * draw.lognormvariate(0, SPREAD))) for _ in sides]
         asked = sum(sizes) if long_prompts else draw.randint(10, 40)
         prompt = [{"role": "user", "content": text(asked)}]
         shown = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
@@ -80,9 +91,10 @@ def write_pairs(folder: Path, sft: Model, count: int, long_prompts: bool = False
 
 
 def make_config(**runtime: Any) -> TrainConfig:
-    form = {"kind": "full", "learning_rate": 3e-4}
+    form = {"kind": "full", "learning_rate": RATE}
     knobs: dict[str, Any] = {
         "batch": BATCH,
+        "dtype": DTYPE,
         "max_length": SHAPE["context"],
         "gradient_checkpointing": True,
         "scheduler": "constant",
@@ -99,7 +111,7 @@ def time_training(trainer: Any) -> tuple[float, Losses]:
 
 def time_reference(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Logps]:
     runtime = {"batch_tokens": 8192, "workers": 1}
-    cfg = ReferenceConfig(dtype="float32", quantization=None, runtime=runtime)
+    cfg = ReferenceConfig(dtype=DTYPE, quantization=None, runtime=runtime)
     shutil.rmtree(out, ignore_errors=True)
     started = time.monotonic()
     logps = reference.run(cfg, out, model=sft, rows=pairs)
@@ -136,8 +148,8 @@ def train_trl(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
         lr_scheduler_type=cfg.scheduler,
         warmup_steps=cfg.warmup,
         seed=cfg.seed,
-        bf16=False,
-        use_cpu=True,
+        bf16=cfg.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         save_strategy="no",
         report_to="none",

@@ -248,8 +248,13 @@ def _read_text(file: Path) -> str:
         return ""
 
 
+def find_peak() -> float | None:
+    """Operations a second that one of the GPUs can do in dense bfloat16; None if not known."""
+    names = [gpu.name for gpu in list_gpus()]
+    return max((peak for part, peak in SPEEDS.items() if names and part in names[0]), default=None)
+
+
 def estimate_speed() -> float | None:
     """Operations a second that a training reaches on one of the GPUs; None if not known."""
-    names = [gpu.name for gpu in list_gpus()]
-    peaks = [peak for part, peak in SPEEDS.items() if names and part in names[0]]
-    return max(peaks) * EFFICIENCY if peaks else None
+    peak = find_peak()
+    return peak * EFFICIENCY if peak else None
