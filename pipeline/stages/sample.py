@@ -51,8 +51,9 @@ ENGINES = (VllmBackend, TransformersBackend)  # open weights here, and fill GPUs
 SERVERS = (EndpointBackend, ServedModel)  # each completion is paid for
 # Open the policy here, to sample from it or to identify it.
 OPENING = (*ENGINES, EndpointBackend)
-GROUPED_WORK = 10**12  # operations of shards that are sampled together: half a minute of two cores
-FILLED = 16  # times that they fill the engine: with more, draining takes under a few percent
+# Shards that are sampled together have at most as many operations (two minutes of two cores), and
+# fill the engine at most as often: then draining it costs less than two percent.
+GROUPED_WORK, FILLED = 4 * 10**12, 64
 JOURNAL = "scratch/journal"  # a server's completions of unfinished shards
 # An adapter policy merged for this run; removed before anything is published.
 MERGED = "scratch/merged"
@@ -158,8 +159,8 @@ def note_shards(
 def count_grouped(cfg: SampleRequest, policy: Model) -> int:
     """How many shards are sampled together, so that an engine that repeats its bytes rarely drains.
 
-    While it drains, a step costs a small model as much as a full one. A large model's does not, and
-    a killed run repeats all of them: so they are no more than some seconds of work.
+    While it drains, a step of a small model takes nearly as long as a full one. A large model's
+    does not, and a killed run repeats them all: so they are no more than two minutes of work.
     """
     if not isinstance(cfg.backend, VllmBackend) or cfg.seeded is False or hardware.list_gpus():
         return 1

@@ -308,8 +308,8 @@ def test_shards_that_are_sampled_together_are_missing_together(tmp_path, prompts
 @pytest.mark.parametrize(
     ("parameters", "changes", "expected"),
     [
-        (10**6, {}, 8),  # 16 times 256 sequences, of shards of 128 prompts with 4 samples each
-        (10**7, {}, 3),
+        (10**6, {}, 32),  # 64 times 256 sequences, of shards of 128 prompts with 4 samples each
+        (10**7, {}, 12),
         (10**9, {}, 1),
         (None, {}, 1),
         (10**6, {"seeded": False}, 1),
