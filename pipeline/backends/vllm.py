@@ -205,6 +205,7 @@ class VllmSampler:
             logprobs=0 if request.needs_logprob else None,
             flat_logprobs=True,
             detokenize=False,
+            skip_clone=True,  # made for this request alone
             output_kind=RequestOutputKind.DELTA if request.stop else RequestOutputKind.FINAL_ONLY,
         )
 

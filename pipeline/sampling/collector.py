@@ -30,7 +30,7 @@ from pipeline.sampling.failures import Failures
 from pipeline.sampling.lengths import BINS, find_bin
 from pipeline.sampling.shards import ShardEntry, Shards
 from pipeline.sampling.throughput import ENDED_BIN, UNFINISHED_BIN, UNFINISHED_TOKENS
-from pipeline.sampling.writer import ShardWriter, WriteShard
+from pipeline.sampling.writer import ShardWriter, WriteGroup
 
 REPORT_EVERY = 0.5  # seconds between two progress reports
 FILL_AT_ONCE = 64  # completions that the writer detokenises together
@@ -109,18 +109,21 @@ class SampleCollector:
         shards: Shards,
         worker: Worker,
         knob: str = "sample",
+        groups: Mapping[str, list[str]] | None = None,
         is_paid: bool = False,
     ):
-        """`is_paid`: each completion costs money."""
+        """`groups`: the shards that are claimed by the first. `is_paid`: completions cost money."""
         self.cfg, self.policy, self.tokenizer = cfg, policy, tokenizer
         self.shards, self.worker = shards, worker
-        self._next: str | None = None  # claimed, but not requested yet
+        self._groups = groups or {}
+        self._group_of = {name: first for first, names in self._groups.items() for name in names}
+        self._next: str | None = None  # the group that is claimed, but not requested yet
         # Shard → sample id → row, in the order of the file.
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}
         self._writer = ShardWriter(worker, at_once=is_paid)
         self._arrived: list[tuple[dict[str, Any], Completion]] = []  # rows to fill, and with what
         self._shard_of: dict[str, str] = {}  # sample id → shard, for missing completions
-        self._missing: Counter[str] = Counter()  # shard or prompt → number of missing completions
+        self._missing: Counter[str] = Counter()  # group or prompt → number of missing completions
         self._lost: Counter[str] = Counter()  # shard → number of its rows that failed
         self._retokenised: Counter[str] = Counter()  # shard → rows whose tokens were not sampled
         self._billed: defaultdict[str, BilledTokens] = defaultdict(BilledTokens)  # by shard
@@ -130,15 +133,16 @@ class SampleCollector:
         self._reported_unfinished: Counter[str] = Counter()  # the same by bins, as reported
         self._reported_at = 0.0
 
-    def claim_shard(self) -> bool:
-        """Wait until there is a shard to sample; false when all are done."""
+    def claim_group(self) -> bool:
+        """Wait until there are shards to sample; false when all are done."""
         self._next = self.worker.claim()
         return self._next is not None
 
     def build_blocks(self) -> Iterator[list[CompletionRequest]]:
-        """One block per shard, built when the backend asks for it, while shards can be claimed."""
+        """One block per group, built when the backend asks for it, while groups can be claimed."""
         while self._next is not None:
-            yield self._open_shard(self._next)
+            names = self._groups.get(self._next, [self._next])
+            yield [request for shard in names for request in self._open_shard(shard)]
             self._next = self.worker.claim(wait=False)
 
     def _open_shard(self, shard: str) -> list[CompletionRequest]:
@@ -149,7 +153,7 @@ class SampleCollector:
         ]
         self._rows[shard] = {row["sample_id"]: row for row, _ in samples}
         self._shard_of |= dict.fromkeys(self._rows[shard], shard)
-        self._missing[shard] = len(samples)
+        self._missing[self._find_group(shard)] += len(samples)
         self._missing.update(row["prompt_id"] for row, _ in samples)
         return [request for _, request in samples]
 
@@ -170,32 +174,43 @@ class SampleCollector:
             self._retokenised[shard] += result.is_retokenised and stop is None
             self._arrived.append((row, result))
         prompt_is_done = self._count_down(row["prompt_id"])
-        shard_is_done = self._count_down(shard)
-        if shard_is_done or len(self._arrived) == FILL_AT_ONCE:
+        group = self._find_group(shard)
+        group_is_done = self._count_down(group)
+        if group_is_done or len(self._arrived) == FILL_AT_ONCE:
             self._writer.add_rows(partial(self._fill_rows, self._arrived))
             self._arrived = []
-        if shard_is_done:
-            self._writer.add_shard(shard, self._prepare_write(shard))
+        if group_is_done:
+            self._writer.add_group(group, self._prepare_write(group))
         self._count_result(result, prompt_is_done)
         self._writer.finish_done()
-        if shard_is_done or time.monotonic() - self._reported_at > REPORT_EVERY:
+        if group_is_done or time.monotonic() - self._reported_at > REPORT_EVERY:
             self._send_report()
 
     def _fill_rows(self, arrived: list[tuple[dict[str, Any], Completion]]) -> None:
         for row, completion in arrived:
             row |= self._fill_columns(row, completion)
 
-    def _prepare_write(self, shard: str) -> WriteShard:
-        """With what is known of the shard now; its rows are filled by the time this runs."""
-        rows = list(self._rows.pop(shard).values())
-        failed, retokenised = self._lost[shard], self._retokenised[shard]
-        billed = self._billed.pop(shard)
+    def _find_group(self, shard: str) -> str:
+        return self._group_of.get(shard, shard)
 
-        def write() -> ShardEntry:
-            table = pl.DataFrame(rows, schema=SAMPLE)
-            return self.shards.write_samples(shard, table, failed, retokenised, billed)
+    def _prepare_write(self, group: str) -> WriteGroup:
+        """With what is known of its shards now; their rows are filled by the time this runs."""
+        given = {
+            shard: (
+                list(self._rows.pop(shard).values()),
+                self._lost[shard],
+                self._retokenised[shard],
+                self._billed.pop(shard),
+            )
+            for shard in self._groups.get(group, [group])
+        }
+        return partial(self._write_group, given)
 
-        return write
+    def _write_group(self, given: dict[str, tuple[Any, ...]]) -> dict[str, ShardEntry]:
+        return {
+            shard: self.shards.write_samples(shard, pl.DataFrame(rows, schema=SAMPLE), *figures)
+            for shard, (rows, *figures) in given.items()
+        }
 
     def _check_logprob(self, completion: Completion) -> None:
         if completion.logprob is not None and not math.isfinite(completion.logprob):

@@ -5,7 +5,7 @@ Workers read prompts and write samples (`Shards`); the stage alone keeps the lis
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,16 @@ class Shards:
 
 
 class ShardList:
-    """The finished shards, as `shards.json` lists them."""
+    """The finished shards, as `shards.json` lists them.
 
-    def __init__(self, shards: Shards, names: list[str]):
+    `groups` are the shards that are sampled together, by the name of the first. One of them is
+    missing as a whole: other shards in the engine could change a shard's last digits.
+    """
+
+    def __init__(self, shards: Shards, names: list[str], group: int = 1):
         self._list, self._names = shards.out / "shards.json", names
+        starts = range(0, len(names), group)
+        self.groups = {names[start]: names[start : start + group] for start in starts}
         known = json.loads(self._list.read_text()) if self._list.exists() else {}
         self._entries = {
             name: entry
@@ -104,12 +110,16 @@ class ShardList:
             and hash_file(shards.sample_file(name)) == entry["sha256"]
             if not entry.get("failed")  # what a server did not give is requested again
         }
+        for first in self.find_missing():
+            for name in self.groups[first]:
+                self._entries.pop(name, None)
 
     def find_missing(self) -> list[str]:
-        return [name for name in self._names if name not in self._entries]
+        """The groups to sample, each by its first shard."""
+        return [first for first, names in self.groups.items() if set(names) - self._entries.keys()]
 
-    def add(self, name: str, entry: ShardEntry) -> None:
-        self._entries[name] = entry
+    def add(self, entries: Mapping[str, ShardEntry]) -> None:
+        self._entries |= entries
         write_json(self._list, dict(sorted(self._entries.items())))
 
     def sum_figures(self) -> dict[str, int]:

@@ -9,7 +9,7 @@ from pipeline.resources.worker_pool import Worker
 from pipeline.sampling.shards import ShardEntry
 
 FillRows = Callable[[], None]
-WriteShard = Callable[[], ShardEntry]
+WriteGroup = Callable[[], dict[str, ShardEntry]]
 
 
 class ShardWriter:
@@ -22,17 +22,17 @@ class ShardWriter:
         self._tasks: deque[tuple[str | None, Future[Any]]] = deque()
 
     def add_rows(self, fill: FillRows) -> None:
-        """Some of a shard's rows get their columns."""
+        """Some rows of a group of shards get their columns."""
         self._tasks.append((None, self._executor.submit(fill)))
 
-    def add_shard(self, shard: str, write: WriteShard) -> None:
-        """Its rows have all been added. At most one shard waits for the thread."""
+    def add_group(self, group: str, write: WriteGroup) -> None:
+        """Its rows have all been added. At most one group waits for the thread."""
         while any(waiting for waiting, _ in self._tasks):
             self._finish_next()
-        self._tasks.append((shard, self._executor.submit(write)))
+        self._tasks.append((group, self._executor.submit(write)))
 
     def finish_done(self) -> None:
-        """Tell the worker which shards are written, and raise what a task has raised."""
+        """Tell the worker which groups are written, and raise what a task has raised."""
         while self._tasks and self._tasks[0][1].done():
             self._finish_next()
 
@@ -44,10 +44,10 @@ class ShardWriter:
         self._executor.shutdown(cancel_futures=True)
 
     def _finish_next(self) -> None:
-        shard, task = self._tasks.popleft()
-        entry = task.result()
-        if shard is not None:
-            self._worker.finish(shard, entry)
+        group, task = self._tasks.popleft()
+        entries = task.result()
+        if group is not None:
+            self._worker.finish(group, entries)
 
 
 class _AtOnce(Executor):

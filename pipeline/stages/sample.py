@@ -51,6 +51,9 @@ ENGINES = (VllmBackend, TransformersBackend)  # open weights here, and fill GPUs
 SERVERS = (EndpointBackend, ServedModel)  # each completion is paid for
 # Open the policy here, to sample from it or to identify it.
 OPENING = (*ENGINES, EndpointBackend)
+# Shards that are sampled together have at most as many operations (two minutes of two cores), and
+# fill the engine at most as often: then draining it costs less than two percent.
+GROUPED_WORK, FILLED = 4 * 10**12, 64
 JOURNAL = "scratch/journal"  # a server's completions of unfinished shards
 # An adapter policy merged for this run; removed before anything is published.
 MERGED = "scratch/merged"
@@ -74,11 +77,12 @@ def run(
         select_prompts(cfg, prompts, scores or []),
     )
     write_table(out / DROPPED_FILE, dropped)
-    finished = ShardList(shards, shards.write_prompts(kept))
+    finished = ShardList(shards, shards.write_prompts(kept), count_grouped(cfg, policy))
     wanted, lost = kept.height, dropped.height
     del kept, dropped  # every worker reads what it needs
     if not wanted:  # a wave that no prompt needs
-        finished.add("00000.parquet", shards.write_samples("00000.parquet", make_empty_samples()))
+        name = "00000.parquet"
+        finished.add({name: shards.write_samples(name, make_empty_samples())})
     if finished.find_missing() or (wanted and lacks_quantization_gap(cfg, out, policy)):
         sample_missing(cfg, shards, finished, policy, wanted, knob)
     shards.remove_prompts()
@@ -119,11 +123,11 @@ def sample_missing(
         engine_model = prepare_policy(cfg, policy, out)
         if missing := finished.find_missing():
             print_phase(describe_start(cfg))
-            work = partial(sample_shards, cfg, shards, policy, engine_model, knob)
+            work = partial(sample_shards, cfg, shards, finished.groups, policy, engine_model, knob)
             if isinstance(cfg.backend, ENGINES):
                 note_cost(out, **parameter_cost(policy.weights, policy.revision))
             environments, logs = choose_environments(cfg, knob), out / "scratch" / "workers"
-            on_finish = partial(note_shard, out, meter, finished)
+            on_finish = partial(note_shards, out, meter, finished)
             run_shards(missing, work, environments, logs, on_finish, meter.update)
             note_cost(out, **meter.measure_cost())
         if lacks_quantization_gap(cfg, out, policy):
@@ -132,11 +136,15 @@ def sample_missing(
         shutil.rmtree(out / MERGED, ignore_errors=True)
 
 
-def note_shard(
-    out: Path, meter: ThroughputMeter, finished: ShardList, shard: str, entry: ShardEntry
+def note_shards(
+    out: Path,
+    meter: ThroughputMeter,
+    finished: ShardList,
+    _group: str,
+    entries: dict[str, ShardEntry],
 ) -> None:
-    """Notes the speed after each shard, so that the time of the rest can be estimated."""
-    finished.add(shard, entry)
+    """Notes the speed after each group of shards, so that the time of the rest can be estimated."""
+    finished.add(entries)
     totals = finished.sum_figures()
     mean = totals["tokens"] / max(totals["completions"], 1)
     note_cost(
@@ -146,6 +154,23 @@ def note_shard(
         tokens=totals["tokens"],
         mean_tokens=mean,
     )
+
+
+def count_grouped(cfg: SampleRequest, policy: Model) -> int:
+    """How many shards are sampled together, so that an engine that repeats its bytes rarely drains.
+
+    While it drains, a step of a small model takes nearly as long as a full one. A large model's
+    does not, and a killed run repeats them all: so they are no more than two minutes of work.
+    """
+    if not isinstance(cfg.backend, VllmBackend) or cfg.seeded is False or hardware.list_gpus():
+        return 1
+    parameters = parameter_cost(policy.weights, policy.revision).get("parameters")
+    completions = cfg.shard * sum(setting.n for setting in cfg.settings.values())
+    if parameters is None:
+        return 1
+    by_work = GROUPED_WORK // (2 * parameters * cfg.limits.completion * completions)
+    by_engine = -(-FILLED * cfg.backend.runtime.max_sequences // completions)
+    return max(1, min(by_work, by_engine))
 
 
 def choose_environments(cfg: SampleRequest, knob: str) -> list[Environment]:
@@ -160,6 +185,7 @@ def choose_environments(cfg: SampleRequest, knob: str) -> list[Environment]:
 def sample_shards(
     cfg: SampleRequest,
     shards: Shards,
+    groups: dict[str, list[str]],
     policy: Model,
     engine_model: Model,
     knob: str,
@@ -173,13 +199,20 @@ def sample_shards(
     backend = open_backend(cfg.backend, policy, knob, cfg.seeded, derive_engine_seed(cfg, gpus))
     journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, SERVERS) else None
     drawing = SampleCollector(
-        cfg, policy.path.name, backend.tokenizer, shards, worker, knob, is_paid=journal is not None
+        cfg,
+        policy.path.name,
+        backend.tokenizer,
+        shards,
+        worker,
+        knob,
+        groups=groups,
+        is_paid=journal is not None,
     )
     started = time.monotonic()
     try:
         backend.start(engine_model, cfg.limits)
         worker.report(**{ENGINE: time.monotonic() - started})
-        while drawing.claim_shard():
+        while drawing.claim_group():
             asked = drawing.build_blocks()
             if journal:
                 completions = journal.generate(backend, asked)

@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -26,6 +27,7 @@ from pipeline.stages import sample
 from tests.support.house import HOUSE, SMALL, Toys, composed, named
 
 POLICY = Model(Path("store/sft/0123456789ab"))
+WEIGHTS = SimpleNamespace(weights="hub/model", revision=None)
 PLAIN = {"min_p": 0.0, "stop": [], "system": None, "few_shot": []}
 CONFIG = {
     "settings": {
@@ -284,6 +286,53 @@ def test_only_what_is_missing_or_cut_short_is_drawn_again_and_comes_out_the_same
     assert shards[1].stat().st_mtime_ns == kept
 
 
+def test_shards_that_are_sampled_together_are_missing_together(tmp_path, prompts, monkeypatch):
+    run(tmp_path / "apart", prompts, shard=2)
+    monkeypatch.setattr(sample, "count_grouped", lambda *_: 2)
+    out = tmp_path / "together"
+    run(out, prompts, shard=2)
+    whole = files(out)
+    assert whole == files(tmp_path / "apart") and len(whole) == 6
+    listed = (out / "shards.json").read_bytes()
+    written = {at: out / "samples" / f"0000{at}.parquet" for at in range(5)}
+    before = {at: file.stat().st_mtime_ns for at, file in written.items()}
+    written[2].unlink()
+    run(out, prompts, shard=2)
+    assert files(out) == whole and (out / "shards.json").read_bytes() == listed
+    again = {at for at, file in written.items() if file.stat().st_mtime_ns > before[at]}
+    assert again == {2, 3}
+    cost = json.loads((out / "cost.json").read_text())
+    assert cost["completions"] == 40
+
+
+@pytest.mark.parametrize(
+    ("parameters", "changes", "expected"),
+    [
+        (10**6, {}, 32),  # 64 times 256 sequences, of shards of 128 prompts with 4 samples each
+        (10**7, {}, 12),
+        (10**9, {}, 1),
+        (None, {}, 1),
+        (10**6, {"seeded": False}, 1),
+        (10**6, {"backend": CONFIG["backend"]}, 1),
+    ],
+)
+def test_only_a_small_model_s_shards_are_sampled_together(
+    monkeypatch, parameters, changes, expected
+):
+    known = {} if parameters is None else {"parameters": parameters}
+    monkeypatch.setattr(sample, "parameter_cost", lambda *_: known)
+    backend = composed("recipes=smoke").sample.backend.model_dump()
+    cfg = config(**{"backend": backend, "shard": 128} | changes)
+    assert sample.count_grouped(cfg, WEIGHTS) == expected
+
+
+def test_on_a_gpu_nothing_drains_and_each_shard_is_by_itself(card, monkeypatch):
+    card(80)
+    monkeypatch.setattr(sample, "parameter_cost", lambda *_: {"parameters": 10**6})
+    cfg = config(backend=composed("recipes=smoke").sample.backend.model_dump())
+    assert sample.count_grouped(cfg, WEIGHTS) == 1
+
+
 def test_a_shard_that_is_not_listed_does_not_count(tmp_path, prompts):
     out = tmp_path / "out"
     run(out, prompts)
@@ -360,7 +409,7 @@ def test_what_is_paid_for_is_written_before_its_last_completion_is_given_back(tm
     worker = worker_pool.InProcess([name], lambda shard, _: listed.append(shard))
     sampler = ScriptedSampler(cfg.backend).start(POLICY, cfg.limits)
     draws = collector.SampleCollector(cfg, "policy", sampler.tokenizer, shown, worker, is_paid=True)
-    assert draws.claim_shard()
+    assert draws.claim_group()
     *most, last = sampler.generate(draws.build_blocks())
     for completion in most:
         draws.add_result(completion)
