@@ -86,6 +86,7 @@ def render_speed(rounds: list[Line]) -> Iterator[str]:
         ("trl", "plain TRL"),
         ("precomputed", "precomputed reference"),
         ("lengths", "and batches of similar length"),
+        ("defaults", "and each prompt computed once where that is faster"),
     ):
         speeds = [values["tokens_per_second"][side] for values in rounds]
         shares = [values["mfu"][side] for values in rounds if values["mfu"]]

@@ -4,7 +4,8 @@ python -m bench.gpu.speed FILE DEADLINE
 
 Four sides, as in bench/training.py: TRL's own trainer with its reference model, ours with
 precomputed reference values, with batches of rows of similar length, and by the defaults. A line
-for each round after the first, which does not count; as many rounds as the deadline allows, at most five.
+for each round after the first, which does not count; as many rounds as the deadline allows, at
+most five.
 """
 
 import gc

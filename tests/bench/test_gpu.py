@@ -102,15 +102,17 @@ def make_line(check: str, card: str = CARD, **values: Any) -> dict[str, Any]:
 
 def make_lines() -> list[dict[str, Any]]:
     memory = {"parameters": 1235814400, "rows": 4, "longest": 1024, "reserved": 30.5}
-    sides = "trl", "precomputed", "lengths"
+    sides = "trl", "precomputed", "lengths", "defaults"
     rounds = [
         {
             "round": number,
             "parameters": 1235814400,
             "tokens": 100000,
-            "tokens_per_second": dict(zip(sides, (10000, 15000, 20000 + number), strict=True)),
-            "mfu": dict(zip(sides, (0.075, 0.112, 0.15), strict=True)),
-            "time_over_trl": dict(zip(sides, (1.0, 0.667, 0.5), strict=True)),
+            "tokens_per_second": dict(
+                zip(sides, (10000, 15000, 20000 + number, 25000), strict=True)
+            ),
+            "mfu": dict(zip(sides, (0.075, 0.112, 0.15, 0.19), strict=True)),
+            "time_over_trl": dict(zip(sides, (1.0, 0.667, 0.5, 0.4), strict=True)),
             "greatest_loss_difference": {"precomputed": 0.0004, "lengths": 0.0123},
         }
         for number in (1, 2, 3)
