@@ -27,10 +27,12 @@ measures it, in ten minutes at most on an H100 or H200. It needs no network:
 
 The first line runs where there is a network. It fetches the wheels that a machine with torch,
 transformers, peft and accelerate lacks into `wheels/`, in parts of at most 60 MB; where all is
-installed leave it out. A machine that takes one part at a time installs each by `bash bench/gpu.sh
-install`. The second line writes JSON lines as they come, so that a run which is cut short keeps
-what it has. Its models have random weights. Without a GPU it runs at toy size. The third line makes
-this page.
+installed leave it out. `bash bench/gpu_wheels.sh 3.12 wheels 1 2 3 4` also brings pyarrow, pandas
+and matplotlib, for that version of Python. A machine that takes one part at a time installs each by
+`bash bench/gpu.sh install`.
+
+The second line writes JSON lines as they come, so that a run which is cut short keeps what it has.
+Its models have random weights. Without a GPU it runs at toy size. The third line makes this page.
 """
 NONE_YET = "Not run on a GPU yet: there are no figures to show.\n"
 Line = dict[str, Any]
