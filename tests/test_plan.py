@@ -222,13 +222,12 @@ def test_waves_and_refits_are_built_in_their_round_and_once(toys):
         f"{stage} round 1" for stage in ("sample", "score", "sft", "pair", "reference", "train")
     ]
     built = toys.built(toys.run(*words, "sample.resample_ties=[4]"))
-    assert [name for name in built if name.endswith("round 1")] == [
-        "sample round 1",
-        "score round 1",
-        *tail,
-    ]
+    in_round = [name for name in built if name.endswith("round 1")]
+    assert in_round[:2] == ["sample round 1", "score round 1"]
+    assert sorted(in_round[2:]) == sorted(tail)
     built = toys.built(toys.run(*words, "sample.resample_ties=[4, 8]"))
-    assert built == tail, "the waves before the new one lie in the store"
+    assert sorted(built) == sorted(tail), "the waves before the new one lie in the store"
+    assert built[:2] == tail[:2] and built[-1] == "train round 1"
 
 
 def test_a_refit_starts_from_the_round_s_policy_on_the_round_s_own_samples():

@@ -83,6 +83,7 @@ from pipeline.config.pair import (
     AllPairs,
     BestRandom,
     BestWorst,
+    Budget,
     Demonstration,
     DevPairs,
     Filters,

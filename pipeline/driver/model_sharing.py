@@ -46,7 +46,7 @@ def find_model_key(step: Step, folder_of: FindFolder) -> str | None:
     """
     match step.config:
         case SampleRequest(backend=backend, limits=limits) if isinstance(backend, ENGINES):
-            return _describe("sample", folder_of, step.inputs["policy"], backend, limits)
+            return _describe("sample", folder_of, step.inputs.get("policy"), backend, limits)
         case ScoreConfig() if scorers := step.config.local_model_scorers:
             return _describe("score", folder_of, step.inputs.get("reward"), *scorers.values())
         case ReferenceConfig():

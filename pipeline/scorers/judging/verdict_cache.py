@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +86,21 @@ class VerdictStore:
         self.file = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT / 1000, isolation_level=None)
         self.file.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT}")
         self._refuse_other_database()
-        self.file.execute("PRAGMA journal_mode=WAL")
+        self._write_ahead()
         self.file.execute("PRAGMA synchronous=NORMAL")
         self.file.executescript(SCHEMA)
+
+    def _write_ahead(self) -> None:
+        """For this one change of a new file SQLite does not wait for another process: we do."""
+        deadline = time.monotonic() + BUSY_TIMEOUT / 1000
+        while True:
+            try:
+                self.file.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
 
     def _refuse_other_database(self) -> None:
         """Refuse a database of something else, before anything is written to it."""
