@@ -224,7 +224,8 @@ def check_equal(losses: dict[str, Losses | None]) -> None:
     for side in others:
         gaps = [abs(a - b) for a, b in zip(losses[side] or [], expected, strict=True)]
         assert max(gaps) < EQUAL, f"{side}: losses differ from {first}'s by {max(gaps):.2g}"
-    print(f"{len(expected)} losses are equal, from {expected[0]:.4f} to {expected[-1]:.4f}")
+    equal = f"{len(expected)} losses are equal"
+    print(f"{equal}, from {expected[0]:.4f} to {expected[-1]:.4f}", flush=True)
 
 
 def make_ratios(seconds: dict[str, list[float]]) -> dict[str, Ratio]:

@@ -49,7 +49,7 @@ class PromptSharing(TrainerCallback):
 
 
 def explain_separate(cfg: TrainConfig, trainer: Any, pairs: "pl.DataFrame") -> str | None:
-    """Why each answer gets a row of its own. None: two share one."""
+    """Why each answer gets a separate row. None: two share one."""
     if cfg.trainer != "dpo":
         return "only train.trainer=dpo shares them"
     if trainer.aux_loss_enabled:

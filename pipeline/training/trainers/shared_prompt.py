@@ -2,7 +2,7 @@
 
 A row is the prompt and the chosen answer, then the prompt's last token again and the rejected
 answer. A mask hides the chosen answer from what follows it, and positions continue from the prompt:
-each token sees what it sees in a row of its own. The loss sees TRL's batch, equal to rounding.
+each token sees what it sees in a separate row. The loss sees TRL's batch, equal to rounding.
 """
 
 from dataclasses import dataclass
