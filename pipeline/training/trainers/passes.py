@@ -111,8 +111,8 @@ def _forward_shared(forward: Any, **batch: Any) -> Any:
     return shared.forward(forward, plan_one_pass(shared.lengths))
 
 
-def estimate_cost(length: int, hidden: int) -> float:
-    """Of a row, in tokens of a row so short that attention takes no time.
+def estimate_cost(length: Any, hidden: int) -> Any:
+    """Of a row, in tokens of a row so short that attention takes no time; or of a column of rows.
 
     A block's linear layers take about 24·hidden² operations for a token, and its attention
     4·hidden for each token of the row, since a kernel computes what a mask hides, at two thirds of
