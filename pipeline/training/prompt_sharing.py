@@ -19,6 +19,8 @@ from pipeline.training.trainers.shared_prompt import IGNORED
 if TYPE_CHECKING:
     import polars as pl
 
+# Of the tokens. On a CPU 66 % of them took 0.8 of the time, and 88 % as long as all.
+WORTHWHILE_SHARE = 0.85
 EXACT_NATS_PER_TOKEN = 1e-4  # in float32
 # Kinds of layers that see what the mask shows, where a window has room for the longest row.
 MASKED_LAYERS = {"full_attention", "sliding_attention"}
@@ -54,7 +56,7 @@ def explain_separate(cfg: TrainConfig, trainer: Any, pairs: "pl.DataFrame") -> s
         return "only train.trainer=dpo shares them"
     if trainer.aux_loss_enabled:
         return "a mixture of experts balances its load over all tokens"
-    if measure_share(pairs, _find_width(trainer)) == 1:
+    if measure_share(pairs, _find_width(trainer)) > WORTHWHILE_SHARE:
         return "they are too short to save time"
     for model in trainer.list_models():
         config = trainer.accelerator.unwrap_model(model).config.get_text_config()
