@@ -162,7 +162,7 @@ class _Pass:
 
     def _start_early(self) -> "_EarlyScoring | None":
         """Score the finished shards of samples that are in the making."""
-        for running in self._running:
+        for running in (one for one in self._running if one.step.stage == "sample"):
             folder = self._run_plan.folder(running.step).absolute()
             fingerprint = self._run_plan.fingerprint(running.step)
             scoring = [
