@@ -850,7 +850,9 @@ def test_the_cost_shows_where_the_time_of_a_stage_went():
     ]
     figure = draw_cost(report)
     bars = re.findall(r'<rect class="(\w+)" x="[\d.]+" y="[\d.]+" width="([\d.]+)"', figure.drawing)
-    assert [kind for kind, _ in bars] == ["c0", "c2", "flow", "c3"], "no bar for what took no time"
+    assert [kind for kind, _ in bars] == ["c0", "c2", "flow", "loss"], (
+        "no bar for what took no time"
+    )
     widths = [float(width) for _, width in bars]
     assert widths[2] / sum(widths) == pytest.approx(6.0 / 9.5, abs=0.01)
     report["cost"][0] |= {"phases": None, "models_opened": None}

@@ -17,7 +17,7 @@ from pipeline.report.render.tables import origins
 
 MAX_POINTS = 300
 BAR_STEP = 24
-PHASE_COLOURS = {START: "c0", LOAD: "c2", WORK: "flow", WRITE: "c3", WAIT: "tie"}
+PHASE_COLOURS = {START: "c0", LOAD: "c2", WORK: "flow", WRITE: "loss", WAIT: "tie"}
 CURVES = (
     (
         "loss",
@@ -140,7 +140,8 @@ def draw_cost(report: ReportRow) -> Figure | None:
     table = origins.build_cost(report)
     rows = [[cell.text for cell in row] for row in table.rows]
     title = "Time by stage"
-    legend, height = svg.legend([*PHASE_COLOURS.items()], 92, ROW_HEIGHT * len(stages) + 16)
+    swatches = [(phase, f"swatch {kind}") for phase, kind in PHASE_COLOURS.items()]
+    legend, height = svg.legend(swatches, 4, ROW_HEIGHT * len(stages) + 16)
     drawing = svg.render(title, height, [*parts, *legend])
     return Figure(title, table.note, drawing, table.columns, rows)
 
