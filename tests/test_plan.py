@@ -184,11 +184,9 @@ def test_the_second_run_builds_nothing_and_a_third_round_only_its_own(toys):
     assert len(toys.built(toys.run(*SMALL))) == 16
     assert toys.built(toys.run(*SMALL, "train.runtime.micro_batch=2")) == []
     built = toys.built(toys.run(*SMALL, "rounds=2"))
-    assert built == [
-        *(f"{stage} round 2" for stage in ("sample", "score", "pair", "reference", "train")),
-        *(f"{stage} test round-2" for stage in ("sample", "reference", "score")),
-        "evaluate report",
-    ]
+    first = [f"{stage} round 2" for stage in ("sample", "score", "pair", "reference", "train")]
+    assert built[:6] == [*first, "sample test round-2"] and built[8:] == ["evaluate report"]
+    assert set(built[6:8]) == {"reference test round-2", "score test round-2"}, "side by side"
 
 
 @pytest.mark.long
@@ -204,11 +202,10 @@ def test_a_rebuilt_sample_with_other_bytes_rebuilds_all_its_descendants(toys):
     before = toys.manifests()
     drop_the_training_sample(toys)
     output = toys.run(*SMALL, salt="other")
-    assert toys.built(output) == [
-        *(f"{stage} round 1" for stage in ("sample", "score", "pair", "reference", "train")),
-        *(f"{stage} test round-1" for stage in ("sample", "reference", "score")),
-        "evaluate report",
-    ]
+    built = toys.built(output)
+    first = [f"{stage} round 1" for stage in ("sample", "score", "pair", "reference", "train")]
+    assert built[:6] == [*first, "sample test round-1"] and built[8:] == ["evaluate report"]
+    assert set(built[6:8]) == {"reference test round-1", "score test round-1"}, "side by side"
     assert "was rebuilt" in output
     aside = [p.name for p in (toys.folder / "store").glob("*/*.old-*")]
     assert len(aside) == 8, "every stale artifact steps aside under its content's name"

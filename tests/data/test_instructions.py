@@ -451,7 +451,7 @@ def test_own_prompts_that_contradict_themselves_are_named_or_skipped(tmp_path, a
     with pytest.raises(UserError) as refusal:
         run(composed(*words).prompts, tmp_path)
     assert "line 1 and 1 more: no answer can follow its instruction_id_list" in str(refusal.value)
-    assert str(refusal.value).count(fault) == 2, "in either order"
+    assert str(refusal.value).count(fault) == 1, "the same in either order"
     run(composed(*words, "prompts.on_bad_row=skip").prompts, tmp_path)
     assert json.loads((tmp_path / "funnel.json").read_text())["dropped"] == {"bad row": 2}
 
