@@ -1,6 +1,7 @@
 """What every vLLM engine needs before it starts: sampling, judges, reward models and lm-eval."""
 
 import glob
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ def open_platform(explain: Callable[[ImportError], UserError]) -> EnginePlatform
     """Import vLLM with our environment. `explain`: the error where it is not installed."""
     set_environment_defaults(ENVIRONMENT)
     try:
+        importlib.import_module("vllm")  # also where a part of it is loaded already
         from vllm.platforms import current_platform
     except ImportError as error:
         raise explain(error) from error

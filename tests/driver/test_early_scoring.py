@@ -18,9 +18,9 @@ def test_scores_begin_while_samples_are_made_and_are_those_of_one_after_the_othe
         each.folder.mkdir()
     output = drawn["early"].run(*SCORED, shard_pause="0.2")
     drawn["late"].run(*SCORED)
-    early = list(drawn["early"].folder.glob("runs/*/*/early/*/*.parquet"))
+    early = list(drawn["early"].folder.glob("runs/run/*/early/*/*.parquet"))
     assert 1 < len(early) <= 30
-    [log] = drawn["early"].folder.glob("runs/*/*/logs/*-early_only.log")
+    [log] = drawn["early"].folder.glob("runs/run/*/logs/*-early_only.log")
     assert "while others are sampled" in log.read_text()
     assert scores_of(drawn["early"]) == scores_of(drawn["late"]) != {}
     assert output.count("■ score") == 1
@@ -32,7 +32,7 @@ def test_a_killed_run_scores_again_and_ends_with_the_same(tmp_path):
     for each in drawn.values():
         each.folder.mkdir()
     driver = drawn["killed"].start(*SCORED, shard_pause="1")
-    while not list(drawn["killed"].folder.glob("runs/*/*/early/*/*.parquet")):
+    while not list(drawn["killed"].folder.glob("runs/run/*/early/*/*.parquet")):
         assert driver.poll() is None, driver.communicate()
     driver.kill()
     driver.communicate()
