@@ -9,6 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline import hardware
+from pipeline.artifacts import Model
+
 ENGINE_RANKS = 1, 8, 16, 32, 64, 128, 256, 320, 512  # max_lora_rank values that vLLM accepts
 # Fields of PEFT's adapter_config.json that change what the adapter computes, with their values in
 # plain LoRA.
@@ -26,6 +29,26 @@ PLAIN_LORA: dict[str, Any] = {
     "fan_in_fan_out": False,
 }
 NON_LAYER_TARGETS = {"embed_tokens", "lm_head"}  # targets that are not linear layers of a block
+
+
+def runs_unmerged(policy: Model) -> bool:
+    """Whether vLLM here runs this policy as base and adapter.
+
+    One that was trained on a quantised base is merged with the weights that the bits stand for.
+    """
+    if policy.adapter is None or is_quantized(policy):
+        return False
+    return supports_adapter(policy.adapter, on_cpu=not hardware.list_gpus())
+
+
+def is_quantized(policy: Model) -> bool:
+    return "quantization" in policy.record
+
+
+def find_weights(policy: Model, model: Model) -> Path | str:
+    """What `model` is opened from, wherever it is: a policy is merged anew for each Step."""
+    is_merged = policy.adapter is not None and model.adapter is None
+    return policy.adapter if policy.adapter and is_merged else model.weights
 
 
 def supports_adapter(adapter: Path, on_cpu: bool) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from pipeline.artifacts import Model
 from pipeline.backends import COUNT_EVERY, Completion, CompletionRequest, OnTokens
 from pipeline.backends.chat import ModelTokenizer
+from pipeline.backends.lora_support import find_weights
 from pipeline.backends.stopping import StopStringCriteria
 from pipeline.config import Limits, TransformersBackend
 from pipeline.resources import open_models
@@ -35,9 +36,7 @@ class TransformersSampler:
         self.module_key: tuple[Any, ...] | None = None  # of a module that was loaded here
 
     def start(self, model: Model, limits: Limits) -> Self:
-        # A merged policy is in another folder for each Step, and is the same model.
-        is_merged = self.policy.adapter is not None and model.adapter is None
-        weights = self.policy.adapter if is_merged else model.weights
+        weights = find_weights(self.policy, model)
         self.module_key = "sample", weights, model.revision, self.cfg.dtype
         module = open_models.borrow(self.module_key, partial(self._load_module, model))
         self.use_module(module, limits)

@@ -15,7 +15,7 @@ from pipeline import hardware
 from pipeline.artifacts import Model
 from pipeline.backends import COUNT_EVERY, Completion, CompletionRequest, OnTokens, vllm_engine
 from pipeline.backends.chat import ModelTokenizer
-from pipeline.backends.lora_support import choose_engine_rank
+from pipeline.backends.lora_support import choose_engine_rank, find_weights
 from pipeline.backends.stopping import StopStringDetector
 from pipeline.backends.vllm_engine import EnginePlatform
 from pipeline.config import Limits, Seeded, VllmBackend, vllm_args
@@ -59,10 +59,8 @@ class VllmSampler:
         if not place.on_cpu:
             self._check_memory(model, place.platform)
         arguments = self._build_engine_arguments(model, place)
-        # A merged policy is in another folder for each Step, and is the same model. The seed is not
-        # in the key: another Step's requests go on in the engine's stream of random numbers.
-        is_merged = self.policy.adapter is not None and model.adapter is None
-        self.engine_key = arguments | ({"model": self.policy.adapter} if is_merged else {})
+        # Without the seed: another Step's requests go on in the engine's stream of random numbers.
+        self.engine_key = arguments | {"model": find_weights(self.policy, model)}
         self.engine = open_models.borrow(self.engine_key, partial(self._start_engine, arguments))
         self.adapter = _build_lora_request(model.adapter)
         return self
@@ -224,12 +222,8 @@ class VllmSampler:
 
     def close(self) -> None:
         engine, self.engine = self.engine, None
-        if engine is None:
-            return
-        if engine.has_unfinished_requests():  # an error has interrupted it
-            engine.engine_core.shutdown()
-        else:
-            open_models.park(self.engine_key, engine, engine.engine_core.shutdown)
+        if engine is not None:
+            vllm_engine.park(self.engine_key, engine, engine)
 
 
 def backend_arguments(cfg: VllmBackend, place: EnginePlatform, repeats: bool) -> dict[str, Any]:

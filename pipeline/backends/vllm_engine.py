@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.resources import open_models
 from pipeline.resources.model_shape import GIB
 
 ENVIRONMENT = {
@@ -53,6 +54,14 @@ def open_platform(explain: Callable[[ImportError], UserError]) -> EnginePlatform
     except ImportError as error:
         raise explain(error) from error
     return EnginePlatform(current_platform)
+
+
+def park(key: Any, model: Any, engine: Any) -> None:
+    """Leave a model for the next Step; end its engine if an error has interrupted it."""
+    if engine.has_unfinished_requests():
+        engine.engine_core.shutdown()
+    else:
+        open_models.park(key, model, engine.engine_core.shutdown)
 
 
 def check_weights_path(weights: Path | str) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from pipeline import hardware
 from pipeline.artifacts import Model, read_json
 from pipeline.backends import vllm_engine
-from pipeline.backends.lora_support import choose_engine_rank, supports_adapter
+from pipeline.backends.lora_support import choose_engine_rank, is_quantized, supports_adapter
 from pipeline.commands.find_model import FoundModel, find_model, silence_libraries
 from pipeline.commands.table import PASS_ON, describe_usage, parse_words, reports_errors
 from pipeline.errors import UserError, unwind_on_signals
@@ -132,8 +132,7 @@ def prepare_model(model: Model, dtype: str, on_cpu: bool, merged: Path) -> Model
     if model.adapter is None:
         return model
     # An adapter on a quantised base was trained on other weights than those of its base's files.
-    is_quantised = "quantization" in model.record
-    if not is_quantised and supports_adapter(model.adapter, on_cpu):
+    if not is_quantized(model) and supports_adapter(model.adapter, on_cpu):
         return model
     from pipeline.models import loading
 

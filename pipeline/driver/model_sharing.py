@@ -4,9 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import hardware
 from pipeline.artifacts import Model
-from pipeline.backends.lora_support import choose_engine_rank, supports_adapter
+from pipeline.backends.lora_support import choose_engine_rank, runs_unmerged
 from pipeline.config import (
     BenchmarkConfig,
     Block,
@@ -62,10 +61,9 @@ def _describe_adapter(use: str, model: Model, opened: Block) -> str:
     """vLLM runs adapters of one size on one open base; everything else opens an adapter with it."""
     if use != "sample" or not isinstance(opened, VllmBackend) or model.adapter is None:
         return str(model.adapter)
-    runs_unmerged = supports_adapter(model.adapter, on_cpu=not hardware.list_gpus())
-    if not runs_unmerged or "quantization" in model.record:
-        return str(model.adapter)
-    return f"rank {choose_engine_rank(model.adapter)}"
+    return (
+        f"rank {choose_engine_rank(model.adapter)}" if runs_unmerged(model) else str(model.adapter)
+    )
 
 
 def _describe(use: str, folder_of: FindFolder, model: Input, *blocks: Block) -> str:

@@ -243,11 +243,12 @@ class PairBuilder:
     def publish(self) -> None:
         pairs = split.build_pairs(self.kept, self.prompts, self.answers)
         train, dev = split.split_pairs(self.cfg, pairs)
-        train, surplus = split.spend_budget(self.cfg, train, self.prompt_columns)
-        beyond = surplus.with_columns(reason=pl.lit(OVER_BUDGET))
-        self.dropped.append(selection.to_dropped("pair", beyond))
-        pairs = pl.concat([train, dev])
-        self.kept = self.kept.join(pairs, on=PAIR_IDS, how="semi", maintain_order="left")
+        if self.cfg.budget.at_most is not None:
+            train, surplus = split.spend_budget(self.cfg, train, self.prompt_columns)
+            beyond = surplus.with_columns(reason=pl.lit(OVER_BUDGET))
+            self.dropped.append(selection.to_dropped("pair", beyond))
+            pairs = pl.concat([train, dev])
+            self.kept = self.kept.join(pairs, on=PAIR_IDS, how="semi", maintain_order="left")
         dropped = pl.concat(self.dropped).sort(
             "prompt_id", "sample_id", "chosen_id", "rejected_id", nulls_last=True
         )

@@ -22,7 +22,7 @@ from pipeline.artifacts import (
     write_table,
 )
 from pipeline.backends import open_backend
-from pipeline.backends.lora_support import supports_adapter
+from pipeline.backends.lora_support import is_quantized, runs_unmerged
 from pipeline.config import (
     ConversationRequest,
     EndpointBackend,
@@ -249,20 +249,10 @@ def prepare_policy(cfg: SampleRequest, policy: Model, out: Path) -> Model:
     from pipeline.models import loading
 
     loading.check_base(policy)
-    if (
-        isinstance(cfg.backend, VllmBackend)
-        and supports_adapter(policy.adapter, on_cpu=not hardware.list_gpus())
-        and not is_quantized(policy)
-    ):
+    if isinstance(cfg.backend, VllmBackend) and runs_unmerged(policy):
         return policy
     print_phase("merging the adapter into its base")
-    # An adapter trained on a quantised base is merged with the weights that the bits stand for: no
-    # engine reads base and adapter as they were trained.
     return loading.write_merged(out / MERGED, policy)
-
-
-def is_quantized(policy: Model) -> bool:
-    return "quantization" in policy.record
 
 
 def lacks_quantization_gap(cfg: SampleRequest, out: Path, policy: Model) -> bool:

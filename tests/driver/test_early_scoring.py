@@ -1,10 +1,18 @@
 """Rules score the finished shards while the others are sampled; the scores are the same."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.stages.test_sample import SCRIPTED, Drawn
 
 SCORED = [*SCRIPTED, "until=score@1", "sample.per_round=60", "sample.shard=2"]
+
+
+def make_runners(folder: Path, *names: str) -> dict[str, Drawn]:
+    for name in names:
+        (folder / name).mkdir()
+    return {name: Drawn(folder / name) for name in names}
 
 
 def scores_of(drawn: Drawn) -> dict:
@@ -13,9 +21,7 @@ def scores_of(drawn: Drawn) -> dict:
 
 @pytest.mark.long
 def test_scores_begin_while_samples_are_made_and_are_those_of_one_after_the_other(tmp_path):
-    drawn = {name: Drawn(tmp_path / name) for name in ("early", "late")}
-    for each in drawn.values():
-        each.folder.mkdir()
+    drawn = make_runners(tmp_path, "early", "late")
     output = drawn["early"].run(*SCORED, shard_pause="0.2")
     drawn["late"].run(*SCORED)
     early = list(drawn["early"].folder.glob("runs/run/*/early/*/*.parquet"))
@@ -28,9 +34,7 @@ def test_scores_begin_while_samples_are_made_and_are_those_of_one_after_the_othe
 
 @pytest.mark.long
 def test_a_killed_run_scores_again_and_ends_with_the_same(tmp_path):
-    drawn = {name: Drawn(tmp_path / name) for name in ("killed", "whole")}
-    for each in drawn.values():
-        each.folder.mkdir()
+    drawn = make_runners(tmp_path, "killed", "whole")
     driver = drawn["killed"].start(*SCORED, shard_pause="1")
     while not list(drawn["killed"].folder.glob("runs/run/*/early/*/*.parquet")):
         assert driver.poll() is None, driver.communicate()

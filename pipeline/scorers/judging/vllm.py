@@ -113,11 +113,7 @@ class VllmJudge:
         return Response(completion.text, first_token, self.name, *tokens)
 
     def close(self) -> None:
-        engine = self.model.llm_engine
-        if engine.has_unfinished_requests():  # an error has interrupted it
-            engine.engine_core.shutdown()
-        else:
-            open_models.park(self.arguments, self.model, engine.engine_core.shutdown)
+        vllm_engine.park(self.arguments, self.model, self.model.llm_engine)
 
 
 def _start_engine(arguments: dict[str, Any]) -> Any:
