@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ def hash_content(manifest: dict[str, Any], part: str | None = None) -> str:
     """Hash what a step made, or one part of it: names, sizes and hashes, not dates or durations."""
     files = [f for f in manifest["files"] if part is None or f["path"].startswith(f"{part}/")]
     return hash_json(sorted((f["path"], f["size"], f["sha256"]) for f in files))[:16]
+
+
+@cache
+def hash_code() -> str:
+    """This project's own code. Processes that build one step together have to agree in it."""
+    root = Path(__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return hash_json({file.relative_to(root).as_posix(): hash_file(file) for file in files})[:12]
 
 
 class ContentCache:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -34,8 +33,10 @@ from pipeline.artifacts import (
 )
 from pipeline.artifacts import MANIFEST_FILE as MANIFEST
 from pipeline.artifacts import STEP_FILE as STEP
-from pipeline.errors import UserError, explain_disk_fault, format_move
+from pipeline.errors import FAILED, StageError, UserError, explain_disk_fault, format_move
 from pipeline.hashing import hash_content, hash_file
+from pipeline.progress import print_faults
+from pipeline.resources import leases
 
 PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, which pruning keeps
 SCRATCH = "scratch"  # a stage's folder for checkpoints and the like, removed before publishing
@@ -46,6 +47,8 @@ _FILES_OUTSIDE = {COST_FILE, PLACE_FILE, CARD_FILE, f"adapter/{ADAPTER_CONFIG}"}
 _OUTSIDE_CONTENT = {MANIFEST, STEP, OUTSIDE, *_FILES_OUTSIDE}
 MERGE_SCRATCH = re.compile(r"\.merged\.[^/]*tmp/")  # what a killed merge leaves in a step
 LOCK_FILE = ".at-work"  # in the store: locked shared by every run, exclusively by a prune
+LEASES = ".leases"  # in a stage's folder: who builds which step
+LEASE_PAUSE = 0.2  # seconds between two looks at the lease of another process
 STEP_NAME = re.compile(r"[0-9a-f]{12}")  # a finished step's folder
 STEP_PATH = re.compile(rf"(?P<stage>{'|'.join(MADE_BY)})/(?P<fingerprint>[0-9a-f]{{12}})\b")
 PARTIAL_SUFFIX = ".partial"  # ends the name of a folder of unfinished work
@@ -352,10 +355,35 @@ def seal(work: Path, manifest: Manifest) -> None:
     _sync(work)
 
 
+def claim_work_folder(final: Path, lease: leases.Lease) -> Path:
+    """The folder of a step's unfinished work, for the holder of its lease.
+
+    Where the holder before may still run, the folder gets a new name: what that writes from then on
+    goes nowhere, and it cannot publish what is ours.
+    """
+    latest = find_work_folder(final)
+    if not lease.may_be_contested:
+        return latest
+    own = final.with_name(f"{final.name}.taken-{lease.generation:06d}{PARTIAL_SUFFIX}")
+    if latest.exists():
+        latest.rename(own)
+    return own
+
+
+def find_work_folder(final: Path) -> Path:
+    """Where a step's unfinished work is now, or would be."""
+    taken = sorted(final.parent.glob(f"{final.name}.taken-*{PARTIAL_SUFFIX}"))
+    return taken[-1] if taken else partial_folder(final)
+
+
 def publish(work: Path, final: Path) -> None:
     """Publish by one rename. A stale or damaged predecessor is set aside under its content hash."""
     check_places([final])
     shutil.rmtree(work / SCRATCH, ignore_errors=True)
+    if not work.exists():
+        raise StageError(
+            f"{final}: another process has taken this step over.\n  Run the same command again."
+        )
     if final.exists():
         old = read_manifest(final)
         if old and (is_pruned(old) or is_unavailable(old)):
@@ -373,7 +401,7 @@ def check_places(finals: Iterable[Path]) -> None:
     """
     finals = list(finals)
     stages = {final.parent: None for final in finals}
-    for folder in (path for stage in stages for path in (stage, stage / ".locks")):
+    for folder in (path for stage in stages for path in (stage, stage / LEASES)):
         if os.path.lexists(folder) and not folder.is_dir():
             raise UserError(
                 f"{folder}: a file, or a symlink to nothing, is in the place of a folder of the"
@@ -422,26 +450,34 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def lock_step(final: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """One writer per step. The kernel frees the lock when its holder ends, so none can be stale."""
-    file = final.parent / ".locks" / final.name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        lock_shared(find_store(final), lambda: on_wait("a prune of the store")),
-        file.open("a+") as handle,
-    ):
+def lock_step(final: Path, on_wait: Callable[[str], None]) -> Iterator[leases.Lease]:
+    """One writer per step, on all machines that see the store. See `resources/leases.py`."""
+    folder, observer = lease_folder(final), leases.Observer()
+    heart = leases.Heart(on_loss=_end_process)
+    with lock_shared(find_store(final), lambda: on_wait("a prune of the store")):
+        while (lease := observer.try_acquire(folder)) is None:
+            on_wait(leases.describe_holder(folder) or "another process")
+            time.sleep(LEASE_PAUSE)
+        heart.add(lease)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            on_wait(handle.read() or "another process")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        handle.seek(0)
-        handle.truncate()
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        handle.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}")
-        handle.flush()
-        yield
+            yield lease
+        finally:
+            heart.stop()
+            lease.release()
+
+
+def lease_folder(final: Path) -> Path:
+    return final.parent / LEASES / final.name
+
+
+def _end_process(lease: leases.Lease) -> None:
+    """This process was suspended for so long that another one builds its step."""
+    print_faults(
+        f"{lease.folder.name}: another process has taken this step over, since this one gave no"
+        " sign of life for minutes.\n"
+        "  Run the same command again: it waits for the other, or takes what that has built."
+    )
+    os._exit(FAILED)
 
 
 @contextmanager
@@ -458,26 +494,30 @@ def lock_shared(root: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def lock_exclusive(root: Path) -> Iterator[None]:
-    """While this lock is held, no run works in the store and none starts."""
+    """While this lock is held, no run of this machine works in the store and none starts.
+
+    Those of other machines are known by the steps that they build.
+    """
     with (root / LOCK_FILE).open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            is_free = True
+        except BlockingIOError:
+            is_free = False
+        step = _name_step_in_progress(root)
+        if step or not is_free:
             raise UserError(
-                f"{root}: a run is at work{_name_step_in_progress(root)}. Nothing was removed.\n"
+                f"{root}: a run is at work{step}. Nothing was removed.\n"
                 "  Prune when no run is at work."
-            ) from error
+            )
         yield
 
 
 def _name_step_in_progress(root: Path) -> str:
-    """The first step that is being built. Locks are tried one by one, to keep few files open."""
-    for file in sorted(root.glob("*/.locks/*")):
-        with file.open("a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return f" ({file.parent.parent.name}/{file.name} is being built)"
+    """The first step that is being built."""
+    for folder in sorted(root.glob(f"*/{LEASES}/*")):
+        if leases.is_held(folder):
+            return f" ({folder.parent.parent.name}/{folder.name} is being built)"
     return ""
 
 

@@ -26,7 +26,9 @@ from pipeline.errors import (
 )
 
 # The names of steps, of unfinished and replaced ones, and of what a killed prune was removing.
-SUFFIXES = rf"\.partial|\.old-(?:[0-9a-f]{{16}}|unknown)(?:-\d+)?|{re.escape(store.REMOVED_SUFFIX)}"
+UNFINISHED_SUFFIX = r"(?:\.taken-\d+)?\.partial"
+REPLACED_SUFFIX = r"\.old-(?:[0-9a-f]{16}|unknown)(?:-\d+)?"
+SUFFIXES = rf"{UNFINISHED_SUFFIX}|{REPLACED_SUFFIX}|{re.escape(store.REMOVED_SUFFIX)}"
 NAME = re.compile(rf"({store.STEP_NAME.pattern})({SUFFIXES})?")
 # Files that a killed run or prune leaves in the store's folder.
 SCRATCH = re.compile(r"\.contents\.json\.\d+|\.writable-\d+|\.\.strop-store\.tmp")
@@ -132,17 +134,18 @@ def _is_written_by_store(path: Path, stage: str, fingerprint: str) -> bool:
 
 
 def _list_leftover_files(root: Path) -> Iterator[StoreEntry]:
-    """Files of killed processes, and locks of removed steps. Read while no run is at work."""
+    """Files of killed processes, and leases of removed steps. Read while no run is at work."""
     for path in list_folder(root):
         if SCRATCH.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             yield StoreEntry(path, LEFTOVER, path.stat().st_size)
     for stage in sorted(MADE_BY):
         steps = {path.name.partition(".")[0] for path in list_folder(root / stage)}
-        locks = [] if (root / stage).is_symlink() else list_folder(root / stage / ".locks")
-        for path in locks:
-            is_lock = store.STEP_NAME.fullmatch(path.name) and not path.is_symlink()
-            if is_lock and path.name not in steps:
-                yield StoreEntry(path, LEFTOVER, path.stat().st_size)
+        folder = root / stage / store.LEASES
+        for path in [] if (root / stage).is_symlink() else list_folder(folder):
+            name = path.name.removesuffix(store.REMOVED_SUFFIX)
+            is_lease = store.STEP_NAME.fullmatch(name) and not path.is_symlink()
+            if is_lease and name not in steps:
+                yield StoreEntry(path, LEFTOVER, measure_size(path))
 
 
 # ── listing and pruning ───────────────────────────────────────────────────────────────────────────

@@ -101,6 +101,14 @@ COMMANDS = {
         knobs={"store": "store", "out": None, "level": "0.95", "resamples": "9999", "seed": "42"},
         takes_names=True,
     ),
+    "work": Command(
+        "Help to build the steps of a run, from any machine that sees its store.",
+        "RUN [step=STAGE] [wait=60]",
+        "strop work runs/latest step=sample",
+        "pipeline.commands.work",
+        places=(1, 1),
+        knobs={"step": None, "wait": "60"},
+    ),
     "label": Command(
         "Write pairs of answers for annotators to judge, as a page that works offline.",
         "[RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0]",

@@ -19,6 +19,7 @@ import traceback
 from contextlib import ExitStack, suppress
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
@@ -39,6 +40,7 @@ from pipeline.errors import (
 from pipeline.models import merging
 from pipeline.progress import print_faults, print_note, print_progress
 from pipeline.resources import open_models
+from pipeline.resources.leases import Lease
 
 RECORDED_PACKAGES = (
     "torch",
@@ -93,8 +95,8 @@ def build_record(step: dict[str, Any], asked_at: float) -> int:
     try:
         with ExitStack() as held:
             with progress.measure_phase(progress.WAIT):
-                held.enter_context(store.lock_step(final, on_wait=_print_wait))
-            code = build_step(step, final, asked_at)
+                lease = held.enter_context(store.lock_step(final, on_wait=_print_wait))
+            code = build_step(step, final, lease, asked_at)
             _merge_adapter(step, final)
             return code
     except (UserError, StageError) as error:
@@ -113,11 +115,20 @@ def build_record(step: dict[str, Any], asked_at: float) -> int:
 
 def score_early(step: dict[str, Any]) -> int:
     """Score what is sampled so far. A fault is the Step's own to report, later."""
-    stage = importlib.import_module(f"{STAGES}.{step['stage']}")
-    config = TypeAdapter(get_type_hints(stage.run)["cfg"]).validate_python(step["config"])
     inputs = open_inputs(step["inputs"])
-    stage.score_early(config, Path(step["early"]), knob=step["knob"], **inputs)
+    early = Path(step["early"])
+    import_stage(step).score_early(read_config(step), early, knob=step["knob"], **inputs)
     return DONE
+
+
+def import_stage(step: dict[str, Any]) -> ModuleType:
+    return importlib.import_module(f"{STAGES}.{step['stage']}")
+
+
+def read_config(step: dict[str, Any]) -> Any:
+    """The config of a record, as its stage's `run` declares it."""
+    shape = get_type_hints(import_stage(step).run)["cfg"]
+    return TypeAdapter(shape).validate_python(step["config"])
 
 
 def _print_wait(owner: str) -> None:
@@ -148,14 +159,14 @@ def print_fault(message: str) -> None:
         return
 
 
-def build_step(step: dict[str, Any], final: Path, asked_at: float) -> int:
+def build_step(step: dict[str, Any], final: Path, lease: Lease, asked_at: float) -> int:
     store.check_places([final])
     published = store.read_manifest(final)
     if published and not store.is_pruned(published):
         expected = step["inputs"], step["place"], step["verify"]
         if store.find_fault(final, published, *expected) is None:
             return ALREADY_BUILT
-    work = store.partial_folder(final)
+    work = store.claim_work_folder(final, lease)
     sealed = store.read_manifest(work)
     if sealed is None or store.find_fault(work, sealed, step["inputs"], step["place"]) is not None:
         run_stage(step, work, asked_at)
@@ -177,9 +188,8 @@ def run_stage(step: dict[str, Any], work: Path, asked_at: float) -> None:
         (work / name).unlink(missing_ok=True)
     write_json(work / store.STEP, {**step, "spent": spent})
 
-    run = importlib.import_module(f"{STAGES}.{step['stage']}").run
-    parameters = get_type_hints(run)
-    config = TypeAdapter(parameters["cfg"]).validate_python(step["config"])
+    run = import_stage(step).run
+    parameters, config = get_type_hints(run), read_config(step)
     # Some stages name their block of the user's config in messages.
     knob = {"knob": step["knob"]} if "knob" in parameters else {}
     early = {"early": Path(step["early"])} if "early" in parameters and "early" in step else {}

@@ -4,13 +4,14 @@ A worker runs one function once, so it opens its engine once, and claims shards 
 A crashed worker's shards are queued again; the run fails when the last worker has crashed.
 With a single worker the stage's own process does the work. Where a process builds several Steps,
 the workers stay with their models open, and the next Step's function runs in them.
+Processes of other machines take shards of the same queue (see `shard_queue`).
 """
 
 import os
 import signal
 import sys
 import threading
-from collections import deque
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -21,12 +22,15 @@ from typing import Any, Protocol
 
 from pipeline import hardware
 from pipeline.errors import FAILED, StageError, UserError, pluralize
+from pipeline.hashing import hash_code
 from pipeline.progress import print_note
 from pipeline.resources import open_models
 from pipeline.resources.gpu_sets import Environment
+from pipeline.resources.shard_queue import OwnQueue
 
 Figures = dict[str, float]
 GRACE = 10.0  # seconds for an idle worker to close its model
+OTHERS_PAUSE = 1.0  # seconds between two looks at the shards of other machines
 LAST_LINES = 12  # lines of a crashed worker's log that the error shows
 
 
@@ -36,6 +40,10 @@ class Worker(Protocol):
 
         None: all shards are finished. Without `wait` None means that no shard is free now.
         """
+        ...
+
+    def output(self, shard: str, file: Path) -> Path:
+        """Where to write a file of this shard that belongs at `file`."""
         ...
 
     def finish(self, shard: str, entry: Any = None) -> None:
@@ -60,40 +68,76 @@ def run_shards(
     shards: list[str],
     work: Work,
     environments: list[Environment],
-    logs: Path,
+    out: Path,
     on_finish: OnFinish = _ignore,
     on_report: OnReport = _ignore,
 ) -> None:
-    """Process every shard, with one worker per environment.
+    """Process every shard of the step in `out`, with one worker per environment.
 
     `on_finish` and `on_report` are called in this process, by one thread. With several workers
     `work` must pickle: `partial(a_module_level_function, arguments)`.
     """
     if not shards:
         return
-    if len(environments) == 1:
-        work(InProcess(shards, on_finish, on_report))
-    else:
-        WorkerPool(shards, on_finish, on_report).run(work, environments[: len(shards)], logs)
+    queue = StageQueue(out, shards, on_finish, on_report)
+    try:
+        if len(environments) == 1:
+            work(InProcess(queue))
+        else:
+            logs = out / "scratch" / "workers"
+            WorkerPool(queue).run(work, environments[: len(shards)], logs)
+    finally:
+        queue.close()
+
+
+class StageQueue(OwnQueue):
+    """The stage's shards, and what to call when one is finished, here or elsewhere."""
+
+    def __init__(self, out: Path, shards: list[str], on_finish: OnFinish, on_report: OnReport):
+        super().__init__(out, shards, {"code": hash_code()})
+        self._on_finish, self.report = on_finish, on_report
+        self._looked_at = time.monotonic()
+
+    def finish_ours(self, shard: str, entry: Any) -> None:
+        self._on_finish(shard, entry)
+        self.finish(shard)
+
+    def look_at_others(self, pause: float = 0.0) -> None:
+        """Take in what other processes have finished; not more often than once in a while."""
+        time.sleep(pause)
+        if time.monotonic() - self._looked_at < OTHERS_PAUSE:
+            return
+        self._looked_at = time.monotonic()
+        for shard, result in self.collect():
+            self.report(result["figures"])
+            self._on_finish(shard, result["entry"])
 
 
 class InProcess:
     """The only worker of a stage: the stage's own process."""
 
-    def __init__(
-        self, shards: list[str], on_finish: OnFinish = _ignore, on_report: OnReport = _ignore
-    ):
-        self._queue = deque(shards)
-        self._on_finish, self._on_report = on_finish, on_report
+    def __init__(self, queue: StageQueue):
+        self._queue, self._claimed = queue, 0
 
     def claim(self, wait: bool = True) -> str | None:
-        return self._queue.popleft() if self._queue else None
+        """Without shards of its own it waits for those of other processes."""
+        self._queue.look_at_others()
+        shard = self._queue.take()
+        while shard is None and wait and not self._claimed and self._queue.is_left():
+            self._queue.look_at_others(OTHERS_PAUSE)
+            shard = self._queue.take()
+        self._claimed += shard is not None
+        return shard
+
+    def output(self, shard: str, file: Path) -> Path:
+        return file
 
     def finish(self, shard: str, entry: Any = None) -> None:
-        self._on_finish(shard, entry)
+        self._claimed -= 1
+        self._queue.finish_ours(shard, entry)
 
     def report(self, **figures: float) -> None:
-        self._on_report(figures)
+        self._queue.report(figures)
 
 
 class _PipeWorker:
@@ -106,6 +150,9 @@ class _PipeWorker:
         self._pipe.send(("claim", wait))
         shard: str | None = self._pipe.recv()
         return shard
+
+    def output(self, shard: str, file: Path) -> Path:
+        return file
 
     def finish(self, shard: str, entry: Any = None) -> None:
         self._pipe.send(("finish", shard, entry))
@@ -161,10 +208,9 @@ class WorkerProcess:
 
 
 class WorkerPool:
-    def __init__(self, shards: list[str], on_finish: OnFinish, on_report: OnReport):
-        self.queue = deque(shards)
+    def __init__(self, queue: StageQueue):
+        self.queue = queue
         self.workers: list[WorkerProcess] = []
-        self._on_finish, self._on_report = on_finish, on_report
         self._last_crashed: WorkerProcess
 
     def run(self, work: Work, environments: list[Environment], logs: Path) -> None:
@@ -190,18 +236,18 @@ class WorkerPool:
             open_models.park(key, started, partial(_end_all, started))
         else:
             _end_all(started)
-        if self.queue:
+        if to_do := self.queue.list_unfinished():
             last = self._last_crashed
             lines = "\n".join(f"    {line}" for line in last.read_log().splitlines()[-LAST_LINES:])
             raise StageError(
                 f"none of {pluralize(len(started), 'worker')} is left, and"
-                f" {pluralize(len(self.queue), 'shard')} still to do ({self.queue[0]} …).\n"
+                f" {pluralize(len(to_do), 'shard')} still to do ({to_do[0]} …).\n"
                 f"  The last one {last.exit_cause}. Its last lines:\n{lines}"
             )
 
     def _receive(self) -> None:
         by_pipe = {worker.pipe: worker for worker in self.workers}
-        for pipe in connection.wait(list(by_pipe)):
+        for pipe in connection.wait(list(by_pipe), OTHERS_PAUSE):
             worker = by_pipe[pipe]  # type: ignore[index]
             try:
                 message = worker.pipe.recv()
@@ -209,6 +255,7 @@ class WorkerPool:
                 self._remove(worker)
             else:
                 self._handle(worker, *message)
+        self.queue.look_at_others()
         self._serve_waiting()
 
     def _handle(self, worker: WorkerProcess, kind: str, *content: Any) -> None:
@@ -216,12 +263,12 @@ class WorkerPool:
             case ("claim", (True,)):
                 worker.is_waiting = True
             case ("claim", _):
-                self._send_shard(worker)
+                self._send_shard(worker, self.queue.take())
             case ("finish", (shard, entry)):
                 worker.claimed.remove(shard)
-                self._on_finish(shard, entry)
+                self.queue.finish_ours(shard, entry)
             case ("report", (figures,)):
-                self._on_report(figures)
+                self.queue.report(figures)
             case ("fault", (fault,)):
                 raise fault
             case ("done", ()):
@@ -230,12 +277,14 @@ class WorkerPool:
     def _serve_waiting(self) -> None:
         """Send waiting workers a shard; or home, when no worker holds one that might come back."""
         for worker in self.workers:
-            may_come_back = any(other.claimed for other in self.workers)
-            if worker.is_waiting and (self.queue or not may_come_back):
-                self._send_shard(worker)
+            if not worker.is_waiting:
+                continue
+            shard = self.queue.take()
+            may_come_back = self.queue.is_left() or any(other.claimed for other in self.workers)
+            if shard is not None or not may_come_back:
+                self._send_shard(worker, shard)
 
-    def _send_shard(self, worker: WorkerProcess) -> None:
-        shard = self.queue.popleft() if self.queue else None
+    def _send_shard(self, worker: WorkerProcess, shard: str | None) -> None:
         worker.is_waiting = False
         if shard is not None:
             worker.claimed.append(shard)
@@ -247,7 +296,7 @@ class WorkerPool:
     def _remove(self, worker: WorkerProcess) -> None:
         worker.process.join()
         self.workers.remove(worker)
-        self.queue.extendleft(reversed(worker.claimed))
+        self.queue.give_back(worker.claimed)
         if worker.process.exitcode or worker.claimed:
             self._last_crashed = worker
             shards = pluralize(len(worker.claimed), "shard")

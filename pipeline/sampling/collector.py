@@ -204,13 +204,19 @@ class SampleCollector:
             )
             for shard in self._groups.get(group, [group])
         }
-        return partial(self._write_group, given)
+        return partial(self._write_group, group, given)
 
-    def _write_group(self, given: dict[str, tuple[Any, ...]]) -> dict[str, ShardEntry]:
+    def _write_group(self, group: str, given: dict[str, tuple[Any, ...]]) -> dict[str, ShardEntry]:
         return {
-            shard: self.shards.write_samples(shard, pl.DataFrame(rows, schema=SAMPLE), *figures)
+            shard: self._write_shard(group, shard, pl.DataFrame(rows, schema=SAMPLE), *figures)
             for shard, (rows, *figures) in given.items()
         }
+
+    def _write_shard(
+        self, group: str, shard: str, table: pl.DataFrame, *figures: Any
+    ) -> ShardEntry:
+        file = self.worker.output(group, self.shards.sample_file(shard))
+        return self.shards.write_samples(file, table, *figures)
 
     def _check_logprob(self, completion: Completion) -> None:
         if completion.logprob is not None and not math.isfinite(completion.logprob):

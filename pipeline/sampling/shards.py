@@ -48,6 +48,10 @@ class Shards:
             part.write_parquet(self._prompt_folder / name)
         return list(parts)
 
+    def list_names(self) -> list[str]:
+        """All shards, while they are sampled."""
+        return sorted(file.name for file in self._prompt_folder.glob("*.parquet"))
+
     def remove_prompts(self) -> None:
         shutil.rmtree(self._prompt_folder, ignore_errors=True)
 
@@ -65,7 +69,7 @@ class Shards:
 
     def write_samples(
         self,
-        name: str,
+        file: Path,
         table: pl.DataFrame,
         failed: int = 0,
         retokenised: int = 0,
@@ -73,9 +77,9 @@ class Shards:
     ) -> ShardEntry:
         """Write the file atomically. Return its entry for the list."""
         asked_ids = pl.coalesce("asked_token_ids", "prompt_token_ids")
-        write_table(self.sample_file(name), table)
+        write_table(file, table)
         return {
-            "sha256": hash_file(self.sample_file(name)),
+            "sha256": hash_file(file),
             "prompts": table["prompt_id"].n_unique(),
             "completions": table.height,
             "tokens": int(table["token_ids"].list.len().sum()),
@@ -90,17 +94,22 @@ class Shards:
         }
 
 
+def group_shards(names: list[str], size: int) -> dict[str, list[str]]:
+    """Shards that are sampled together, by the name of the first."""
+    starts = range(0, len(names), size)
+    return {names[start]: names[start : start + size] for start in starts}
+
+
 class ShardList:
     """The finished shards, as `shards.json` lists them.
 
-    `groups` are the shards that are sampled together, by the name of the first. One of them is
-    missing as a whole: other shards in the engine could change a shard's last digits.
+    A group of `groups` is missing as a whole: other shards in the engine could change a shard's
+    last digits.
     """
 
     def __init__(self, shards: Shards, names: list[str], group: int = 1):
         self._list, self._names = shards.out / "shards.json", names
-        starts = range(0, len(names), group)
-        self.groups = {names[start]: names[start : start + group] for start in starts}
+        self.groups = group_shards(names, group)
         known = json.loads(self._list.read_text()) if self._list.exists() else {}
         self._entries = {
             name: entry

@@ -40,10 +40,17 @@ def run(cfg: ReferenceConfig, out: Path, *, model: Model, rows: Pairs | Samples)
         progress = ChunkProgress(table, missing)
         note_cost(out, **parameter_cost(model.weights, model.revision))
         print_phase("loading the model")
-        run_shards(missing, work, environments, scratch / "workers", on_report=progress.update)
+        run_shards(missing, work, environments, out, on_report=progress.update)
     write_table(out / "logps.parquet", _join_chunks([scratch / chunk for chunk in chunks]))
     note_cost(out, rows=table.height, tokens=int(table["length"].sum()))
     return Logps(out)
+
+
+def join(
+    cfg: ReferenceConfig, out: Path, worker: Worker, *, model: Model, rows: Pairs | Samples
+) -> None:
+    """Compute chunks of a step that another process builds."""
+    measure_chunks(cfg, model, out / "scratch", CHUNK, worker)
 
 
 class ChunkProgress:
@@ -121,7 +128,8 @@ def measure_chunks(
 
     for chunk in iter(worker.claim, None):
         part = table.slice(_first_row(chunk, size), size)
-        write_table(scratch / chunk, _measure_chunk(cfg, module, part, report_batch))
+        file = worker.output(chunk, scratch / chunk)
+        write_table(file, _measure_chunk(cfg, module, part, report_batch))
         worker.finish(chunk)
     open_models.park(key, module)
 

@@ -9,6 +9,7 @@ import shutil
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline import hardware
 from pipeline.artifacts import (
@@ -32,6 +33,7 @@ from pipeline.config import (
     TransformersBackend,
     VllmBackend,
 )
+from pipeline.errors import UserError
 from pipeline.progress import print_note, print_phase
 from pipeline.resources.gpu_sets import Environment, worker_environments
 from pipeline.resources.model_shape import parameter_cost
@@ -44,7 +46,7 @@ from pipeline.sampling.collector import (
 )
 from pipeline.sampling.journal import Journal
 from pipeline.sampling.prompt_selection import select_prompts, split_by_length
-from pipeline.sampling.shards import ShardEntry, ShardList, Shards
+from pipeline.sampling.shards import ShardEntry, ShardList, Shards, group_shards
 from pipeline.sampling.throughput import ENGINE, ThroughputMeter, price_tokens
 
 ENGINES = (VllmBackend, TransformersBackend)  # open weights here, and fill GPUs
@@ -82,7 +84,8 @@ def run(
     del kept, dropped  # every worker reads what it needs
     if not wanted:  # a wave that no prompt needs
         name = "00000.parquet"
-        finished.add({name: shards.write_samples(name, make_empty_samples())})
+        entry = shards.write_samples(shards.sample_file(name), make_empty_samples())
+        finished.add({name: entry})
     if finished.find_missing() or (wanted and lacks_quantization_gap(cfg, out, policy)):
         sample_missing(cfg, shards, finished, policy, wanted, knob)
     shards.remove_prompts()
@@ -91,6 +94,27 @@ def run(
     mean = round(totals["tokens"] / max(totals["completions"], 1), 1)
     note_cost(out, **totals, dropped=lost, mean_tokens=mean)
     return Samples(out)
+
+
+def join(
+    cfg: SampleRequest,
+    out: Path,
+    worker: Worker,
+    *,
+    policy: Model,
+    knob: str = "sample",
+    **_: Any,
+) -> None:
+    """Sample shards of a step that another process builds."""
+    if isinstance(cfg.backend, SERVERS):
+        raise UserError(
+            f"{knob}: this step asks a server. One process keeps as many requests in flight as the"
+            " server takes."
+        )
+    shards = Shards(out, cfg.shard)
+    groups = group_shards(shards.list_names(), count_grouped(cfg, policy))
+    engine_model = Model(out / MERGED) if (out / MERGED).exists() else policy
+    sample_shards(cfg, shards, groups, policy, engine_model, knob, worker)
 
 
 def converse(
@@ -126,9 +150,9 @@ def sample_missing(
             work = partial(sample_shards, cfg, shards, finished.groups, policy, engine_model, knob)
             if isinstance(cfg.backend, ENGINES):
                 note_cost(out, **parameter_cost(policy.weights, policy.revision))
-            environments, logs = choose_environments(cfg, knob), out / "scratch" / "workers"
+            environments = choose_environments(cfg, knob)
             on_finish = partial(note_shards, out, meter, finished)
-            run_shards(missing, work, environments, logs, on_finish, meter.update)
+            run_shards(missing, work, environments, out, on_finish, meter.update)
             note_cost(out, **meter.measure_cost())
         if lacks_quantization_gap(cfg, out, policy):
             note_quantization_gap(cfg, policy, engine_model, out)

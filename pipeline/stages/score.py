@@ -80,10 +80,7 @@ def run(
 ) -> Scores:
     if early:
         take_early_scores(early, samples, out)
-    wanted = None
-    if best and isinstance(cfg, BestAnswersConfig):
-        wanted = select_best_answers(cfg.best_by, best)
-    answers_of = ShardAnswers(samples, prompts, wanted)
+    answers_of = ShardAnswers(samples, prompts, select_answers(cfg, best))
     shards = sorted(path.name for path in (samples.path / "samples").glob("*.parquet"))
     missing = [shard for shard in shards if not (out / "scores" / shard).exists()]
     open_named = partial(open_scorers, reward=reward, knob=f"{knob}.scorers")
@@ -102,6 +99,32 @@ def run(
     check_opinions(out, knob)
     check_failures(cfg, out, knob)
     return Scores(out)
+
+
+def join(
+    cfg: ScoreConfig | BestAnswersConfig,
+    out: Path,
+    worker: Worker,
+    *,
+    samples: Samples,
+    prompts: Prompts,
+    reward: Model | None = None,
+    best: Scores | None = None,
+    knob: str = "score",
+) -> None:
+    """Score shards of a step that another process builds, by the models that run here."""
+    answers_of = ShardAnswers(samples, prompts, select_answers(cfg, best))
+    open_local = partial(open_scorers, cfg.local_model_scorers, reward, f"{knob}.scorers")
+    score_shards(open_local, answers_of, out, worker)
+
+
+def select_answers(
+    cfg: ScoreConfig | BestAnswersConfig, best: Scores | None
+) -> pl.DataFrame | None:
+    """The sample ids to score; None: all."""
+    if best and isinstance(cfg, BestAnswersConfig):
+        return select_best_answers(cfg.best_by, best)
+    return None
 
 
 # ── while the answers are sampled ─────────────────────────────────────────────────────────────────
@@ -227,7 +250,7 @@ def score_locally(
     work = partial(score_shards, open_local, answers_of, out)
     workers = f"{knob}.runtime.workers"
     environments = worker_environments(cfg.runtime.workers, workers, cfg.gpus_each)
-    run_shards(missing, work, environments, out / "scratch" / "workers", on_finish)
+    run_shards(missing, work, environments, out, on_finish)
     return add_bills(*bills)
 
 
@@ -247,7 +270,8 @@ def score_shards(
                 for name, scorer in local.items()
                 for one in scorer.score(answers)
             ]
-            write_table(out / LOCAL_SCORES / shard, pl.DataFrame(rows, schema=LOCAL_SCORE))
+            file = worker.output(shard, out / LOCAL_SCORES / shard)
+            write_table(file, pl.DataFrame(rows, schema=LOCAL_SCORE))
             before, spent = spent, sum_costs(local)
             bill = {name: figure - before.get(name, 0) for name, figure in spent.items()}
             worker.finish(shard, bill)

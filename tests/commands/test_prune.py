@@ -14,6 +14,7 @@ from pipeline import store
 from pipeline.artifacts import write_json, write_text
 from pipeline.commands import store as usage
 from pipeline.driver.store_users import RUNS_MARKER, STORE_MARKER, register_runs
+from pipeline.resources import leases
 from pipeline.status import RunPlan, find_named_steps
 from pipeline.step import Identity, Step
 from tests.support.house import HOUSE, SMALL, composed
@@ -59,6 +60,9 @@ def make_step(
         }
         write_json(folder / store.MANIFEST, {**told, "files": store.list_files(folder)})
     return folder
+
+
+RELEASED = json.dumps({"state": leases.RELEASED})
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -185,11 +189,11 @@ def test_links_are_neither_followed_nor_removed(place, tmp_path, capsys):
     assert not (place / "store" / "sample" / STALE / "rows.txt").exists()
 
 
-def test_locks_of_a_stage_on_another_disk_are_no_leftovers(place):
-    lock = place / "big" / ".locks" / NAMES[5]
-    write_text(lock, "")
+def test_leases_of_a_stage_on_another_disk_are_no_leftovers(place):
+    lease = place / "big" / store.LEASES / NAMES[5] / "000001"
+    write_text(lease, RELEASED)
     (place / "store" / "score").symlink_to(place / "big")
-    assert usage.main(["--prune", "--yes"]) == 0 and lock.is_file()
+    assert usage.main(["--prune", "--yes"]) == 0 and lease.is_file()
 
 
 def test_names_of_other_forms_stay(place):
@@ -405,16 +409,16 @@ def test_while_a_run_is_at_work_nothing_is_removed(place, capsys):
     assert usage.main(["--prune", "--yes"]) == 0
 
 
-def test_more_locks_than_files_may_be_open(place):
+def test_more_leases_than_files_may_be_open(place):
     for number in range(1100):
-        write_text(place / "store" / "sample" / ".locks" / f"{number + 100:012x}", "")
+        (place / "store" / "sample" / store.LEASES / f"{number + 100:012x}").mkdir(parents=True)
     few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))  # noqa: E731
     command = [sys.executable, "-m", "pipeline", "store", "--prune", "--yes"]
     environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=few)
     assert done.returncode == 0, done.stderr
-    assert not list((place / "store" / "sample" / ".locks").iterdir()), (
-        "locks of steps that are gone"
+    assert not list((place / "store" / "sample" / store.LEASES).iterdir()), (
+        "leases of steps that are gone"
     )
 
 
@@ -427,10 +431,10 @@ def test_leftovers_of_dead_runs_are_offered(place, capsys):
     for name in (
         ".contents.json.4711",
         ".writable-4711",
-        f"sample/.locks/{NAMES[8]}",
-        f"sample/.locks/{NAMES[1]}",
+        f"sample/{store.LEASES}/{NAMES[8]}/000001",
+        f"sample/{store.LEASES}/{NAMES[1]}/000001",
     ):
-        write_text(place / "store" / name, "")
+        write_text(place / "store" / name, RELEASED)
     write_json(place / "store" / ".contents.json", {"mine": "kept"})
     assert usage.main(["--prune", "--yes"]) == 0
     assert sorted(everything(place / "store")) == sorted(
@@ -438,7 +442,7 @@ def test_leftovers_of_dead_runs_are_offered(place, capsys):
             ".contents.json",
             STORE_MARKER,
             f"{STORE_MARKER}.lock",
-            f"sample/.locks/{NAMES[1]}",
+            f"sample/{store.LEASES}/{NAMES[1]}/000001",
             f"sample/{STALE}/{store.MANIFEST}",
             *(f"sample/{NAMES[1]}/{name}" for name in ("rows.txt", store.STEP, store.MANIFEST)),
         ]

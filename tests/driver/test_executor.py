@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import store
 from pipeline.driver import worker
 from pipeline.progress import read_faults
+from pipeline.resources import leases
 from tests.support.house import SMALL, Toys
 
 UNTIL_SAMPLE = [*SMALL, "until=sample"]
@@ -132,11 +134,13 @@ def test_a_second_run_of_the_same_step_waits_names_the_owner_and_reuses(toys):
 
 
 @pytest.mark.long
-def test_a_stale_lock_stops_nobody(toys):
+def test_the_lease_of_a_process_that_has_ended_delays_no_run(toys):
     toys.run(*UNTIL_SAMPLE)
     published = next((toys.folder / "store" / "sample").glob("[0-9a-f]*"))
-    lock = published.parent / ".locks" / published.name
-    lock.write_text("pid 999999 on elsewhere since 2020-01-01 00:00:00")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    holder = leases.describe_process() | {"state": leases.HELD, "pid": ended.pid, "started": "1"}
+    (store.lease_folder(published) / "000009").write_text(json.dumps(holder))
     shutil.rmtree(published)
     assert toys.built(toys.run(*UNTIL_SAMPLE)) == ["sample round 1"]
 

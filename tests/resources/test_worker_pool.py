@@ -63,9 +63,7 @@ class Seen:
 
 def have_done(folder: Path, workers: list[dict[str, str]], **how) -> Seen:
     seen = Seen()
-    run_shards(
-        SHARDS, partial(write, folder, **how), workers, folder / "logs", seen.finish, seen.report
-    )
+    run_shards(SHARDS, partial(write, folder, **how), workers, folder, seen.finish, seen.report)
     assert seen.finished == dict.fromkeys(SHARDS, 8)
     assert seen.reported == 12
     return seen

@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
-from pipeline.artifacts import Model, Prompts, read_table, write_table
+from pipeline.artifacts import Model, Prompts, read_table, write_json, write_table
 from pipeline.backends import Completion
 from pipeline.backends.scripted import ScriptedSampler, ScriptedTokenizer
+from pipeline.commands import work
 from pipeline.config import Prices, SampleRequest
 from pipeline.driver.ledger import summarize_cost
 from pipeline.errors import StageError, UserError
@@ -406,7 +407,10 @@ def test_what_is_paid_for_is_written_before_its_last_completion_is_given_back(tm
     cfg, listed = config(shard=10), []
     shown = shards.Shards(tmp_path / "out", cfg.shard)
     [name] = shown.write_prompts(prompts.read().select("prompt_id", "prompt"))
-    worker = worker_pool.InProcess([name], lambda shard, _: listed.append(shard))
+    queue = worker_pool.StageQueue(
+        tmp_path / "out", [name], lambda shard, _: listed.append(shard), lambda figures: None
+    )
+    worker = worker_pool.InProcess(queue)
     sampler = ScriptedSampler(cfg.backend).start(POLICY, cfg.limits)
     draws = collector.SampleCollector(cfg, "policy", sampler.tokenizer, shown, worker, is_paid=True)
     assert draws.claim_group()
@@ -529,6 +533,62 @@ def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_un
         prompts=Prompts(inputs["prompts"] / "train"),
     )
     assert files(tmp_path / "whole") == files(killed.drawn()[0].parent.parent)
+
+
+@pytest.mark.long
+def test_workers_that_join_take_shards_and_the_bytes_are_those_of_one(tmp_path):
+    (tmp_path / "joined").mkdir()
+    (tmp_path / "alone").mkdir()
+    joined, alone = Drawn(tmp_path / "joined"), Drawn(tmp_path / "alone")
+    driver = joined.start(*SCRIPTED, shard_pause="0.1")
+    while not (queue := [*joined.folder.glob("store/sample/*/scratch/queue/pool.json")]):
+        assert driver.poll() is None, driver.communicate()
+    command = [sys.executable, "-m", "pipeline", "work", "runs/latest", "step=sample", "wait=4"]
+    colleagues = [
+        subprocess.Popen(
+            command,
+            cwd=joined.folder,
+            env=joined.environment(shard_pause="0.1"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    others = queue[0].parent / "others"
+    while len({folder.name for folder in others.glob("*")}) < 2:
+        assert driver.poll() is None, [one.communicate() for one in (driver, *colleagues)]
+    colleagues[0].kill()  # in the middle of a shard, which is sampled again
+    assert driver.wait(120) == 0, driver.communicate()
+    output, _ = colleagues[1].communicate(timeout=120)
+    assert colleagues[1].returncode == 0 and "joined sample 1" in output
+    taken = int(re.search(r"(\d+) shards finished", output)[1])
+    assert taken > 5
+    alone.run(*SCRIPTED)
+    folders = [one.drawn()[0].parent.parent for one in (joined, alone)]
+    assert files(folders[0]) == files(folders[1]) and len(joined.drawn()) == 150
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["nowhere"], "not a run that this machine sees"),
+        (["run", "step=train"], "its work is not in shards. Expected one of sample"),
+        (["run", "wait=soon"], "expected whole seconds"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused(tmp_path, monkeypatch, capsys, words, fault):
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "run" / "plan.json", {})
+    assert work.main(words) == 2
+    assert fault in capsys.readouterr().err
+
+
+def test_a_worker_of_another_version_or_kind_of_machine_is_refused(tmp_path):
+    with pytest.raises(UserError, match="another version of this software"):
+        work.check_same_code({"code": "0" * 12}, tmp_path)
+    with pytest.raises(UserError, match="Join from a machine of the same kind"):
+        work.check_same_device({"stage": "sample", "device": "3 cores of sparc"})
 
 
 # ── the config ────────────────────────────────────────────────────────────────────────────────────

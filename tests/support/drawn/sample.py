@@ -4,6 +4,7 @@ import os
 import time
 
 from pipeline.sampling.shards import Shards
+from pipeline.stages.sample import join as join
 from pipeline.stages.sample import run as run
 
 if pause := float(os.environ.get("TOY_SHARD_PAUSE", 0)):

@@ -1,0 +1,123 @@
+"""`strop work`: takes shards of a run's steps, from any machine that sees the run and its store.
+
+The run itself works on; what this process finishes is moved into the step by the run. It sees the
+GPUs that CUDA_VISIBLE_DEVICES names, and opens one engine: start one process for each.
+"""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline import hardware, store
+from pipeline.artifacts import resolve_run
+from pipeline.commands.table import describe_usage, parse_words, reports_errors
+from pipeline.driver.worker import import_stage, open_inputs, read_config
+from pipeline.errors import DONE, UserError, pluralize
+from pipeline.hashing import hash_code
+from pipeline.resources.shard_queue import JoinedWorker, read_pool
+
+JOINABLE = "sample", "score", "reference"  # the stages whose work is in shards
+PAUSE = 1.0  # seconds between two looks at the run
+
+
+@reports_errors
+def main(arguments: list[str]) -> int:
+    words = parse_words("work", arguments)
+    run_dir, wanted = resolve_run(words.place(0)), words.knobs["step"]
+    patience = _read_seconds(words.knob("wait"))
+    if not (run_dir / store.PLAN).is_file():
+        raise UserError(
+            f"{run_dir}: not a run that this machine sees: it has no {store.PLAN}.\n"
+            "  Give the folder of a run, on a disk that both machines have at the same path."
+        )
+    if wanted is not None and wanted not in JOINABLE:
+        raise UserError(
+            f"step={wanted}: its work is not in shards. Expected one of {', '.join(JOINABLE)}."
+        )
+    finished, waited_since = 0, time.monotonic()
+    while time.monotonic() - waited_since < patience:
+        for step, work in list_open_steps(run_dir, wanted):
+            if taken := work_on_step(step, work):
+                finished, waited_since = finished + taken, time.monotonic()
+        time.sleep(PAUSE)
+    print(f"{pluralize(finished, 'shard')} finished; no step was open for {patience:g} s")
+    return DONE
+
+
+def _read_seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise UserError(
+            f"wait={text}: expected whole seconds, such as 60.\n  {describe_usage('work')}"
+        )
+    return float(text)
+
+
+def list_open_steps(run_dir: Path, wanted: str | None) -> Iterator[tuple[dict[str, Any], Path]]:
+    """The steps of a run that have shards to take now: their records, and where they are made."""
+    for file in sorted((run_dir / "steps").glob("*.json")):
+        step: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            step = json.loads(file.read_text())
+        if step.get("stage") not in ((wanted,) if wanted else JOINABLE) or step.get("early_only"):
+            continue
+        _check_store(Path(step["out"]))
+        work = store.find_work_folder(Path(step["out"]))
+        if read_pool(work):
+            yield step, work
+
+
+def _check_store(final: Path) -> None:
+    if not final.parent.is_dir():
+        raise UserError(
+            f"{final.parent}: this machine does not see the run's store.\n"
+            "  Mount it at the same path as on the machine of the run."
+        )
+
+
+def work_on_step(step: dict[str, Any], work: Path) -> int:
+    """Take shards until none is free. Returns how many were finished."""
+    pool = read_pool(work)
+    if pool is None:  # published meanwhile
+        return 0
+    check_same_code(pool, work)
+    check_same_device(step)
+    worker = JoinedWorker(work, pool["shards"])
+    try:
+        if not worker.sees_free_shard():
+            return 0
+        print(f"joined {step['stage']} {step['label'] or ''}".rstrip(), file=sys.stderr, flush=True)
+        stage, inputs = import_stage(step), open_inputs(step["inputs"])
+        knob = {"knob": step["knob"]} if step["stage"] != "reference" else {}
+        stage.join(read_config(step), work, worker, **knob, **inputs)
+    except OSError:
+        if read_pool(work) is not None:
+            raise
+        # the step was published, or its run was stopped and began anew
+    finally:
+        worker.close()
+    return worker.finished
+
+
+def check_same_code(pool: dict[str, Any], work: Path) -> None:
+    if pool["code"] != hash_code():
+        raise UserError(
+            f"{work}: its run has another version of this software ({pool['code']}; here"
+            f" {hash_code()}).\n"
+            "  Install the same version on both machines."
+        )
+
+
+def check_same_device(step: dict[str, Any]) -> None:
+    """Bytes are promised on CPUs of one kind: another kind would mix its own into the step."""
+    here = hardware.describe_device()
+    if step["device"] != here and not hardware.list_gpus():
+        raise UserError(
+            f"{step['stage']}: its run is on {step['device']}, and this machine is {here}: the"
+            " last digits of their results differ.\n"
+            "  Join from a machine of the same kind."
+        )

@@ -1,0 +1,214 @@
+"""Leases: one holder at a time, taken over from the dead, never published by two."""
+
+import json
+import os
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import store
+from pipeline.artifacts import write_json, write_text
+from pipeline.errors import StageError
+from pipeline.resources import leases
+from pipeline.resources.leases import EXPIRY, Heart, Observer, describe_holder, read_result
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def elsewhere(clock: Clock, name: str = "far") -> Observer:
+    """A process of another machine."""
+    holder = {"machine": [name, "boot", ""], "pid": 1, "started": "1", "since": "today"}
+    return Observer(clock, lambda: holder)
+
+
+def test_one_holder_until_it_is_released(tmp_path):
+    first, second = Observer(), Observer()
+    lease = first.try_acquire(tmp_path / "a")
+    assert second.try_acquire(tmp_path / "a") is None
+    assert f"pid {os.getpid()} on " in describe_holder(tmp_path / "a")
+    lease.release()
+    assert describe_holder(tmp_path / "a") is None
+    again = second.try_acquire(tmp_path / "a")
+    assert not again.may_be_contested and again.is_current() and not lease.is_current()
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["000002"]
+
+
+def test_what_is_finished_is_never_taken_again(tmp_path):
+    Observer().try_acquire(tmp_path / "a").finish({"rows": 3})
+    assert Observer().try_acquire(tmp_path / "a") is None
+    assert read_result(tmp_path / "a") == {"rows": 3}
+    assert read_result(tmp_path / "b") is None
+
+
+def test_a_process_of_this_machine_that_ended_holds_nothing(tmp_path):
+    ended = subprocess.Popen(["sleep", "60"])
+    holder = leases.describe_process() | {
+        "pid": ended.pid,
+        "started": leases.find_start_time(ended.pid),
+    }
+    Observer(me=lambda: holder).try_acquire(tmp_path)
+    assert leases.is_held(tmp_path) and Observer().try_acquire(tmp_path) is None
+    ended.kill()
+    while leases.find_start_time(ended.pid):  # it is dead before it is waited for
+        time.sleep(0.01)
+    taken = Observer().try_acquire(tmp_path)
+    ended.wait()
+    assert taken and not taken.may_be_contested
+
+
+def test_a_number_that_another_process_has_now_holds_nothing(tmp_path):
+    holder = leases.describe_process() | {"started": "1"}
+    Observer(me=lambda: holder).try_acquire(tmp_path)
+    assert Observer().try_acquire(tmp_path)
+
+
+def test_another_machine_is_given_time_by_the_watcher_s_own_clock(tmp_path):
+    clock = Clock()
+    far, near = elsewhere(clock), elsewhere(clock, "near")
+    held = far.try_acquire(tmp_path)
+    os.utime(held.file, (0, 0))  # its clock may be years behind
+    for _ in range(3):
+        assert near.try_acquire(tmp_path) is None
+        clock.now += EXPIRY - 1
+        held.beat()
+    assert near.try_acquire(tmp_path) is None
+    clock.now += EXPIRY + 1
+    taken = near.try_acquire(tmp_path)
+    assert taken.may_be_contested and not held.is_current()
+
+
+def test_a_holder_that_died_before_it_wrote_its_record_is_given_time_too(tmp_path):
+    clock = Clock()
+    (tmp_path / "000001").touch()
+    near = elsewhere(clock)
+    assert near.try_acquire(tmp_path) is None
+    clock.now += EXPIRY + 1
+    assert near.try_acquire(tmp_path).generation == 2
+
+
+def test_the_heart_touches_and_notices_what_was_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "BEAT", 0.02)
+    lost = []
+    heart = Heart(lost.append)
+    kept, taken = (Observer().try_acquire(tmp_path / name) for name in ("kept", "taken"))
+    os.utime(kept.file, (0, 0))
+    heart.add(kept)
+    heart.add(taken)
+    (taken.folder / "000002").write_text(json.dumps({"state": "held"}))
+    deadline = time.monotonic() + 10
+    while (not lost or not kept.file.stat().st_mtime) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    heart.stop()
+    assert lost == [taken] and kept.file.stat().st_mtime > 0
+
+
+# ── who was suspended must not publish ────────────────────────────────────────────────────────────
+
+
+class Builder:
+    """A process on a machine of its own that builds one step, as the worker does."""
+
+    def __init__(self, number: int, final: Path, clock: Clock):
+        self.number, self.final = number, final
+        self.observer = elsewhere(clock, f"machine-{number}")
+        self.lease, self.work, self.left = None, None, 0
+        self.has_crashed = self.has_published = self.is_done = False
+
+    def go_on(self) -> None:
+        """The next thing that it does; every file operation may find others' traces."""
+        if self.is_done or self.has_crashed:
+            return
+        if self.lease is None:
+            self.lease = self.observer.try_acquire(store.lease_folder(self.final))
+            if self.lease and store.read_manifest(self.final):
+                self.is_done = True
+                self.lease.release()
+            elif self.lease:
+                self.work = store.claim_work_folder(self.final, self.lease)
+                self.work.mkdir(exist_ok=True)
+                self.left = 2
+        elif self.left:
+            self.left -= 1
+            with suppress(FileNotFoundError):
+                (self.work / f"part-{self.number}").write_text("written")
+        else:
+            self._publish()
+
+    def _publish(self) -> None:
+        with suppress(OSError, StageError):
+            files = store.list_files(self.work)
+            manifest = {"stage": "sample", "fingerprint": "a" * 12, "inputs": {}, "config": {}}
+            store.seal(self.work, {**manifest, "files": files, "cost": {}, "seconds": 0})
+            store.publish(self.work, self.final)
+            self.has_published = True
+        self.is_done = True
+        self.lease.release()
+
+    def beat(self) -> None:
+        if self.lease and not self.has_crashed and not self.is_done:
+            with suppress(FileNotFoundError):
+                self.lease.beat()
+            if not self.lease.is_current():
+                self.has_crashed = True  # as the worker does: it ends
+
+
+ACTIONS = st.lists(
+    st.tuples(st.sampled_from(["go on", "go on", "beat", "crash", "time"]), st.integers(0, 2)),
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(actions=ACTIONS)
+def test_whatever_is_suspended_or_crashes_one_publishes_and_the_step_gets_built(
+    tmp_path_factory, actions
+):
+    folder, clock = tmp_path_factory.mktemp("store"), Clock()
+    final = folder / "sample" / ("a" * 12)
+    final.parent.mkdir()
+    builders = [Builder(number, final, clock) for number in range(3)]
+    for action, number in actions:
+        if action == "time":
+            clock.now += EXPIRY / 2 * (number + 1)
+        elif action == "crash":
+            builders[number].has_crashed = True
+        elif action == "beat":
+            builders[number].beat()
+        else:
+            builders[number].go_on()
+    last = Builder(9, final, clock)  # who comes later is never stuck
+    for _ in range(20):
+        clock.now += EXPIRY
+        last.go_on()
+    assert last.is_done and store.read_manifest(final)
+    assert sum(one.has_published for one in [*builders, last]) == 1
+    assert store.find_damage(final, store.read_manifest(final), verify=True) is None
+
+
+def test_work_that_is_taken_over_goes_on_under_another_name(tmp_path):
+    clock, final = Clock(), tmp_path / "sample" / ("a" * 12)
+    far, near = elsewhere(clock), elsewhere(clock, "near")
+    lease = far.try_acquire(store.lease_folder(final))
+    work = store.claim_work_folder(final, lease)
+    write_text(work / "shard", "half done")
+    assert near.try_acquire(store.lease_folder(final)) is None
+    clock.now += EXPIRY + 1
+    ours = store.claim_work_folder(final, near.try_acquire(store.lease_folder(final)))
+    assert (ours / "shard").read_text() == "half done" and not work.exists()
+    assert store.find_work_folder(final) == ours
+    with pytest.raises(StageError, match="another process has taken this step over"):
+        store.publish(work, final)
+    write_json(ours / store.STEP, {})
+    store.publish(ours, final)
+    assert (final / "shard").exists()

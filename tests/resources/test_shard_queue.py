@@ -1,0 +1,81 @@
+"""Shards that processes of several machines take from one folder."""
+
+import multiprocessing
+from functools import partial
+from pathlib import Path
+
+from pipeline.resources.shard_queue import JoinedWorker, OwnQueue, read_pool
+from pipeline.resources.worker_pool import Worker, run_shards
+
+SHARDS = [f"{at:05d}.txt" for at in range(40)]
+
+
+def write(out: Path, worker: Worker, only: int = 1000) -> None:
+    done = 0
+    while done < only and (shard := worker.claim()):
+        worker.output(shard, out / "rows" / shard).parent.mkdir(parents=True, exist_ok=True)
+        worker.output(shard, out / "rows" / shard).write_text(f"rows of {shard}")
+        worker.report(rows=1)
+        worker.finish(shard, {shard: len(shard)})
+        done += 1
+
+
+def join(out: Path, only: int = 1000) -> int:
+    worker = JoinedWorker(out, read_pool(out)["shards"])
+    write(out, worker, only)
+    worker.close()
+    return worker.finished
+
+
+def test_the_stage_collects_what_others_finish_and_does_the_rest(tmp_path):
+    finished, rows = {}, []
+
+    def work(worker: Worker) -> None:
+        assert join(tmp_path, only=7) == 7
+        assert not list(tmp_path.glob("rows/*")), "only the stage writes into its step"
+        write(tmp_path, worker)
+
+    on_finish = lambda shard, entry: finished.update(entry)  # noqa: E731
+    run_shards(SHARDS, work, [{}], tmp_path, on_finish, lambda f: rows.append(f["rows"]))
+    assert finished == dict.fromkeys(SHARDS, 9) and sum(rows) == 40
+    written = {path.name: path.read_text() for path in (tmp_path / "rows").iterdir()}
+    assert written == {shard: f"rows of {shard}" for shard in SHARDS}
+    assert list(OwnQueue(tmp_path, SHARDS[:3], {}).collect()) == []
+
+
+def test_what_waited_for_a_killed_stage_is_taken_and_what_it_finished_itself_is_asked_for_anew(
+    tmp_path,
+):
+    killed = OwnQueue(tmp_path, SHARDS, {})
+    killed.finish(killed.take())  # its file was lost with the machine
+    assert join(tmp_path, only=5) == 5
+    finished = {}
+    run_shards(SHARDS, partial(write, tmp_path), [{}], tmp_path, lambda s, e: finished.update(e))
+    assert finished == dict.fromkeys(SHARDS, 9)
+    assert len(list((tmp_path / "rows").iterdir())) == 40
+
+
+def count_taken(out: Path, ready, results) -> None:
+    worker = JoinedWorker(out, SHARDS)
+    ready.wait()
+    taken = list(iter(worker.claim, None))
+    for shard in taken:
+        worker.finish(shard, shard)
+    worker.close()
+    results.put(taken)
+
+
+def test_many_processes_take_each_shard_once(tmp_path):
+    OwnQueue(tmp_path, SHARDS, {})
+    context = multiprocessing.get_context("spawn")
+    ready, results = context.Event(), context.Queue()
+    processes = [
+        context.Process(target=count_taken, args=(tmp_path, ready, results)) for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    ready.set()
+    taken = [shard for _ in processes for shard in results.get(timeout=120)]
+    for process in processes:
+        process.join()
+    assert sorted(taken) == SHARDS
