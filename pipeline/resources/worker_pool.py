@@ -120,7 +120,7 @@ class InProcess:
         self._queue, self._claimed = queue, 0
 
     def claim(self, wait: bool = True) -> str | None:
-        """Without shards of its own it waits for those of other processes."""
+        """Where none is free, wait for the shards of other processes."""
         self._queue.look_at_others()
         shard = self._queue.take()
         while shard is None and wait and not self._claimed and self._queue.is_left():
