@@ -115,6 +115,10 @@ class Identity:
             )[:12]
         return self._known[id(step)]
 
+    def hash_config(self, value: Any, knob: str) -> str:
+        """A hash of a config alone, by what of it would enter a fingerprint."""
+        return hash_json(self._to_json(value, knob))[:12]
+
     def fingerprint_input(self, step: Step, part: str | None) -> str:
         return f"{self.fingerprint(step)}/{part}" if part else self.fingerprint(step)
 
@@ -179,22 +183,22 @@ def find_checkpoint(step: Step) -> str | None:
 
 def has_floating_revision(step: Step) -> bool:
     """Whether the fingerprint depends on a hub revision that may still change."""
-    return any(_is_floating(ancestor.config) for ancestor in step.ancestors())
+    return any(is_floating(ancestor.config) for ancestor in step.ancestors())
 
 
-def _is_floating(value: Any) -> bool:
+def is_floating(value: Any) -> bool:
     if isinstance(value, Block):
         if _find_hub_name(value) and not is_commit(getattr(value, "revision", None)):
             return True
-        return any(_is_floating(item) for _, item in value)
-    return isinstance(value, dict) and any(_is_floating(item) for item in value.values())
+        return any(is_floating(item) for _, item in value)
+    return isinstance(value, dict) and any(is_floating(item) for item in value.values())
 
 
 def pin_revisions(value: Any, resolve_commit: Callable[[str, str | None], str]) -> Any:
     """Replace every floating hub revision in a config by its commit."""
     if isinstance(value, dict):
         return {name: pin_revisions(item, resolve_commit) for name, item in value.items()}
-    if not isinstance(value, Block) or not _is_floating(value):
+    if not isinstance(value, Block) or not is_floating(value):
         return value
     changes = {name: pin_revisions(item, resolve_commit) for name, item in value}
     name, revision = _find_hub_name(value), changes.get("revision")

@@ -15,10 +15,11 @@ from typing import Any
 
 from pipeline.artifacts import read_json, write_json
 from pipeline.commands.table import parse_words, reports_errors
-from pipeline.config import Block, EnsembleScorer, ScoreConfig
+from pipeline.config import Block, EnsembleScorer, RewardConfig, ScoreConfig
 from pipeline.config.compose import Arguments, compose_block
 from pipeline.data.human_pairs import HumanComparison, read_human_comparisons
 from pipeline.errors import UserError, pluralize, suggest
+from pipeline.preflight.qualification import fill_reward_model
 from pipeline.report.analysis.agreement import (
     Calibration,
     LabelledPair,
@@ -44,6 +45,7 @@ Verdicts = dict[str, float | None]
 
 class CalibrateConfig(Block):
     score: ScoreConfig
+    reward: RewardConfig | None
 
 
 @reports_errors
@@ -53,7 +55,9 @@ def main(arguments: list[str]) -> int:
     names = [name for name in words.knob("scorer").split(",") if name]
     check_out(out, file)
     judged = read_human_comparisons(file)
-    cfg = compose_block(Arguments.parse(words.overrides), CalibrateConfig).score
+    blocks = compose_block(Arguments.parse(words.overrides), CalibrateConfig)
+    filled = fill_reward_model(blocks.score.scorers, blocks.reward)
+    cfg = blocks.score.model_copy(update={"scorers": filled})
     verdicts = {name: collect_verdicts(cfg, name, judged) for name in names}
     results = summarize_calibration(judged, verdicts)
     write_json(out, {"file": file.name, **results})

@@ -126,6 +126,15 @@ COMMANDS = {
         knobs={"scorer": None, "out": "calibration.json"},
         takes_overrides=True,
     ),
+    "qualify": Command(
+        "Measure how often a judge or reward model ranks right answers first, by subset.",
+        f"FILE … [scorer=NAME,…] {CHOICES}",
+        "strop qualify reward-bench-2.parquet scorer=judge recipes=mine",
+        "pipeline.commands.qualify",
+        places=(1, MANY),
+        knobs={"scorer": None},
+        takes_overrides=True,
+    ),
     "convert": Command(
         "Write a training file of axolotl, alignment-handbook, LLaMA-Factory or TRL as a recipe.",
         "FILE [gpus=1] [method=dpo|kto|orpo|cpo] [out=RECIPE.yaml]",
@@ -244,7 +253,7 @@ def parse_words(name: str, words: Iterable[str]) -> Words:
             found.typed.add(key)
         elif word in command.flags:
             found.flags.add(word)
-        elif command.takes_overrides and (equals or len(found.places) == command.places[1]):
+        elif command.takes_overrides and (equals or _follows_places(command, found, word)):
             found.overrides.append(word)
         elif _is_place(command, word):
             found.places.append(word)
@@ -258,6 +267,13 @@ def parse_words(name: str, words: Iterable[str]) -> Words:
     if len(found.places) > most:
         raise _refuse(name, f"{found.places[most]}: one word too many.")
     return found
+
+
+def _follows_places(command: Command, found: Words, word: str) -> bool:
+    """Whether a word without `=` is for the config: a flag of it, or the flag's value."""
+    has_all = len(found.places) == command.places[1]
+    is_flag = bool(found.places) and word.startswith("-")
+    return has_all or is_flag or found.overrides[-1:] in (["--config-dir"], ["-cd"])
 
 
 def _is_place(command: Command, word: str) -> bool:

@@ -177,8 +177,10 @@ def compose_block(arguments: Arguments, shape: type[BlockT]) -> BlockT:
     """Only the blocks that a shape has, even where the rest of the config still lacks values."""
     overrides = _parse_overrides(arguments.overrides)
     composed = _compose_overrides(arguments, [override.input_line for override in overrides])
+    values = {name: composed[name] for name in shape.model_fields}
     raw = {
-        name: OmegaConf.to_container(composed[name], resolve=True) for name in shape.model_fields
+        name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for name, value in values.items()
     }
     return validate(_record_composition(raw, composed.hydra), shape)
 

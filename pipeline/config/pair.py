@@ -148,6 +148,8 @@ class PairConfig(Block):
 
     strategy: StrategyConfig
     scorer: str
+    min_scorer_accuracy: Share | None
+    unqualified: Literal["refuse", "warn"]
     pairs_per_prompt: PositiveInt
     ties: Literal["drop", "both"]
     filters: Filters
@@ -158,6 +160,11 @@ class PairConfig(Block):
     template_kwargs: dict[str, JsonValue]
     dev: DevPairs
     seed: Seed
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """They refuse a scorer and change no pair."""
+        return frozenset({"min_scorer_accuracy", "unqualified"})
 
     @property
     def needs_sft_logps(self) -> bool:

@@ -37,7 +37,7 @@ from pipeline.errors import (
 )
 from pipeline.hashing import resolve_commit
 from pipeline.plan import plan
-from pipeline.preflight import capacity
+from pipeline.preflight import capacity, qualification
 from pipeline.preflight.training_fits import TrainingFits
 from pipeline.status import RunPlan, list_unbuilt
 from pipeline.step import pin_revisions
@@ -117,6 +117,7 @@ def find_faults(run_plan: RunPlan, fits: TrainingFits) -> list[str]:
         preflight.list_checks(coming),
         *(preflight.list_artifact_checks(step, run_plan.folder, coming) for step in built),
         capacity.list_checks(run_plan, fits, coming),
+        qualification.list_checks(run_plan, coming),
     )
     return [*run_plan.faults, *collect_faults(checks)]
 
@@ -147,7 +148,8 @@ def print_warnings(run_plan: RunPlan) -> None:
     """Print what is wrong now and may be right when it is needed."""
     coming = list_unbuilt(run_plan)
     slow, silent = capacity.warn_of_slow_dtypes(coming), preflight.warn_of_silent_servers(coming)
-    for warning in chain(slow, silent, preflight.warn_of_one_sided_sets(coming)):
+    unqualified = qualification.warn_of_unqualified(run_plan, coming)
+    for warning in chain(slow, silent, unqualified, preflight.warn_of_one_sided_sets(coming)):
         print(warning, file=sys.stderr, flush=True)
 
 

@@ -18,6 +18,9 @@ def test_places_knobs_flags_and_overrides_are_told_apart():
     words = parse_words("calibrate", ["v.csv", "scorer=a,b", "recipes=mine", "+scorer@x=math"])
     assert words.places == ["v.csv"] and words.knob("scorer") == "a,b"
     assert words.overrides == ["recipes=mine", "+scorer@x=math"]
+    words = parse_words("qualify", ["a.jsonl", "b.jsonl", "--config-dir", "my", "recipes=mine"])
+    assert words.places == ["a.jsonl", "b.jsonl"]
+    assert words.overrides == ["--config-dir", "my", "recipes=mine"]
     words = parse_words("compare", ["old=runs/a", "runs/b:sft", "level=0.9"])
     assert words.places == ["old=runs/a", "runs/b:sft"] and words.knob("level") == "0.9"
     assert str(parse_words("report", []).place(0)) == "runs/latest"
