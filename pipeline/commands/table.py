@@ -109,6 +109,21 @@ COMMANDS = {
         places=(1, 1),
         knobs={"step": None, "wait": "60"},
     ),
+    "submit": Command(
+        "Run as a Slurm job, which is queued again until it is done; other jobs help it.",
+        "[machines=1] [gpus=N] [cpus=N] [memory=64G] [time=8:00:00] [partition=NAME]"
+        f" [account=NAME] [constraint=NAME] [prolog=FILE] [--dry-run] {CHOICES}",
+        "strop submit machines=4 gpus=1 cpus=16 time=8:00:00 recipes=mine",
+        "pipeline.commands.submit",
+        knobs={
+            "machines": "1",
+            **dict.fromkeys(
+                ("gpus", "cpus", "memory", "time", "partition", "account", "constraint", "prolog")
+            ),
+        },
+        flags=("--dry-run",),
+        takes_overrides=True,
+    ),
     "label": Command(
         "Write pairs of answers for annotators to judge, as a page that works offline.",
         "[RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0]",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import hardware, store
-from pipeline.artifacts import resolve_run
+from pipeline.artifacts import find_store
 from pipeline.commands.table import describe_usage, parse_words, reports_errors
 from pipeline.driver.worker import import_stage, open_inputs, read_config
 from pipeline.errors import DONE, UserError, pluralize
@@ -28,25 +28,35 @@ PAUSE = 1.0  # seconds between two looks at the run
 @reports_errors
 def main(arguments: list[str]) -> int:
     words = parse_words("work", arguments)
-    run_dir, wanted = resolve_run(words.place(0)), words.knobs["step"]
+    place, wanted = words.place(0), words.knobs["step"]
     patience = _read_seconds(words.knob("wait"))
-    if not (run_dir / store.PLAN).is_file():
-        raise UserError(
-            f"{run_dir}: not a run that this machine sees: it has no {store.PLAN}.\n"
-            "  Give the folder of a run, on a disk that both machines have at the same path."
-        )
+    if not place.is_dir():
+        raise UserError(f"{place}: this machine sees no such folder. Give that of a run.")
     if wanted is not None and wanted not in JOINABLE:
         raise UserError(
             f"step={wanted}: its work is not in shards. Expected one of {', '.join(JOINABLE)}."
         )
     finished, waited_since = 0, time.monotonic()
     while time.monotonic() - waited_since < patience:
-        for step, work in list_open_steps(run_dir, wanted):
+        run_dir = find_run(place)
+        for step, work in list_open_steps(run_dir, wanted) if run_dir else ():
             if taken := work_on_step(step, work):
                 finished, waited_since = finished + taken, time.monotonic()
         time.sleep(PAUSE)
+    if find_run(place) is None:
+        raise UserError(
+            f"{place}: not a run that this machine sees: it has no {store.PLAN}.\n"
+            "  Give the folder of a run, on a disk that both machines have at the same path."
+        )
     print(f"{pluralize(finished, 'shard')} finished; no step was open for {patience:g} s")
     return DONE
+
+
+def find_run(place: Path) -> Path | None:
+    """A run, or now the newest of a recipe's folder of runs."""
+    if (place / store.PLAN).is_file():
+        return place.resolve()
+    return max((file.parent for file in place.glob(f"*/{store.PLAN}")), default=None)
 
 
 def _read_seconds(text: str) -> float:
@@ -65,16 +75,16 @@ def list_open_steps(run_dir: Path, wanted: str | None) -> Iterator[tuple[dict[st
             step = json.loads(file.read_text())
         if step.get("stage") not in ((wanted,) if wanted else JOINABLE) or step.get("early_only"):
             continue
-        _check_store(Path(step["out"]))
+        _check_store(find_store(Path(step["out"])))
         work = store.find_work_folder(Path(step["out"]))
         if read_pool(work):
             yield step, work
 
 
-def _check_store(final: Path) -> None:
-    if not final.parent.is_dir():
+def _check_store(root: Path) -> None:
+    if not root.is_dir():
         raise UserError(
-            f"{final.parent}: this machine does not see the run's store.\n"
+            f"{root}: this machine does not see the run's store.\n"
             "  Mount it at the same path as on the machine of the run."
         )
 

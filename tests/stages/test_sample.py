@@ -572,7 +572,8 @@ def test_workers_that_join_take_shards_and_the_bytes_are_those_of_one(tmp_path):
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        (["nowhere"], "not a run that this machine sees"),
+        (["nowhere"], "this machine sees no such folder"),
+        (["empty", "wait=0"], "not a run that this machine sees"),
         (["run", "step=train"], "its work is not in shards. Expected one of sample"),
         (["run", "wait=soon"], "expected whole seconds"),
     ],
@@ -580,6 +581,7 @@ def test_workers_that_join_take_shards_and_the_bytes_are_those_of_one(tmp_path):
 def test_what_cannot_be_joined_is_refused(tmp_path, monkeypatch, capsys, words, fault):
     monkeypatch.chdir(tmp_path)
     write_json(tmp_path / "run" / "plan.json", {})
+    (tmp_path / "empty").mkdir()
     assert work.main(words) == 2
     assert fault in capsys.readouterr().err
 
