@@ -78,14 +78,15 @@ RIVAL = [
 ]
 
 
-def read_questions(folder, rows, name="questions"):
+def read_questions(folder, rows, name="questions", references=None):
     """A set as the stage reads it from a file of its published shape."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts_stage.run(
         EvaluationQuestions(
-            rows={"source": {"kind": "file", "path": str(path)}, "shape": "auto", "columns": {}}
+            rows={"source": {"kind": "file", "path": str(path)}, "shape": "auto", "columns": {}},
+            references=references,
         ),
         folder,
     )
