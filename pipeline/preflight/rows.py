@@ -157,7 +157,7 @@ def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) 
     faults += collect_faults(
         partial(check_guides, rows, knob, judges)
         for knob, rows in sets.items()
-        if knob in known and "evaluation" not in knob
+        if knob in known and not knob.startswith("prompts.evaluation.")
     )
     faults += collect_faults(_list_count_checks(step, cfg, known, coming))
     if faults:
@@ -197,6 +197,7 @@ def list_judges(step: Step, coming: Sequence[Step]) -> dict[str, Judge]:
     for each in coming:
         if not any(source is step for _, source, _ in each.edges()):
             continue
+        found: dict[str, object]
         match each.config:
             case ScoreConfig(scorers=scorers):
                 found = {f"{each.knob}.scorers.{name}": one for name, one in scorers.items()}

@@ -177,7 +177,7 @@ def _describe_panel(
     def measure_kappa(judges: Sequence[str]) -> float | None:
         return fleiss_kappa([*zip(*(points[name] for name in judges), strict=True)])
 
-    pairs = [
+    pairs: list[dict[str, Any]] = [
         {
             "judges": [one, other],
             "exact": mean(a == b for a, b in zip(points[one], points[other], strict=True)),
