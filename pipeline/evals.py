@@ -134,9 +134,10 @@ class EvalPlan:
     def plan_chat(self, name: str, evals: Mapping[str, EvalSteps]) -> dict[str, Input]:
         """A chat benchmark: a set of questions, other than the test prompts, for every model."""
         block, knob = self.cfg.evaluate.chats[name], f"evaluate.chats.{name}"
-        rows = EvaluationQuestions(rows=self.cfg.prompts.evaluation[name])
+        rows = self.cfg.prompts.evaluation[name]
+        set_of_questions = EvaluationQuestions(rows=rows, references=block.references)
         rows_knob = f"prompts.evaluation.{name}"
-        questions = Step("prompts", rows, at=f"test {name}", knob=rows_knob) / "test"
+        questions = Step("prompts", set_of_questions, at=f"test {name}", knob=rows_knob) / "test"
         answered: dict[str, EvalSteps] = {}
         for model_name, steps in evals.items():
             label, model = f"test {model_name} {name}", steps["model"]

@@ -30,7 +30,7 @@ STAGE_VERSIONS = {
     "gate": 1,
     "benchmark": 1,
     "duel": 1,
-    "evaluate": 7,
+    "evaluate": 8,
 }
 
 Input = Union["Step", "Part", Sequence["Input"], Mapping[str, "Input"], None]

@@ -36,6 +36,7 @@ from pipeline.config.demonstrations import (
 from pipeline.config.evaluate import (
     BEST_OF_PREFIX,
     CONTROL,
+    PANEL,
     PROMPTED,
     ChatConfig,
     EvaluateConfig,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from pipeline.config.evaluate import list_retention_names
+from pipeline.config.evaluate import PANEL, list_retention_names
 from pipeline.config.judge import PairwiseScorer
 from pipeline.config.models import SftTraining
 from pipeline.config.reward import RewardTraining
@@ -37,6 +37,7 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_endpoints(cfg)
     yield from _check_gold(cfg)
     yield from _check_names(cfg)
+    yield from _check_panel(cfg)
     if cfg.rounds > 1 and cfg.sample.per_round is None:
         yield (
             f"rounds={cfg.rounds} need fresh prompts each:"
@@ -95,7 +96,7 @@ def _check_comparability(cfg: "Config") -> Iterator[str]:
         yield (
             f"evaluate.scorer={cfg.evaluate.scorer}: {knob}={chief.combine} compares one model's"
             " answers to one prompt and cannot tell models apart."
-            f" Give a single scorer, or {knob}=min."
+            f" Give a single scorer, or {knob}=mean or min."
         )
 
 
@@ -254,6 +255,25 @@ def _check_names(cfg: "Config") -> Iterator[str]:
                 f"evaluate.labels.{name}: this evaluation has a judge or scorer of that name."
                 " Give the annotators another name."
             )
+
+
+def _check_panel(cfg: "Config") -> Iterator[str]:
+    """A panel has several judges, and a name that none of them has."""
+    if cfg.evaluate.panel is None:
+        return
+    knob = f"evaluate.panel={cfg.evaluate.panel}"
+    groups = [cfg.evaluate.duels, *(chat.duels for chat in cfg.evaluate.chats.values())]
+    if all(len(judges) < 2 for judges in groups):
+        yield (
+            f"{knob}: a panel has at least two judges of the same answers."
+            " Give +duel@evaluate.duels.NAME=default for each, or evaluate.panel=null."
+        )
+    names = {*cfg.evaluate.labels, *cfg.eval_scoring[1].scorers}.union(*groups)
+    if PANEL in names:
+        yield (
+            f"{knob}: a judge, a scorer or a file of labels is named {PANEL} already, as this row"
+            " of the table would be. Give it another name."
+        )
 
 
 def _check_mix(cfg: "Config") -> Iterator[str]:

@@ -13,6 +13,7 @@ from pipeline.config.score import ReferenceConfig, ScoreConfig
 
 # Rows of the report's table that sample the SFT model again.
 CONTROL, PROMPTED, BEST_OF_PREFIX = "control", "prompted", "best-of-"
+PANEL = "panel"  # in the table of contests: all judges together
 RESERVED_NAMES = "base", "sft", CONTROL, PROMPTED
 
 
@@ -27,6 +28,7 @@ class ChatConfig(Block):
     """A set of questions from prompts.evaluation, asked of every model in the table."""
 
     turns: PositiveInt
+    references: Local | None
     score: ScoreConfig | None
     duels: dict[Name, DuelConfig]
 
@@ -49,10 +51,15 @@ class VerdictConfig(Block):
     scorer: str
     slices: list[str]
     labels: dict[Name, Local]
+    panel: Literal["majority", "mean"] | None
     level: Annotated[float, Field(gt=0, lt=1)]
     retention: dict[str, NonNegativeFloat]
     resamples: Annotated[int, Field(ge=2)]
     seed: Seed
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        return frozenset() if self.panel else frozenset({"panel"})
 
 
 class Expectation(Block):

@@ -20,6 +20,7 @@ from pipeline.config.sample import VllmRuntime
 
 # Becomes a part of the names of scorers and inputs.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
+Column = Annotated[str, Field(min_length=1)]  # of the prompts
 
 
 class ServiceRuntime(Server):
@@ -85,10 +86,25 @@ class Judge(Block):
 
     engine: EngineConfig
     template: Local
+    reference_column: Column | None
+    reference_template: Local
+    without_reference: Literal["skip", "judge"]
     form: Literal["word", "json"]
     strip_reasoning: bool
     seed: Seed
     runtime: JudgeRuntime
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """Without a reference nothing is read by its template."""
+        if self.reference_column is None:
+            return frozenset({"reference_column", "reference_template", "without_reference"})
+        return frozenset()
+
+    @property
+    def required_columns(self) -> list[str]:
+        """The prompt columns that this judge needs."""
+        return [self.reference_column] if self.reference_column else []
 
     @model_validator(mode="after")
     def _check_max_tokens(self) -> Self:
@@ -118,28 +134,50 @@ class RubricScale(Block):
 class RubricScorer(Judge):
     kind: Literal["rubric"]
     criteria: dict[Name, str | None]
+    rubric_column: Column | None
     scale: RubricScale
     gold: bool
 
     @property
     def active_criteria(self) -> dict[str, str]:
+        """The criteria of every prompt; none where each prompt has its own rubric."""
+        if self.rubric_column:
+            return {}
         return {name: text for name, text in self.criteria.items() if text}
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        return super().outside_identity | {"criteria" if self.rubric_column else "rubric_column"}
+
+    @property
+    def required_columns(self) -> list[str]:
+        return [*super().required_columns, *([self.rubric_column] if self.rubric_column else [])]
 
     @model_validator(mode="after")
     def _check_criteria(self) -> Self:
-        if not self.active_criteria:
+        if not self.active_criteria and not self.rubric_column:
             raise ValueError(
                 "criteria is empty: a rubric asks about at least one criterion;"
-                " give criteria.NAME='what is good'"
+                " give criteria.NAME='what is good', or rubric_column=COLUMN of the prompts"
             )
         return self
 
 
-class PairwiseScorer(Judge):
+class PairwiseJudge(Judge):
+    """What a judge of two answers has."""
+
+    levels: Literal[3, 5]
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        return super().outside_identity | ({"levels"} if self.levels == 3 else frozenset())
+
+
+class PairwiseScorer(PairwiseJudge):
     kind: Literal["pairwise"]
     opponents: PositiveInt | None
     gold: bool
 
 
-class DuelConfig(Judge):
+class DuelConfig(PairwiseJudge):
     max_failed: Share

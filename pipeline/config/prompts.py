@@ -86,9 +86,14 @@ HeldOut = Annotated[
 
 
 class EvaluationQuestions(Block):
-    """One set of prompts.evaluation, for chat benchmarks."""
+    """One set of prompts.evaluation, for chat benchmarks, and the file of its reference answers."""
 
     rows: PromptRows
+    references: Local | None
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        return frozenset() if self.references else frozenset({"references"})
 
 
 class PromptSplit(Block):

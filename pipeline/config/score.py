@@ -80,7 +80,7 @@ class LabelsScorer(Block):
 class EnsembleScorer(Block):
     kind: Literal["ensemble"]
     weights: Annotated[dict[str, PositiveFloat], Field(min_length=1)]
-    combine: Literal["mean_rank", "mean_z", "min", "majority"]
+    combine: Literal["mean", "mean_rank", "mean_z", "min", "majority"]
     gates: dict[str, float]
     gold: bool
 
@@ -91,7 +91,7 @@ class EnsembleScorer(Block):
     @property
     def is_within_prompt(self) -> bool:
         """Whether scores only compare a prompt's answers, so that all models have the same mean."""
-        return self.combine != "min"
+        return self.combine not in ("mean", "min")
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:

@@ -9,6 +9,7 @@ from pipeline.data.readers import Row, read_files
 from pipeline.errors import UserError
 
 ID_NAMES = "question_id", "uid"
+REFERENCE_COLUMN = "reference"  # of a question, with its reference answers
 SHAPES = (
     '{"instruction": …, "output": …} (AlpacaEval), {"question_id" or "uid": …, "choices":'
     ' [{"turns": […]}]} (FastChat, Arena-Hard v0.1) or {"uid": …, "messages": […]} (Arena-Hard v2)'
@@ -39,6 +40,21 @@ def read_published_answers(cfg: AnswersFile, knob: str) -> dict[str, list[str]]:
     return found
 
 
+def read_reference_answers(file: str, knob: str) -> dict[str, list[str]]:
+    """The answers, one for each turn, by the text of the first question or by its number."""
+    found: dict[str, list[str]] = {}
+    for where, fault, row in read_files(Path(file).expanduser()):
+        parsed = None if fault else _parse_answers(row)
+        if parsed is None:
+            raise UserError(
+                f"{knob}={file}: {where}: {fault or 'no answer is found in it'}.\n"
+                f"  Expected rows such as {SHAPES}."
+            )
+        question, answers = parsed
+        found.setdefault(question.strip() if isinstance(question, str) else question[0], answers)
+    return found
+
+
 def _parse_answers(row: Row) -> tuple[str | tuple[str], list[str]] | None:
     """The question's text, or its number in a tuple, and the answers."""
     match row:
@@ -51,7 +67,7 @@ def _parse_answers(row: Row) -> tuple[str | tuple[str], list[str]] | None:
             return (asked[0], replies) if asked and replies else None
         case {"choices": [{"turns": [*turns]}, *_]}:
             texts = [text for text in map(_find_text, turns) if text is not None]
-            number = _find_id(row)
+            number = find_question_id(row)
             return ((number,), texts) if number and len(texts) == len(turns) > 0 else None
     return None
 
@@ -72,7 +88,8 @@ def _find_text(value: Any) -> str | None:
     return None
 
 
-def _find_id(row: Row) -> str | None:
+def find_question_id(row: Row) -> str | None:
+    """The number by which published files name a question."""
     return next((str(row[name]) for name in ID_NAMES if row.get(name) is not None), None)
 
 
@@ -81,6 +98,6 @@ def _read_questions(file: Path) -> dict[str, str]:
     for _, fault, row in read_files(file.expanduser()):
         turns = row.get("turns")
         text = _find_text(turns[0] if isinstance(turns, list) and turns else row.get("prompt"))
-        if not fault and text is not None and (number := _find_id(row)):
+        if not fault and text is not None and (number := find_question_id(row)):
             questions[number] = text
     return questions

@@ -3,7 +3,14 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
-from pipeline.config import Demonstration, PairRound, ReportConfig, SampleRequest, ScoreConfig
+from pipeline.config import (
+    Demonstration,
+    DuelConfig,
+    PairRound,
+    ReportConfig,
+    SampleRequest,
+    ScoreConfig,
+)
 from pipeline.data.prompt_checks import PromptSummary
 from pipeline.errors import UserError, suggest
 from pipeline.preflight.functions import check_call, list_functions
@@ -35,6 +42,8 @@ def list_prompt_checks(
                     yield partial(check_demonstrations, strategy, summarize(part).columns)
                 case ReportConfig() as cfg:
                     yield partial(check_slices, cfg, summarize(part).columns)
+                case DuelConfig() as duel:
+                    yield partial(check_duel, step.knob, duel, summarize(part).columns)
                 case SampleRequest() as cfg:
                     yield partial(check_rows, cfg, rows[part], at_most)
 
@@ -59,6 +68,15 @@ def check_columns(cfg: ScoreConfig, known: Collection[str]) -> None:
             )
     if faults:
         raise UserError(*faults)
+
+
+def check_duel(knob: str, cfg: DuelConfig, known: Collection[str]) -> None:
+    if missing := [column for column in cfg.required_columns if column not in known]:
+        raise UserError(
+            f"{knob}.reference_column={missing[0]}: no prompt has this column (they have"
+            f" {', '.join(sorted(known)) or 'only their text'}).\n"
+            f"  Give prompts with that column, or {knob}.reference_column=null."
+        )
 
 
 def check_demonstrations(cfg: Demonstration, known: Collection[str]) -> None:

@@ -6,12 +6,14 @@ only seconds.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import (
+    DuelConfig,
     EvaluationQuestions,
     FilePrompts,
     FileRows,
@@ -21,6 +23,7 @@ from pipeline.config import (
     IfevalScorer,
     InstructionPrompts,
     JsonlDemonstrations,
+    Judge,
     OfflineConfig,
     PairRound,
     PlaygroundPrompts,
@@ -35,11 +38,14 @@ from pipeline.config import (
     UserPreferences,
 )
 from pipeline.data.prompt_checks import PromptSummary, check_caps, check_split
+from pipeline.data.published_answers import REFERENCE_COLUMN, read_reference_answers
 from pipeline.data.readers import is_dataset_folder, list_files
 from pipeline.data.safety import check_labels, describe_one_sided
 from pipeline.errors import UserError, collect_faults, run_all
 from pipeline.preflight.prompts import list_prompt_checks
+from pipeline.preflight.scorers import exists
 from pipeline.scorers.ifeval import NEED_PUNKT, NO_PUNKT, has_punkt
+from pipeline.scorers.judging.columns import read_guide
 from pipeline.step import Step
 
 LARGEST_FILE = 16 << 20  # bytes of one set: tens of thousands of rows, read in about a second
@@ -51,8 +57,8 @@ def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[],
     match step.config:
         case PlaygroundPrompts() | InstructionPrompts() | FilePrompts() | HubPrompts() as cfg:
             yield partial(check_given_prompts, step, cfg, coming)
-        case EvaluationQuestions(rows=rows) if _is_read_here(rows.source):
-            yield partial(check_questions, step, rows, coming)
+        case EvaluationQuestions(rows=rows) as cfg if _is_read_here(rows.source):
+            yield partial(check_questions, step, cfg, coming)
         case SftTraining(data=JsonlDemonstrations() as data) if _is_small(data.path):
             yield partial(_read_demonstrations, data, f"{step.knob}.data")
         case TrainConfig(rehearsal=RehearsalConfig(data=JsonlDemonstrations() as data)) if (
@@ -147,6 +153,12 @@ def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) 
     )
     if isinstance(cfg, InstructionPrompts):
         faults += collect_faults([partial(check_sentence_data, cfg, coming)])
+    judges = list_judges(step, coming)
+    faults += collect_faults(
+        partial(check_guides, rows, knob, judges)
+        for knob, rows in sets.items()
+        if knob in known and not knob.startswith("prompts.evaluation.")
+    )
     faults += collect_faults(_list_count_checks(step, cfg, known, coming))
     if faults:
         raise UserError(*faults)
@@ -165,12 +177,53 @@ def check_sentence_data(cfg: InstructionPrompts, coming: Sequence[Step]) -> None
         )
 
 
-def check_questions(step: Step, rows: PromptRows, coming: Sequence[Step]) -> None:
-    """Check the rows of a chat benchmark, and the columns that its scorers read."""
+def check_questions(step: Step, cfg: EvaluationQuestions, coming: Sequence[Step]) -> None:
+    """Check the rows of a chat benchmark, and the columns that its scorers and judges read."""
+    rows = cfg.rows
     summary = _summarize_rows(rows, step.knob, "fail")
+    if cfg.references and exists(cfg.references):
+        chat = step.knob.removeprefix("prompts.evaluation.")
+        read_reference_answers(cfg.references, f"evaluate.chats.{chat}.references")
+        summary = replace(summary, columns=summary.columns | {REFERENCE_COLUMN})
     run_all(list_prompt_checks(step, {"test": summary.rows}, lambda _: summary, coming))
+    check_guides(rows, step.knob, list_judges(step, coming))
     if _is_safety_set(step, coming):
         check_labels(_read_columns(rows, step.knob), step.knob)
+
+
+def list_judges(step: Step, coming: Sequence[Step]) -> dict[str, Judge]:
+    """By its knob each judge that reads a column of these prompts."""
+    judges: dict[str, Judge] = {}
+    for each in coming:
+        if not any(source is step for _, source, _ in each.edges()):
+            continue
+        found: dict[str, object]
+        match each.config:
+            case ScoreConfig(scorers=scorers):
+                found = {f"{each.knob}.scorers.{name}": one for name, one in scorers.items()}
+            case DuelConfig() as duel:
+                found = {each.knob: duel}
+            case _:
+                continue
+        judges |= {
+            knob: one
+            for knob, one in found.items()
+            if isinstance(one, Judge) and one.required_columns
+        }
+    return judges
+
+
+def check_guides(rows: PromptRows, knob: str, judges: Mapping[str, Judge]) -> None:
+    """Refuse references and rubrics that a judge could not read."""
+    if not judges:
+        return
+    read = _read_columns(rows, knob)
+
+    def check(judge_knob: str, judge: Judge) -> None:
+        for prompt_id, columns in read.items():
+            read_guide(judge, judge_knob, prompt_id, columns, turns=1)
+
+    run_all(partial(check, judge_knob, judge) for judge_knob, judge in judges.items())
 
 
 def _is_safety_set(step: Step, coming: Sequence[Step]) -> bool:

@@ -21,7 +21,12 @@ from pipeline.config.score import count_gpus
 from pipeline.data.label_files import read_sample_labels, read_votes
 from pipeline.preflight.environment import check_gpus
 from pipeline.scorers.judging import PACKAGES, not_installed_error
-from pipeline.scorers.judging.template import PAIRWISE_FIELDS, RUBRIC_FIELDS, JudgeTemplate
+from pipeline.scorers.judging.template import (
+    PAIRWISE_FIELDS,
+    REFERENCE,
+    RUBRIC_FIELDS,
+    JudgeTemplate,
+)
 from pipeline.scorers.user_files import check_function, load_schema
 from pipeline.step import Step
 from pipeline.text import check_languages
@@ -56,9 +61,13 @@ def exists(path: str) -> bool:
 
 def list_judge_checks(cfg: Judge, knob: str) -> Iterator[Callable[[], object]]:
     yield partial(check_package, cfg, f"{knob}.engine")
+    needs = RUBRIC_FIELDS if isinstance(cfg, RubricScorer) else PAIRWISE_FIELDS
     if exists(cfg.template):
-        needs = RUBRIC_FIELDS if isinstance(cfg, RubricScorer) else PAIRWISE_FIELDS
         yield partial(JudgeTemplate, cfg.template, needs, cfg.form, cfg.seed)
+    if cfg.reference_column and exists(cfg.reference_template):
+        yield partial(
+            JudgeTemplate, cfg.reference_template, {*needs, REFERENCE}, cfg.form, cfg.seed
+        )
 
 
 def check_package(cfg: Judge, knob: str) -> None:

@@ -107,6 +107,11 @@ def _format_detail(facts: Mapping[str, object]) -> str:
 # ── ways to combine: members × answers, the members' weights → a score for each answer ─────────
 
 
+def mean(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """In the members' own unit, so that it can compare models."""
+    return np.average(table, axis=0, weights=weights)
+
+
 def mean_rank(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """0 for the last, 1 for the first, ties in between.
 
@@ -154,6 +159,7 @@ def majority(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 COMBINERS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "mean": mean,
     "mean_rank": mean_rank,
     "mean_z": mean_z,
     "min": minimum,

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from pipeline.artifacts import draw_key
-from pipeline.config import PairwiseScorer, RubricScorer
+from pipeline.config import Judge, PairwiseScorer, RubricScorer
 from pipeline.hashing import hash_json
 from pipeline.scorers import Answer, Score
+from pipeline.scorers.judging import JudgeRequest
 from pipeline.scorers.judging.cached_judge import CachedJudge
+from pipeline.scorers.judging.columns import PromptGuide, count_turns, read_guide
 from pipeline.scorers.judging.pairwise import (
     PAIRWISE_FIELDS,
     Comparison,
@@ -20,37 +22,47 @@ from pipeline.scorers.judging.template import RUBRIC_FIELDS, format_conversation
 
 
 class Rubric:
-    """A row per criterion, and their mean.
+    """A row per criterion, and their mean; or the weighted mean over the prompt's own rubric.
 
     A criterion's score is the expected grade, or the grade itself where the judge gives no
     probabilities.
     """
 
     def __init__(self, cfg: RubricScorer, knob: str):
-        self.cfg = cfg
+        self.cfg, self.knob = cfg, knob
         self.judge = CachedJudge(cfg, RUBRIC_FIELDS, knob)
         self.labels = tuple(str(grade) for grade in range(cfg.scale.low, cfg.scale.high + 1))
 
     def score(self, answers: list[Answer]) -> Iterator[Score]:
-        criteria = self.cfg.active_criteria
+        guides = [find_guide(self.cfg, self.knob, answer) for answer in answers]
         requests = [
-            self.judge.template.build_request(
-                {
-                    "question": format_conversation(answer.prompt),
-                    "answer": self.judge.prepare_answer(answer.completion),
-                },
-                self.labels,
-                criterion=text,
-                low=self.cfg.scale.low,
-                high=self.cfg.scale.high,
-            )
-            for answer in answers
-            for text in criteria.values()
+            request
+            for answer, guide in zip(answers, guides, strict=True)
+            for request in self._build_requests(answer, guide)
         ]
         verdicts = iter(self.judge.get_verdicts(requests))
-        for answer in answers:
-            yield from _score_criteria(
-                answer.sample_id, {name: next(verdicts) for name in criteria}
+        for answer, guide in zip(answers, guides, strict=True):
+            if guide.missing:
+                yield skip_answer(answer, guide)
+            elif guide.items:
+                marks = [next(verdicts) for _ in guide.items]
+                yield _weigh_marks(answer.sample_id, guide, marks)
+            else:
+                by_criterion = {name: next(verdicts) for name in self.cfg.active_criteria}
+                yield from _score_criteria(answer.sample_id, by_criterion)
+
+    def _build_requests(self, answer: Answer, guide: PromptGuide) -> Iterator[JudgeRequest]:
+        if guide.missing:
+            return
+        judged = {
+            "question": format_conversation(answer.prompt),
+            "answer": self.judge.prepare_answer(answer.completion),
+        }
+        scale = {"low": self.cfg.scale.low, "high": self.cfg.scale.high}
+        items = [item.criterion for item in guide.items]
+        for text in items or self.cfg.active_criteria.values():
+            yield self.judge.build_request(
+                judged, guide.reference, self.labels, criterion=text, **scale
             )
 
     def get_cost(self) -> dict[str, float]:
@@ -58,6 +70,33 @@ class Rubric:
 
     def close(self) -> None:
         self.judge.close()
+
+
+def find_guide(cfg: Judge, knob: str, answer: Answer) -> PromptGuide:
+    turns = count_turns(answer.columns, answer.prompt)
+    return read_guide(cfg, knob, answer.prompt_id, answer.columns, turns)
+
+
+def skip_answer(answer: Answer, guide: PromptGuide) -> Score:
+    """The judge was not asked: an abstention and not a failure."""
+    return Score(answer.sample_id, None, detail=guide.missing, abstained=True)
+
+
+def _weigh_marks(sample_id: str, guide: PromptGuide, verdicts: list[Verdict]) -> Score:
+    """The weighted mean over the prompt's rubric; its items have no rows, as others have others."""
+    faults = [
+        f"item {place}: {verdict.fault}"
+        for place, verdict in enumerate(verdicts, 1)
+        if verdict.fault
+    ]
+    if faults:
+        return Score(sample_id, None, detail=faults[0])
+    grades = [_expect_grade(verdict) or 0.0 for verdict in verdicts]
+    weights = [item.weight for item in guide.items]
+    weighted = sum(weight * grade for weight, grade in zip(weights, grades, strict=True))
+    models = _join_names(verdict.model for verdict in verdicts)
+    detail = {"model": models, "marks": [round(grade, 6) for grade in grades]}
+    return Score(sample_id, weighted / sum(weights), detail=json.dumps(detail))
 
 
 def _score_criteria(sample_id: str, verdicts: dict[str, Verdict]) -> Iterator[Score]:
@@ -81,35 +120,43 @@ def _expect_grade(verdict: Verdict) -> float | None:
 
 
 class Pairwise:
-    """An answer's score is its mean probability of winning.
+    """An answer's score is its mean probability of winning; a strong verdict has more weight.
 
     An answer with a failed comparison has no score: the means of the others are over all their
     opponents, and its own would not be.
     """
 
     def __init__(self, cfg: PairwiseScorer, knob: str):
-        self.cfg = cfg
+        self.cfg, self.knob = cfg, knob
         self.judge = CachedJudge(cfg, PAIRWISE_FIELDS, knob)
 
     def score(self, answers: list[Answer]) -> Iterator[Score]:
         prompts = [
             list(group) for _, group in groupby(answers, key=lambda answer: answer.prompt_id)
         ]
-        pairings = [pair_opponents(rows, self.cfg.opponents, self.cfg.seed) for rows in prompts]
+        guides = [find_guide(self.cfg, self.knob, rows[0]) for rows in prompts]
+        pairings = [
+            [] if guide.missing else pair_opponents(rows, self.cfg.opponents, self.cfg.seed)
+            for rows, guide in zip(prompts, guides, strict=True)
+        ]
         comparisons = [
-            self._build_comparison(rows[i], rows[j])
-            for rows, pairs in zip(prompts, pairings, strict=True)
+            self._build_comparison(rows[i], rows[j], guide)
+            for rows, guide, pairs in zip(prompts, guides, pairings, strict=True)
             for i, j in pairs
         ]
-        verdicts = iter(judge_comparisons(self.judge, comparisons))
-        for rows, pairs in zip(prompts, pairings, strict=True):
-            yield from _score_by_wins(rows, {pair: next(verdicts) for pair in pairs})
+        verdicts = iter(judge_comparisons(self.judge, comparisons, self.cfg.levels))
+        for rows, guide, pairs in zip(prompts, guides, pairings, strict=True):
+            if guide.missing:
+                yield from (skip_answer(answer, guide) for answer in rows)
+            else:
+                yield from _score_by_wins(rows, {pair: next(verdicts) for pair in pairs})
 
-    def _build_comparison(self, a: Answer, b: Answer) -> Comparison:
+    def _build_comparison(self, a: Answer, b: Answer, guide: PromptGuide) -> Comparison:
         return Comparison(
             format_conversation(a.prompt),
             self.judge.prepare_answer(a.completion),
             self.judge.prepare_answer(b.completion),
+            guide.reference,
         )
 
     def get_cost(self) -> dict[str, float]:
@@ -155,11 +202,13 @@ def _score_by_wins(
             yield Score(answer.sample_id, None, detail=reason)
             continue
         wins = [
-            probability if index == i else 1 - probability
+            (verdict.weight, probability if index == i else 1 - probability)
             for (i, _), verdict in own.items()
             if (probability := verdict.probability) is not None
         ]
-        yield Score(answer.sample_id, sum(wins) / len(wins), detail=detail)
+        weights = sum(weight for weight, _ in wins)
+        score = sum(weight * win for weight, win in wins) / weights
+        yield Score(answer.sample_id, score, detail=detail)
 
 
 def _join_names(names: Iterable[str]) -> str:

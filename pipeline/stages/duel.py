@@ -1,7 +1,8 @@
 """A judge compares two models' answers to the same prompts, in both orders, one row for each.
 
 A killed run resumes, since every verdict is in the judge's store. A prompt without an answer of one
-of the two has a row that tells so. A failed verdict is null and counted, never a tie.
+of the two has a row that tells so, and so has one without the reference that the judge needs. A
+failed verdict is null and counted, never a tie.
 """
 
 import json
@@ -15,6 +16,7 @@ from pipeline.artifacts import KL, Prompts, Samples, Verdicts, note_cost, write_
 from pipeline.config import ANSWER, DuelConfig
 from pipeline.errors import StageError, pluralize
 from pipeline.scorers.judging.cached_judge import CachedJudge
+from pipeline.scorers.judging.columns import PromptGuide, read_guide
 from pipeline.scorers.judging.pairwise import (
     PAIRWISE_FIELDS,
     Comparison,
@@ -35,6 +37,8 @@ VERDICT = {
     "status": pl.String,
     "detail": pl.String,
 }
+WEIGHT = {"weight": pl.Float64}  # of a judge with five levels
+UNANSWERED, NO_REFERENCE = "unanswered", "no reference"  # why nobody was asked
 
 
 def run(
@@ -49,52 +53,72 @@ def run(
     cached = CachedJudge(cfg, PAIRWISE_FIELDS, knob)
     try:
         matches, unanswered = match_answers(prompts, a, b)
-        bouts = []
-        for match in matches:
-            a_text, b_text = (
-                join_turns([*map(cached.prepare_answer, match[side])]) for side in ("a", "b")
-            )
-            bouts.append(Comparison(format_conversation(match["prompt"]), a_text, b_text))
-        verdicts = judge_comparisons(cached, bouts)
+        guides = [
+            read_guide(cfg, knob, match["prompt_id"], match["columns"], len(match["a"]))
+            for match in matches
+        ]
+        asked = [
+            (match, guide)
+            for match, guide in zip(matches, guides, strict=True)
+            if not guide.missing
+        ]
+        comparisons = [build_comparison(cached, match, guide) for match, guide in asked]
+        verdicts = judge_comparisons(cached, comparisons, cfg.levels)
         judge = cached.source.judge
     finally:
         cached.close()
         note_cost(out, **cached.budget.get_cost())
     rows: list[dict[str, Any]] = []
-    for match, verdict in zip(matches, verdicts, strict=True):
+    for (match, _), verdict in zip(asked, verdicts, strict=True):
         rows += _verdict_rows(match, verdict, judge)
-    table = pl.DataFrame([*rows, *_unanswered_rows(unanswered, judge)], schema=VERDICT)
+    skipped = {
+        match["prompt_id"]: guide.missing
+        for match, guide in zip(matches, guides, strict=True)
+        if guide.missing
+    }
+    rows += [*_unjudged_rows(skipped, NO_REFERENCE, judge)]
+    rows += [*_unjudged_rows(unanswered, UNANSWERED, judge)]
+    schema = VERDICT if cfg.levels == 3 else VERDICT | WEIGHT
+    table = pl.DataFrame(rows, schema=schema)
     check_failures(cfg, out, table, knob)
     write_table(out / "verdicts.parquet", table)
     return Verdicts(out)
 
 
+def build_comparison(cached: CachedJudge, match: dict[str, Any], guide: PromptGuide) -> Comparison:
+    a, b = (join_turns([*map(cached.prepare_answer, match[side])]) for side in ("a", "b"))
+    return Comparison(format_conversation(match["prompt"]), a, b, guide.reference)
+
+
 def match_answers(
     prompts: Prompts, a: Samples, b: Samples
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Each prompt's answers in pairs, in the order of their ids; and the prompts without one.
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Each prompt's answers in pairs, in the order of their ids; and why a prompt has no pair.
 
     A conversation of several turns is one answer. A model that ended it sooner gave none.
     """
     answers_a, answers_b = _read_answers(a), _read_answers(b)
-    matches, unanswered = [], []
+    matches: list[dict[str, Any]] = []
+    unanswered: dict[str, str] = {}
     table = prompts.read().select("prompt_id", "prompt", "columns")
-    for prompt_id, prompt, columns in table.iter_rows():
+    for prompt_id, prompt, text in table.iter_rows():
+        columns = json.loads(text)
         given_a, given_b = answers_a.get(prompt_id, []), answers_b.get(prompt_id, [])
         turns = max((len(texts) for _, texts in (*given_a, *given_b)), default=1)
         whole_a = [answer for answer in given_a if len(answer[1]) == turns]
         whole_b = [answer for answer in given_b if len(answer[1]) == turns]
-        later = json.loads(columns).get("turns", [])[1:turns] if turns > 1 else []
+        later = columns.get("turns", [])[1:turns] if turns > 1 else []
         conversation_prompt = [
             *prompt,
             *({"role": "user", "content": question} for question in later),
         ]
         for (a_id, texts_a), (b_id, texts_b) in zip(whole_a, whole_b, strict=False):
             ids = {"prompt_id": prompt_id, "a_id": a_id, "b_id": b_id}
-            matches.append({**ids, "prompt": conversation_prompt, "a": texts_a, "b": texts_b})
+            texts = {"prompt": conversation_prompt, "a": texts_a, "b": texts_b}
+            matches.append({**ids, **texts, "columns": columns})
         if not whole_a or not whole_b:
             by = [name for name, whole in (("a", whole_a), ("b", whole_b)) if not whole]
-            unanswered.append({"prompt_id": prompt_id, "by": by})
+            unanswered[prompt_id] = f"no answer by {' and '.join(by)}"
     return matches, unanswered
 
 
@@ -135,25 +159,22 @@ def _verdict_rows(
             "model": side.model,
             "status": "failed" if side.winner is None else "ok",
             "detail": side.detail,
+            "weight": float(side.weight),
         }
 
 
-def _unanswered_rows(unanswered: list[dict[str, Any]], judge: str) -> Iterator[dict[str, Any]]:
-    for one in unanswered:
-        why = f"no answer by {' and '.join(one['by'])}"
-        yield {
-            "prompt_id": one["prompt_id"],
-            "judge": judge,
-            "model": "",
-            "status": "unanswered",
-            "detail": why,
-        }
+def _unjudged_rows(why: dict[str, str], status: str, judge: str) -> Iterator[dict[str, Any]]:
+    for prompt_id, detail in why.items():
+        named = {"prompt_id": prompt_id, "judge": judge, "model": ""}
+        yield {**named, "status": status, "detail": detail}
 
 
 def check_failures(cfg: DuelConfig, out: Path, table: pl.DataFrame, knob: str) -> None:
     failed = table.filter(pl.col("status") == "failed")
-    judged = table.filter(pl.col("status") != "unanswered")
-    note_cost(out, verdicts=judged.height, failed=failed.height)
+    judged = table.filter(pl.col("status").is_in(["ok", "failed"]))
+    skipped = table.filter(status=NO_REFERENCE).height
+    counts = {"no_reference": skipped} if skipped else {}
+    note_cost(out, verdicts=judged.height, failed=failed.height, **counts)
     if failed.height <= cfg.max_failed * judged.height:
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return

@@ -50,6 +50,12 @@ from pipeline.report.analysis.funnel import read_funnel
 from pipeline.report.analysis.gates import read_gates
 from pipeline.report.analysis.judges import judge_duels
 from pipeline.report.analysis.multiple_testing import correct_families
+from pipeline.report.analysis.panels import (
+    Ensemble,
+    combine_judges,
+    describe_ensembles,
+    list_ensembles,
+)
 from pipeline.report.analysis.setup import describe_setup
 from pipeline.report.analysis.slices import describe_slices
 from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict
@@ -83,6 +89,7 @@ def run(
         describe_benchmarks(evals, aggregate.bootstrap_config(cfg)),
         duels or {},
         sets,
+        list_ensembles(read_ancestors(out), prompts.path.name),
     )
     report = assemble_report(cfg, out, prompts, find_name(chosen, results), found, pairs)
     answers = tabulate_answers(results, asked)
@@ -109,6 +116,7 @@ class Findings:
     duels: list[aggregate.ModelDuel]
     published: list[dict[str, Any]]
     annotators: HumanResults
+    panels: list[dict[str, Any]]
     chats: dict[str, tuple[dict[str, Any], HumanResults]]
 
     @property
@@ -134,6 +142,7 @@ def collect_findings(
     published: list[dict[str, Any]],
     duels: dict[str, dict[str, dict[str, Verdicts]]],
     sets: list[QuestionSet],
+    ensembles: list[Ensemble],
 ) -> Findings:
     """Annotators' verdicts go to the set of questions that they are about.
 
@@ -144,14 +153,19 @@ def collect_findings(
         name: read_votes(path, f"evaluate.labels.{name}")
         for name, path in sorted(cfg.labels.items())
     }
-    judges = [*aggregate.score_duels(results, names, draw), *judge_duels(duels, results, draw)]
+    by_scores = aggregate.score_duels(results, names, draw)
+    judged = judge_duels(duels, results, draw)
+    combined, panels = combine_judges(judged, cfg.panel, draw)
+    panels += describe_ensembles(ensembles, results, by_scores, draw)
+    judges = [*by_scores, *judged, *combined]
     others = {name: exclude_votes(given, sets) for name, given in votes.items()}
     annotators = collect_human_results(results, others, judges, draw)
     reports = {}
     for of in sets:
         own = {name: select_votes(of, given) for name, given in votes.items()}
-        reports[of.name] = describe_chat(of, own, draw)
-    return Findings(results, [*judges, *annotators.duels], published, annotators, reports)
+        reports[of.name] = describe_chat(of, own, draw, cfg.panel)
+    contests = [*judges, *annotators.duels]
+    return Findings(results, contests, published, annotators, panels, reports)
 
 
 def assemble_report(
@@ -203,6 +217,7 @@ def assemble_report(
         "retention": retained,
         "expected": compare_expected(cfg.expect, question, figures, published),
         "gates": gates,
+        "panels": found.panels,
         "annotators": [
             *found.annotators.agreement,
             *(row for _, said in found.chats.values() for row in said.agreement),

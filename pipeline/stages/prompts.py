@@ -34,6 +34,11 @@ from pipeline.data.prompts import (
     build_prompt_row,
     read_prompts,
 )
+from pipeline.data.published_answers import (
+    REFERENCE_COLUMN,
+    find_question_id,
+    read_reference_answers,
+)
 from pipeline.errors import StageError, UserError, pluralize, run_all
 from pipeline.progress import Progress, print_note, print_warning
 
@@ -42,9 +47,9 @@ BATCH = 4096
 LeftOutColumns = dict[str, dict[str, LeftOutColumn]]  # by the knob of each set, by column
 
 
-def run(cfg: PromptsConfig | EvaluationQuestions, out: Path) -> Prompts:
+def run(cfg: PromptsConfig | EvaluationQuestions, out: Path, *, knob: str = "prompts") -> Prompts:
     if isinstance(cfg, EvaluationQuestions):
-        return publish_questions(cfg, out)
+        return publish_questions(cfg, out, knob)
     read = read_sets(cfg)
     left_out = {
         f"prompts.{name}".removesuffix(".source"): found.left_out
@@ -84,15 +89,40 @@ def run(cfg: PromptsConfig | EvaluationQuestions, out: Path) -> Prompts:
     return Prompts(out)
 
 
-def publish_questions(cfg: EvaluationQuestions, out: Path) -> Prompts:
+def publish_questions(cfg: EvaluationQuestions, out: Path, knob: str) -> Prompts:
     """A set in its own order; a question that is there twice counts once."""
     read = read_prompts(cfg.rows, "prompts.evaluation")
     warn_left_out({"prompts.evaluation": read.left_out})
     rows = read.rows
     asked = rows.unique("prompt_id", keep="first", maintain_order=True)
+    if cfg.references:
+        chat = knob.removeprefix("prompts.evaluation.")
+        asked = add_references(asked, cfg.references, f"evaluate.chats.{chat}.references")
     write_table(out / "test" / "prompts.parquet", asked.select("prompt_id", "prompt", "columns"))
     note_cost(out, prompts=asked.height, dropped=rows.height - asked.height)
     return Prompts(out)
+
+
+def add_references(questions: pl.DataFrame, file: str, knob: str) -> pl.DataFrame:
+    """The questions with their reference answers as the column `reference`, one for each turn."""
+    answers = read_reference_answers(file, knob)
+    texts, found = [], 0
+    for prompt_id, asked, text in questions.select("prompt_id", "asked", "columns").iter_rows():
+        columns = json.loads(text)
+        names = find_question_id(columns), prompt_id, asked[0].strip()
+        reference = next((answers[name] for name in names if name in answers), None)
+        found += reference is not None
+        known = columns if reference is None else {**columns, REFERENCE_COLUMN: reference}
+        texts.append(json.dumps(known, sort_keys=True, ensure_ascii=False, allow_nan=False))
+    if not found:
+        raise UserError(
+            f"{knob}={file}: none of its {pluralize(len(answers), 'answer')} is to one of these"
+            " questions.\n"
+            "  Answers name their question by question_id or uid, as the questions do, or by its"
+            " text. Give the file of this benchmark."
+        )
+    print_note(f"{found} of {pluralize(len(texts), 'question')} have a reference answer")
+    return questions.with_columns(columns=pl.Series(texts, dtype=pl.String))
 
 
 def warn_left_out(left_out: LeftOutColumns) -> None:

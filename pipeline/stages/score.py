@@ -390,6 +390,7 @@ def check_opinions(out: Path, knob: str) -> None:
     for name in silent["scorer"].sort():
         raise UserError(
             f"{knob}.scorers.{name}: it has no opinion on any of these answers.\n"
-            "  Labels hold for exactly the samples that the annotators saw."
-            " Give labels of these, or take the scorer out."
+            "  Labels hold for exactly the samples that the annotators saw, and a judge with a"
+            " reference or a rubric for the prompts that have one."
+            " Give labels of these, or prompts with that column, or take the scorer out."
         )

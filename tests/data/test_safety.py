@@ -77,7 +77,7 @@ def write_csv(path, rows):
 def read_set(path, out):
     source = {"kind": "file", "path": str(path)}
     rows = {"source": source, "shape": "auto", "columns": {}}
-    prompts_stage.run(EvaluationQuestions(rows=rows), out)
+    prompts_stage.run(EvaluationQuestions(rows=rows, references=None), out)
     return Prompts(out / "test")
 
 

@@ -78,14 +78,15 @@ RIVAL = [
 ]
 
 
-def read_questions(folder, rows, name="questions"):
+def read_questions(folder, rows, name="questions", references=None):
     """A set as the stage reads it from a file of its published shape."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts_stage.run(
         EvaluationQuestions(
-            rows={"source": {"kind": "file", "path": str(path)}, "shape": "auto", "columns": {}}
+            rows={"source": {"kind": "file", "path": str(path)}, "shape": "auto", "columns": {}},
+            references=references,
         ),
         folder,
     )
@@ -167,6 +168,47 @@ def test_published_files_are_read_with_what_they_say_of_their_questions(tmp_path
         "prompts": 2,
         "dropped": 1,
     }
+
+
+REFERENCES = [  # FastChat's data/mt_bench/reference_answer/gpt-4.jsonl
+    {
+        "question_id": 82,
+        "answer_id": "x",
+        "model_id": "gpt-4",
+        "choices": [{"index": 0, "turns": ["It is 4.", "It is 8."]}],
+        "tstamp": 1687222327.2,
+    },
+    {"question_id": 130, "choices": [{"index": 0, "turns": ["Unasked.", "Too."]}]},
+]
+
+
+def test_reference_answers_of_fastchat_become_a_column_of_their_questions(tmp_path):
+    file = tmp_path / "gpt-4.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in REFERENCES))
+    columns = read_questions(tmp_path / "mt", MT_BENCH, references=str(file)).read_columns()
+    found = {row["question_id"]: row.get("reference") for row in columns.values()}
+    assert found == {81: None, 82: ["It is 4.", "It is 8."]}
+    with pytest.raises(
+        UserError, match=r"evaluate\.chats\.\S+\.references=\S+: none of its 2 answ"
+    ):
+        read_questions(tmp_path / "arena", ARENA_HARD, references=str(file))
+    file.write_text('{"question_id": 82}\n')
+    with pytest.raises(UserError, match=r"gpt-4\.jsonl: .*\n.*Expected rows such as"):
+        read_questions(tmp_path / "bad", MT_BENCH, references=str(file))
+
+
+def test_only_the_questions_of_a_chat_with_references_are_others(cfg, tmp_path):
+    file = tmp_path / "gpt-4.jsonl"
+    file.write_text(json.dumps(REFERENCES[0]))
+    given = composed(*GIVEN, *TWO, *JUDGE, *RIVAL, f"evaluate.chats.mt.references={file}")
+    before, after = identities(cfg), identities(given)
+    changed = {name.partition(" ")[0] for name in before if before[name] != after[name]}
+    assert changed == {"prompts@test", "sample@test", "score@test", "duel@test", "evaluate@report"}
+    assert all(before[name] == after[name] for name in before if not name.endswith(("mt", "port")))
+    unread = composed(
+        *GIVEN, *TWO, *JUDGE, *RIVAL, "evaluate.chats.mt.duels.judge.reference_template=./mine.md"
+    )
+    assert identities(unread) == before
 
 
 # ── turns ─────────────────────────────────────────────────────────────────────
@@ -302,7 +344,7 @@ def test_judges_read_whole_conversations_and_one_that_broke_off_is_unanswered(tm
     [one] = met
     assert [message["content"] for message in one["prompt"]] == MT_BENCH[0]["turns"]
     assert duel.join_turns(one["a"]) == "Answer 1:\nSun.\n\nAnswer 2:\nA sun."
-    assert unanswered == [{"prompt_id": math, "by": ["b"]}]
+    assert unanswered == {math: "no answer by b"}
 
 
 class Chat(Run):

@@ -7,10 +7,12 @@ from scipy import stats
 from pipeline.report.analysis.statistics import (
     BootstrapConfig,
     adjust_for_length,
+    adjust_for_style,
     adjust_holm,
     count_wins,
     estimate_difference,
     estimate_mean,
+    estimate_weighted_mean,
     sign_flip_test,
     sign_test,
 )
@@ -265,3 +267,74 @@ def test_a_judge_that_rewards_length_alone_is_adjusted_to_a_half(steep):
 def test_a_judge_that_ignores_length_is_left_as_it_is(rate):
     plain, adjusted = mean_rates(lambda gaps: np.full(len(gaps), rate))
     assert adjusted == pytest.approx(plain, abs=0.02)
+
+
+def styles(rng, prompts: int, lean: float) -> list[dict[str, float]]:
+    """Gaps of length, headers, lists and bold; `lean`: how much more of each a has on average."""
+    return [by_prompt(rng.normal(lean, 1, prompts)) for _ in range(4)]
+
+
+def judged_by_style(rng, prompts: int, skill: float = 0.0, push: float = 0.6):
+    """Verdicts of a judge who likes all four features, and who thinks `skill` better of a."""
+    gaps = styles(rng, prompts, 0.5)
+    liking = skill + push * np.sum([[*gap.values()] for gap in gaps], axis=0)
+    won = rng.random(prompts) < 1 / (1 + np.exp(-liking))
+    return by_prompt(won), gaps
+
+
+def test_where_style_alone_decides_the_adjusted_rate_is_a_half():
+    rng = np.random.default_rng(7)
+    runs = [judged_by_style(rng, 400) for _ in range(100)]
+    plain = [np.mean([*won.values()]) for won, _ in runs]
+    found = [adjust_for_style(won, gaps, 0.95) for won, gaps in runs]
+    by_length = [adjust_for_length(won, gaps[0], 0.95) for won, gaps in runs]
+    assert np.mean(plain) > 0.7 and np.mean([one.mean for one in by_length]) > 0.65
+    assert np.mean([one.mean for one in found]) == pytest.approx(0.5, abs=0.02)
+    assert np.mean([one.low <= 0.5 <= one.high for one in found]) >= 0.9
+
+
+def test_skill_is_left_when_style_is_taken_away():
+    rng = np.random.default_rng(8)
+    found = [adjust_for_style(*judged_by_style(rng, 800, skill=1.0), 0.95) for _ in range(20)]
+    assert np.mean([one.mean for one in found]) == pytest.approx(1 / (1 + np.exp(-1)), abs=0.03)
+    assert all(one.low > 0.5 for one in found)
+
+
+def test_style_needs_more_prompts_than_length_and_no_feature_has_to_vary():
+    rng = np.random.default_rng(9)
+    won, gaps = judged_by_style(rng, 39)
+    assert adjust_for_style(won, gaps, 0.95) is None
+    assert adjust_for_length(won, gaps[0], 0.95) is not None
+    won, gaps = judged_by_style(rng, 400)
+    flat = [gaps[0], *(dict.fromkeys(gap, 0.0) for gap in gaps[1:])]
+    assert 0.5 < adjust_for_style(won, flat, 0.95).mean < 1
+
+
+def test_weights_count_as_so_many_prompts():
+    rng = np.random.default_rng(10)
+    won, gaps = judged_by_style(rng, 200)
+    weights = {key: float(1 + 2 * (rng.random() < 0.3)) for key in won}
+    copies = [(key, i) for key, weight in weights.items() for i in range(int(weight))]
+
+    def repeat(table):
+        return {f"{key} {i}": table[key] for key, i in copies}
+
+    weighted = adjust_for_style(won, gaps, 0.95, weights)
+    repeated = adjust_for_style(repeat(won), [repeat(gap) for gap in gaps], 0.95)
+    assert weighted.mean == pytest.approx(repeated.mean, abs=0.01)
+    values, each = [*won.values()], [*weights.values()]
+    rate = estimate_weighted_mean(values, each, BootstrapConfig(0.95, 999, 0))
+    assert rate.mean == pytest.approx(np.mean([*repeat(won).values()]))
+    plain = estimate_weighted_mean(values, [1.0] * 200, BootstrapConfig(0.95, 999, 0))
+    assert plain.low == pytest.approx(estimate_mean(values, BootstrapConfig(0.95, 999, 0)).low)
+
+
+def test_the_interval_of_a_weighted_rate_holds_the_truth():
+    """Strong verdicts come more often with wins, so the weighted rate is 0.75 and not 0.6."""
+    rng, held = np.random.default_rng(11), []
+    for _ in range(300):
+        won = (rng.random(200) < 0.6).astype(float)
+        weights = np.where((won == 1) & (rng.random(200) < 0.5), 3.0, 1.0)
+        rate = estimate_weighted_mean([*won], [*weights], BootstrapConfig(0.95, 199, 0))
+        held.append(rate.low <= 0.75 <= rate.high)
+    assert 0.92 <= np.mean(held) <= 0.99

@@ -160,6 +160,87 @@ def test_failed_verdicts_are_null_and_stop_the_stage_past_the_limit(config, tmp_
     assert not (tmp_path / "out" / "failed.parquet").exists()
 
 
+# ── references and levels ─────────────────────────────────────────────────────────────────────────
+
+REFERENCE = {"reference": "oak elm"}
+
+
+def with_columns(inputs, columns):
+    """The same prompts with columns by prompt."""
+    file = inputs["prompts"].path / "prompts.parquet"
+    table = read_table(file)
+    texts = [json.dumps(columns.get(key, {})) for key in table["prompt_id"]]
+    write_table(file, table.with_columns(columns=pl.Series(texts)))
+    return inputs
+
+
+def test_prompts_without_their_reference_are_not_judged_and_counted(config, judge, tmp_path):
+    told = {"p": ["an oak, an elm"], "q": ["good good"]}
+    inputs = edges(tmp_path, told, {"p": ["good good"], "q": ["bad"]})
+    inputs = with_columns(inputs, {"p": REFERENCE})
+    seen = len(judge.seen())
+    out = tmp_path / "out"
+    table = duel.run(config(reference_column="reference"), out, **inputs).read()
+    assert len(judge.seen()) == seen + 2
+    rows = table.select("prompt_id", "order", "winner", "status", "detail").rows()
+    assert rows == [
+        ("p", "ab", "a", "ok", ""),
+        ("p", "ba", "a", "ok", ""),
+        ("q", None, None, "no reference", "no reference in the prompt's column reference"),
+    ]
+    cost = json.loads((out / "cost.json").read_text())
+    assert (cost["verdicts"], cost["failed"], cost["no_reference"]) == (2, 0, 1)
+    both = config(reference_column="reference", without_reference="judge")
+    table = duel.run(both, tmp_path / "both", **inputs).read()
+    assert table["winner"].to_list() == ["a"] * 4 and "weight" not in table.columns
+    plain = duel.run(config(), tmp_path / "plain", **inputs).read()
+    assert plain.filter(prompt_id="p")["winner"].to_list() == ["b", "b"]
+
+
+def test_five_levels_have_weights(config, tmp_path):
+    a = {"p": ["good good good"], "q": ["good good"], "r": ["good"], "s": ["same"]}
+    b = {"p": ["good"], "q": ["good"], "r": ["good x"], "s": ["same"]}
+    template = str(HOUSE / "conf" / "score" / "pairwise_5.md")
+    five = config(levels=5, template=template)
+    table = duel.run(five, tmp_path / "out", **edges(tmp_path, a, b)).read()
+    found = table.group_by("prompt_id").agg("winner", "weight").sort("prompt_id").rows()
+    assert found == [
+        ("p", ["a", "a"], [3.0, 3.0]),
+        ("q", ["a", "a"], [1.0, 1.0]),
+        ("r", ["tie", "tie"], [1.0, 1.0]),
+        ("s", ["tie", "tie"], [1.0, 1.0]),
+    ]
+
+
+def test_levels_choose_their_template():
+    words = ["recipes=smoke", "+duel@evaluate.duels.j=default", f"{AT}.engine.model=m"]
+    three, five = (composed(*words, f"{AT}.levels={levels}") for levels in (3, 5))
+    names = [Path(cfg.evaluate.duels["j"].template).name for cfg in (three, five)]
+    assert names == ["pairwise_3.md", "pairwise_5.md"]
+
+
+def test_a_strong_win_counts_as_three_in_the_win_rate(tmp_path):
+    """Two strong wins, a slight loss, and a disagreement, which counts as one: (6 + 0.5) / 8."""
+    run = Run(tmp_path)
+    run.add("sft", scored(0.5)).add("round-1", scored(0.5))
+    from pipeline.report.analysis.eval_results import read_eval
+
+    a, b = (
+        read_eval(name, evaluation, frozenset(eval_ids()), "rules")
+        for name, evaluation in run.evals.items()
+    )
+    rows = [("p000", 0, "a", "a"), ("p001", 0, "a", "a"), ("p002", 0, "b", "b")]
+    table = verdicts(tmp_path / "duel", [*rows, ("p003", 0, "a", "b")]).read()
+    strong = pl.col("prompt_id").is_in(["p000", "p001", "p003"])
+    weighted = table.with_columns(weight=pl.when(strong).then(3.0).otherwise(1.0))
+    contest = contested("m", a, b, weighted, BootstrapConfig(0.95, 499, 0)).contest
+    assert (contest.wins, contest.ties, contest.losses) == (2, 1, 1)
+    assert contest.rate.mean == pytest.approx(6.5 / 8)
+    assert 0 <= contest.rate.low < contest.rate.mean < contest.rate.high <= 1
+    plain = contested("m", a, b, table, BootstrapConfig(0.95, 499, 0)).contest
+    assert plain.rate.mean == 2.5 / 4
+
+
 # ── killed ────────────────────────────────────────────────────────────────────────────────────────
 
 ALONE = """

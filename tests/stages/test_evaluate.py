@@ -21,6 +21,7 @@ CONFIG = ReportConfig(
     scorer="rules",
     slices=[],
     labels={},
+    panel=None,
     level=0.95,
     resamples=499,
     seed=1,
@@ -130,6 +131,7 @@ def test_report_json_has_the_contracts_keys(run):
     contract = {"setup", "models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
     contract |= {"expected"}
     doubts = {"slices", "control", "proxy", "ceiling", "annotators", "chats", "retention", "gates"}
+    doubts |= {"panels"}
     assert (
         set(report)
         == contract | {"evaluation", "differences", "missing", "changes", "distributions"} | doubts
@@ -148,7 +150,9 @@ def test_report_json_has_the_contracts_keys(run):
         assert set(each["kl"]) == {"mean", "low", "high", "n", "why"}
     for duel in report["duels"]:
         figures = {"wins", "ties", "losses", "win_rate", "low", "high", "p_value"}
-        adjusted = {"length_adjusted", "length_adjusted_low", "length_adjusted_high"}
+        adjusted = {
+            f"{name}_adjusted{end}" for name in ("length", "style") for end in ("", "_low", "_high")
+        }
         assert set(duel) == figures | adjusted | {
             "a",
             "b",

@@ -1,9 +1,10 @@
 """A fake judge: a real HTTP server on loopback in a process of its own, that behaves as the asked
 model's name says.
 
-It counts the word "good" in each text and prefers more of it. What stands outside a fence it takes
-for instructions and obeys: `answer with A`. It remembers every request; GET /seen tells. python -m
-tests.judges [LATENCY]    prints its port
+It counts the word "good" in each text and prefers more of it; shown a reference answer it counts
+the words of that one instead, and by a criterion "mentions WORD" that word alone. What stands
+outside a fence it takes for instructions and obeys: `answer with A`. It remembers every request;
+GET /seen tells. python -m tests.judges [LATENCY]    prints its port
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from typing import Any
 from tests.support.house import HOUSE
 
 KEY = "sk-planted-0123456789abcdef"
+FIVE = ["A>>B", "A>B", "A=B", "B>A", "B>>A"]
 SLOW = 0.02
 STUCK = 30.0
 
@@ -62,14 +64,21 @@ def verdict(messages: list[dict[str, str]], labels: list[str]) -> dict[str, floa
     )
     if order := re.search(r"answer with (\w+)", outside):
         return {order[1]: 1.0}
+    wanted = texts.get("reference answer", "good").split()
+    if criterion := re.search(r"mentions (\w+)", outside):
+        wanted = [criterion[1]]
+
+    def count(title: str) -> int:
+        return sum(texts.get(title, outside).count(word) for word in wanted)
+
+    if labels == FIVE:
+        ahead = min(max(count("first answer (A)") - count("second answer (B)"), -2), 2)
+        return {FIVE[2 - ahead]: 1.0}
     if "TIE" in labels:
-        first, second = (
-            texts.get(title, outside).count("good")
-            for title in ("first answer (A)", "second answer (B)")
-        )
+        first, second = count("first answer (A)"), count("second answer (B)")
         ahead = 1 / (1 + math.exp(second - first))
         return {"A": 0.5, "B": 0.5} if first == second else {"A": ahead, "B": 1 - ahead}
-    mark = min(5, 1 + texts.get("answer", outside).count("good"))
+    mark = min(5, 1 + count("answer"))
     return {str(mark): 0.75, str(mark - 1 if mark > 1 else mark + 1): 0.25}
 
 
@@ -203,7 +212,9 @@ def message(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def said(model: str, messages: list[dict[str, str]]) -> tuple[str, dict[str, float]]:
-    labels = ["A", "B", "TIE"] if "A, B or TIE" in messages[0]["content"] else list("12345")
+    instruction = messages[0]["content"]
+    labels = ["A", "B", "TIE"] if "A, B or TIE" in instruction else list("12345")
+    labels = FIVE if "A>>B, A>B, A=B" in instruction else labels
     chances = verdict(messages, labels)
     likeliest = max(chances, key=lambda label: chances[label])
     tied = len(set(chances.values())) == 1 and len(chances) > 1
@@ -211,6 +222,11 @@ def said(model: str, messages: list[dict[str, str]]) -> tuple[str, dict[str, flo
     match model:
         case "biased":
             return "A", {"A": 0.9, "B": 0.1}
+        case "arena":
+            return (
+                f"Assistant B was polite.\nMy final verdict is: [[{label.replace('>>', '≫')}]]",
+                {"Assistant": 1.0},
+            )
         case "chatty":
             return f"I would say {label}", {"I": 1.0}
         case "reasons":

@@ -46,6 +46,7 @@ class ModelDuel:
     contest: Contest
     scores: tuple[ByPrompt, ByPrompt]
     length_adjusted: Estimate | None = None
+    style_adjusted: Estimate | None = None
     flip_rate: float | None = None
     orders: Mapping[str, list[str | None]] = field(default_factory=dict)
 
@@ -200,16 +201,17 @@ def describe_duel(duel: ModelDuel) -> dict[str, Any]:
         "low": contest.rate.low,
         "high": contest.rate.high,
         "p_value": contest.p_value,
-        **_describe_adjusted_rate(duel.length_adjusted),
+        **_describe_adjusted_rate("length_adjusted", duel.length_adjusted),
+        **_describe_adjusted_rate("style_adjusted", duel.style_adjusted),
         "flip_rate": duel.flip_rate,
         "failed": contest.missing,
     }
 
 
-def _describe_adjusted_rate(rate: Estimate | None) -> dict[str, float | None]:
-    """The length-adjusted win rate and its interval; a contest of scores has none."""
+def _describe_adjusted_rate(name: str, rate: Estimate | None) -> dict[str, float | None]:
+    """An adjusted win rate and its interval; a contest of scores has none."""
     mean, low, high = (rate.mean, rate.low, rate.high) if rate else (None, None, None)
-    return {"length_adjusted": mean, "length_adjusted_low": low, "length_adjusted_high": high}
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def tabulate_verdicts(duels: list[ModelDuel]) -> pl.DataFrame:

@@ -189,6 +189,22 @@ def cohen_kappa(both: Sequence[tuple[float, float]]) -> float | None:
     return None if chance == 1 else (observed - chance) / (1 - chance)
 
 
+def fleiss_kappa(votes: Sequence[Sequence[float]]) -> float | None:
+    """How far the agreement of several judges exceeds chance; each row has a prompt's verdicts.
+
+    Of one judge there is none, nor where all verdicts are the same.
+    """
+    judges = len(votes[0]) if votes else 0
+    if judges < 2:
+        return None
+    counts = [[row.count(value) for value in (0.0, 0.5, 1.0)] for row in map(tuple, votes)]
+    agreed = [sum(n * (n - 1) for n in row) / (judges * (judges - 1)) for row in counts]
+    observed = sum(agreed) / len(votes)
+    shares = [sum(column) / (judges * len(votes)) for column in zip(*counts, strict=True)]
+    chance = sum(share**2 for share in shares)
+    return None if chance == 1 else (observed - chance) / (1 - chance)
+
+
 def mean(values: Iterable[float]) -> float | None:
     known = list(values)
     return sum(known) / len(known) if known else None

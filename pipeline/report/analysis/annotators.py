@@ -14,8 +14,8 @@ from pipeline.errors import pluralize
 from pipeline.report.analysis.aggregate import ModelDuel
 from pipeline.report.analysis.agreement import LabelledPair, calibrate, calibrate_annotators
 from pipeline.report.analysis.eval_results import EvalResult, mean_by_prompt
-from pipeline.report.analysis.judges import POINTS
-from pipeline.report.analysis.statistics import BootstrapConfig, adjust_for_length, count_wins
+from pipeline.report.analysis.judges import POINTS, build_duel
+from pipeline.report.analysis.statistics import BootstrapConfig
 
 MAX_IDS_SHOWN = 3  # of what was left out
 
@@ -124,11 +124,7 @@ def _list_ids(names: Sequence[str]) -> str:
 
 def score_human_duel(judge: str, votes: HumanVotes, bootstrap: BootstrapConfig) -> ModelDuel:
     points = votes.average_points()
-    against = {key: 1 - value for key, value in points.items()}
-    gaps = {key: float(pair.first - pair.second) for key, pair in votes.to_pairs().items()}
-    contest = count_wins(points, against, len(points), bootstrap)
-    adjusted = adjust_for_length(points, gaps, bootstrap.level)
-    return ModelDuel(votes.a, votes.b, judge, contest, (points, against), adjusted)
+    return build_duel(judge, votes.a, votes.b, points, len(points), bootstrap)
 
 
 def describe_agreement(judge: str, votes: HumanVotes, duels: Sequence[ModelDuel]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pipeline.report.analysis.annotators import HumanResults, collect_human_resu
 from pipeline.report.analysis.eval_results import SFT, EvalResult, ModelScores, mean_by_prompt
 from pipeline.report.analysis.judges import judge_duels
 from pipeline.report.analysis.multiple_testing import correct_families
+from pipeline.report.analysis.panels import Combine, combine_judges
 from pipeline.report.analysis.statistics import BootstrapConfig, estimate_mean
 from pipeline.report.analysis.text_metrics import add_text_metrics
 
@@ -49,7 +50,10 @@ def read_question_set(name: str, chat: ChatSet) -> QuestionSet:
 
 
 def describe_chat(
-    question_set: QuestionSet, votes: Mapping[str, Sequence[Label]], bootstrap: BootstrapConfig
+    question_set: QuestionSet,
+    votes: Mapping[str, Sequence[Label]],
+    bootstrap: BootstrapConfig,
+    panel: Combine | None = None,
 ) -> tuple[dict[str, Any], HumanResults]:
     """One set's part of report.json, and its human results with all that the set lacks."""
     turns, results = question_set.turns, question_set.results
@@ -63,6 +67,8 @@ def describe_chat(
         if sft and model is not sft
     ]
     judged = judge_duels(question_set.chat.get("duels") or {}, results, bootstrap)
+    combined, panels = combine_judges(judged, panel, bootstrap)
+    judged += combined
     human = collect_human_results(results, votes, judged, bootstrap, question_set.name)
     rows = [aggregate.describe_duel(duel) for duel in (*judged, *human.duels)]
     differences, duels = correct_families(gaps, rows)
@@ -77,6 +83,7 @@ def describe_chat(
         "models": [_describe_model(model, names, bootstrap) for model in results],
         "differences": differences,
         "duels": duels,
+        "panels": panels,
     }
     return report, human
 

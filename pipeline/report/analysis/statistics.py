@@ -4,7 +4,7 @@ The unit is the prompt: every function takes one number per prompt, as `{prompt_
 Two models are joined by prompt id, never by position.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -17,8 +17,8 @@ TIE = 1e-9
 MAX_CELLS = 1_000_000  # of a matrix of resamples
 # Of the variance: a resample that missed the rare large values would divide by next to nothing.
 VARIANCE_FLOOR = 0.1
-MIN_FIT_PROMPTS = 10  # fewer do not determine the length curve
-RIDGE = 0.01  # keeps the length curve finite where one side won every prompt
+MIN_FIT_PROMPTS = 10  # for each covariate; fewer do not determine its curve
+RIDGE = 0.01  # keeps the curve finite where one side won every prompt
 MAX_NEWTON_STEPS = 100  # ten are usual
 
 ByPrompt = Mapping[str, float]
@@ -145,51 +145,107 @@ def estimate_difference(
     )
 
 
-def count_wins(a: ByPrompt, b: ByPrompt, expected: int, bootstrap: BootstrapConfig) -> Contest:
+def count_wins(
+    a: ByPrompt,
+    b: ByPrompt,
+    expected: int,
+    bootstrap: BootstrapConfig,
+    weights: ByPrompt | None = None,
+) -> Contest:
     """Who has the higher mean on each common prompt.
 
-    A tie is half a win in the rate; the sign test uses decisive prompts only.
+    A tie is half a win in the rate; the sign test uses decisive prompts only. `weights`: as how
+    many prompts each one counts in the rate.
     """
     verdicts = {key: _pick_winner(a[key] - b[key]) for key in _common_prompts(a, b)}
     wins, ties, losses = (sum(v == side for v in verdicts.values()) for side in ("a", "tie", "b"))
     points = [{"a": 1.0, "tie": 0.5, "b": 0.0}[verdict] for verdict in verdicts.values()]
-    rate = estimate_mean(points, bootstrap)
+    if weights is None:
+        rate = estimate_mean(points, bootstrap)
+    else:
+        rate = estimate_weighted_mean(points, [weights[key] for key in verdicts], bootstrap)
     p_value = sign_test(wins, losses) if points else None
     return Contest(wins, ties, losses, expected - len(verdicts), rate, p_value, verdicts)
 
 
-def adjust_for_length(points: ByPrompt, gaps: ByPrompt, level: float) -> Estimate | None:
+def estimate_weighted_mean(
+    values: Sequence[float], weights: Sequence[float], bootstrap: BootstrapConfig
+) -> Estimate:
+    """Σ w x / Σ w of values between 0 and 1, with its interval.
+
+    The interval is that of the mean of m + w (x − m) / w̄, whose spread is that of the ratio as far
+    as it is linear.
+    """
+    if not values:
+        return Estimate(None, None, None, 0)
+    data, weight = np.asarray(values, dtype=float), np.asarray(weights, dtype=float)
+    mean = float(np.average(data, weights=weight))
+    found = estimate_mean([*(mean + weight * (data - mean) / weight.mean())], bootstrap)
+    low, high = (end if end is None else min(max(end, 0.0), 1.0) for end in (found.low, found.high))
+    return Estimate(mean, low, high, found.n)
+
+
+def adjust_for_length(
+    points: ByPrompt, gaps: ByPrompt, level: float, weights: ByPrompt | None = None
+) -> Estimate | None:
     """The win rate if both answers had the same length: logit p = θ + φ tanh(gap / σ), at gap 0.
 
     Below 15 % and above 85 % it bends towards the middle: read the plain rate there too.
     Its interval is that of θ, with Student's t. θ's variance comes from each prompt's own residual
     (HC3), so no resample has to be fitted.
     """
-    common = _common_prompts(points, gaps)
-    if len(common) < MIN_FIT_PROMPTS:
+    return _adjust_rate(points, [gaps], np.tanh, level, weights)
+
+
+def adjust_for_style(
+    points: ByPrompt, gaps: Sequence[ByPrompt], level: float, weights: ByPrompt | None = None
+) -> Estimate | None:
+    """The win rate if both wrote in the same style: logit p = θ + Σ φ_k gap_k / σ_k, at gaps of 0.
+
+    As `adjust_for_length` otherwise.
+    """
+    return _adjust_rate(points, gaps, np.positive, level, weights)
+
+
+def _adjust_rate(
+    points: ByPrompt,
+    gaps: Sequence[ByPrompt],
+    shape: Callable[[np.ndarray], np.ndarray],
+    level: float,
+    weights: ByPrompt | None,
+) -> Estimate | None:
+    """θ of logit p = θ + Σ φ_k shape(gap_k / σ_k), as a rate."""
+    common = sorted(points.keys() & set.intersection(*(set(gap) for gap in gaps)))
+    if len(common) < MIN_FIT_PROMPTS * len(gaps):
         return None
-    won, gap = (np.array([table[key] for key in common], dtype=float) for table in (points, gaps))
-    spread = float(gap.std())
-    longer = np.tanh(gap / spread) if spread > TIE else np.zeros(len(gap))
-    design = np.column_stack([np.ones(len(gap)), longer])
-    coefficients, information = _fit_logistic(won, design)
+    won = np.array([points[key] for key in common], dtype=float)
+    weight = np.array([1.0 if weights is None else weights[key] for key in common])
+    columns = [np.ones(len(common))]
+    for gap in gaps:
+        values = np.array([gap[key] for key in common], dtype=float)
+        spread = float(values.std())
+        columns.append(shape(values / spread) if spread > TIE else np.zeros(len(values)))
+    design = np.column_stack(columns)
+    coefficients, information = _fit_logistic(won, design, weight)
     rate = expit(design @ coefficients)
     # How far each prompt's residual moves θ and φ.
     pull = np.linalg.solve(information, design.T).T
-    leverage = rate * (1 - rate) * np.sum(design * pull, axis=1)
-    error = float(np.sqrt(np.sum((pull[:, 0] * (won - rate) / (1 - leverage)) ** 2)))
-    reach = float(stdtrit(len(common) - 2, (1 + level) / 2)) * error
+    leverage = weight * rate * (1 - rate) * np.sum(design * pull, axis=1)
+    error = float(np.sqrt(np.sum((pull[:, 0] * weight * (won - rate) / (1 - leverage)) ** 2)))
+    reach = float(stdtrit(len(common) - design.shape[1], (1 + level) / 2)) * error
     low, mean, high = (float(expit(coefficients[0] + step)) for step in (-reach, 0.0, reach))
     return Estimate(mean, low, high, len(common))
 
 
-def _fit_logistic(won: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fit_logistic(
+    won: np.ndarray, design: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The maximum-likelihood coefficients by Newton's method, and the information there."""
     at = np.zeros(design.shape[1])
     for _ in range(MAX_NEWTON_STEPS):
         rate = expit(design @ at)
-        slope = design.T @ (won - rate) - 2 * RIDGE * at
-        weighted = (design * (rate * (1 - rate))[:, None]).T @ design
+        slope = design.T @ (weight * (won - rate)) - 2 * RIDGE * at
+        weighted = (design * (weight * rate * (1 - rate))[:, None]).T @ design
         information = weighted + 2 * RIDGE * np.eye(len(at))
         # Far from the maximum a whole step goes too far.
         step = np.clip(np.linalg.solve(information, slope), -1, 1)

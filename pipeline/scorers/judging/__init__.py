@@ -20,7 +20,8 @@ Message = Mapping[str, str]
 class JudgeRequest:
     """One request to a judge.
 
-    `labels` are all that it may answer, and differ in their first token.
+    `labels` are all that it may answer. Where their first characters differ, the probabilities of
+    the reply's first token are theirs.
     """
 
     messages: tuple[Message, ...]

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import EngineConfig, Judge, VllmEngine
 from pipeline.errors import pluralize
@@ -12,7 +13,7 @@ from pipeline.progress import Progress, print_progress
 from pipeline.scorers.judging import JudgeEngine, JudgeRequest, Response, open_engine
 from pipeline.scorers.judging.budget import JudgeBudget
 from pipeline.scorers.judging.parsing import Verdict, parse_verdict
-from pipeline.scorers.judging.template import JudgeTemplate
+from pipeline.scorers.judging.template import REFERENCE, JudgeTemplate
 from pipeline.scorers.judging.verdict_cache import VerdictSource, VerdictStore
 from pipeline.text import strip_reasoning
 
@@ -28,19 +29,39 @@ class CachedJudge:
     def __init__(self, cfg: Judge, fields: set[str], knob: str):
         self.cfg, self.knob = cfg, f"{knob}.engine"
         self.template = JudgeTemplate(cfg.template, fields, cfg.form, cfg.seed)
+        self.reference_template: JudgeTemplate | None = None
+        if cfg.reference_column:
+            self.reference_template = JudgeTemplate(
+                cfg.reference_template, {*fields, REFERENCE}, cfg.form, cfg.seed
+            )
         self.store = VerdictStore(cfg.runtime.verdicts)
         name = get_engine_name(cfg.engine)
         self.budget = JudgeBudget(name, cfg.engine, self.store, self.knob)
         self.identity = _hash_identity(cfg)
-        self.source = VerdictSource(
-            name, cfg.engine.revision or "", hash_json(self.template.text)[:16]
-        )
+        texts = [one.text for one in (self.template, self.reference_template) if one]
+        hashed = hash_json(texts if len(texts) > 1 else texts[0])[:16]
+        self.source = VerdictSource(name, cfg.engine.revision or "", hashed)
         self.engine: JudgeEngine | None = None
         self._requested = set[str]()  # the keys of what this process has sent
 
     def prepare_answer(self, completion: str) -> str:
         """An answer as the judge reads it."""
         return strip_reasoning(completion) if self.cfg.strip_reasoning else completion
+
+    def build_request(
+        self,
+        judged: Mapping[str, str],
+        reference: str | None,
+        labels: tuple[str, ...],
+        order: str = "",
+        /,
+        **fields: Any,
+    ) -> JudgeRequest:
+        """`judged` are the untrusted texts; a reference, where there is one, has its template."""
+        if reference is None or self.reference_template is None:
+            return self.template.build_request(judged, labels, order, **fields)
+        texts = {**judged, REFERENCE: reference}
+        return self.reference_template.build_request(texts, labels, order, **fields)
 
     def get_verdicts(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
         """One for each request, in their order. Equal requests are sent once."""

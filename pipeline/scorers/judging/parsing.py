@@ -16,6 +16,12 @@ EXCERPT = 80  # characters of a response that a fault repeats
 # With less probability on the labels, the first token was not yet the answer: the parsed label
 # alone counts.
 MIN_LABEL_PROBABILITY = 0.5
+# Other spellings of labels that compare, as Arena-Hard reads them.
+COMPARISONS = {
+    "A>>B": "A>>B", "B<<A": "A>>B", "A>B": "A>B", "B<A": "A>B", "A=B": "A=B", "B=A": "A=B",
+    "B>A": "B>A", "A<B": "B>A", "B>>A": "B>>A", "A<<B": "B>>A",
+}  # fmt: skip
+SIGNS = str.maketrans({"≫": ">>", "≪": "<<"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +48,32 @@ def parse_verdict(response: Response, labels: tuple[str, ...], form: str) -> Ver
         return Verdict({}, response.fault, response.model)
     text = strip_reasoning(response.text).strip()
     word, fault = _parse_json(text) if form == "json" else (text, "")
-    bare = _strip_punctuation(word).casefold()
-    label = next((label for label in labels if label.casefold() == bare), None)
+    label = _find_label(word, labels)
     if fault or label is None:
         unexpected = f"the judge answered {text[:EXCERPT]!r} and none of {', '.join(labels)}"
         return Verdict({}, fault or unexpected, response.model)
     is_bare_word = form == "word" and text == response.text.strip()
     probabilities = _sum_by_label(response, labels) if is_bare_word else {}
     return Verdict(probabilities or {label: 1.0}, "", response.model)
+
+
+def _find_label(word: str, labels: tuple[str, ...]) -> str | None:
+    if COMPARISONS.keys() & {*labels}:
+        return _find_comparison(word, labels)
+    bare = _strip_punctuation(word).casefold()
+    return next((label for label in labels if label.casefold() == bare), None)
+
+
+def _find_comparison(text: str, labels: tuple[str, ...]) -> str | None:
+    """A label such as A>>B in any of its spellings, bare or in Arena-Hard's [[…]].
+
+    Text may stand around [[…]]; two different verdicts in it are none.
+    """
+    words = re.findall(r"\[\[([^\[\]]*)\]\]", text) or [_strip_punctuation(text).strip("[]")]
+    spelt = {re.sub(r"\s", "", word).upper().translate(SIGNS) for word in words}
+    found = {COMPARISONS.get(word, word) for word in spelt}
+    label = found.pop() if len(found) == 1 else None
+    return label if label in labels else None
 
 
 def _strip_punctuation(word: str) -> str:
@@ -59,8 +83,11 @@ def _strip_punctuation(word: str) -> str:
 def _sum_by_label(response: Response, labels: tuple[str, ...]) -> dict[str, float]:
     """The first token's probabilities, over the labels alone.
 
-    A label may take several tokens ("T", "IE"): its first one counts for it.
+    A label may take several tokens ("T", "IE"): its first one counts for it. Labels that begin
+    alike (A>B, A=B) have none.
     """
+    if len({label[0].casefold() for label in labels}) < len(labels):
+        return {}
     sums = dict.fromkeys(labels, 0.0)
     for token, probability in (response.first_token or {}).items():
         start = _strip_punctuation(token).casefold()

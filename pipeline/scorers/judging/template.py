@@ -17,6 +17,9 @@ from pipeline.scorers.judging import JudgeRequest
 SPLIT = "\n---\n"
 PAIRWISE_FIELDS = {"first", "second"}  # that a template has to use
 RUBRIC_FIELDS = {"answer", "criterion"}
+REFERENCE = "reference"  # that a template for prompts with a reference has to use as well
+# What a template may use besides: $labels says what each label of a comparison means.
+OPTIONAL_FIELDS = {"first": {"labels"}, "criterion": {"low", "high"}}
 REPLY = {
     "word": "Reply with {labels} and nothing else.",
     "json": (
@@ -47,7 +50,7 @@ class JudgeTemplate:
                 f"{self.path}: a $ in this template begins no word. Write $$ for the sign itself."
             )
         used = set(template.get_identifiers())
-        known = needed | {"low", "high"} if "criterion" in needed else needed
+        known = needed.union(*(OPTIONAL_FIELDS.get(word, ()) for word in needed))
         if missing := sorted(needed - used):
             raise UserError(
                 f"{self.path}: this template does not use ${', $'.join(missing)}."
@@ -61,7 +64,7 @@ class JudgeTemplate:
         return text
 
     def build_request(
-        self, judged: Mapping[str, str], labels: tuple[str, ...], order: str = "", **fields: Any
+        self, judged: Mapping[str, str], labels: tuple[str, ...], order: str = "", /, **fields: Any
     ) -> JudgeRequest:
         """`judged` are the untrusted texts, each by the field that names it in the template."""
         texts_hash = hash_json([self.seed, sorted(judged.values())])
@@ -89,6 +92,7 @@ TITLES = {
     "answer": "answer",
     "first": "first answer (A)",
     "second": "second answer (B)",
+    REFERENCE: "reference answer",
 }
 
 

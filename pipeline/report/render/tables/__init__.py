@@ -11,6 +11,7 @@ from pipeline.report.render.tables import (
     gates,
     models,
     origins,
+    panels,
 )
 
 
@@ -23,6 +24,7 @@ def build_tables(report: ReportRow) -> list[ReportTable]:
         models.build_slices(report),
         models.build_proxy(report),
         contests.build_duels(report),
+        panels.build_panels(report),
         annotators.build_agreement(report),
         *chats.build_chats(report),
         benchmarks.build_benchmarks(report),

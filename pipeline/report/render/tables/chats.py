@@ -20,7 +20,7 @@ from pipeline.report.render.table import (
     find_difference,
     join_details,
 )
-from pipeline.report.render.tables import contests
+from pipeline.report.render.tables import contests, panels
 
 TOKENS_COLUMN = "tokens per answer"
 
@@ -29,6 +29,7 @@ def build_chats(report: ReportRow) -> Iterator[ReportTable]:
     for name, chat in report["chats"].items():
         yield _build_scores(name, chat, report["evaluation"]["chosen"])
         yield replace(contests.build_duels(chat), title=f"{name}: win, tie, loss")
+        yield replace(panels.build_panels(chat), title=f"{name}: panels")
 
 
 def _build_scores(name: str, chat: ReportRow, chosen: str | None) -> ReportTable:
