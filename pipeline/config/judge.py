@@ -45,7 +45,13 @@ class EndpointEngine(Block):
     temperature: NonNegativeFloat | None
     max_tokens: PositiveInt
     body: RequestBody
+    batch: bool
     runtime: ServiceRuntime
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """By batch or one by one, the same model answers the same request."""
+        return frozenset({"batch"})
 
 
 class AnthropicEngine(Block):
@@ -55,7 +61,13 @@ class AnthropicEngine(Block):
     temperature: NonNegativeFloat | None
     max_tokens: PositiveInt
     body: RequestBody
+    batch: bool
     runtime: ServiceRuntime
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """By batch or one by one, the same model answers the same request."""
+        return frozenset({"batch"})
 
 
 class VllmEngine(Block):
@@ -68,6 +80,10 @@ class VllmEngine(Block):
     max_tokens: PositiveInt
     template_kwargs: dict[str, JsonValue]
     runtime: VllmRuntime
+
+    @property
+    def batch(self) -> Literal[False]:
+        return False
 
 
 EngineConfig = Annotated[
