@@ -42,6 +42,10 @@ class StageError(ReportedError):
     """A known failure while a stage ran: exit code 1, its text is printed without a traceback."""
 
 
+class WorkPending(ReportedError):
+    """A stage waits for work elsewhere, such as a service's batch: exit code 75."""
+
+
 _FOLDERS = ", or give other folders (store=FOLDER, runs=FOLDER),"
 _FULL = f"Free space{_FOLDERS} and run the same command again: finished work is kept."
 _OTHER_FOLDER = f"Make it writable and readable{_FOLDERS} and run the same command again."

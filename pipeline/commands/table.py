@@ -11,7 +11,15 @@ from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 
-from pipeline.errors import FAILED, USER_ERROR, StageError, UserError, suggest
+from pipeline.errors import (
+    FAILED,
+    INTERRUPTED,
+    USER_ERROR,
+    StageError,
+    UserError,
+    WorkPending,
+    suggest,
+)
 
 # What `strop --help` and the commands that take the config teach.
 MAIN_CHOICES = {
@@ -315,9 +323,10 @@ def reports_errors(main: Main) -> Main:
     def run(words: list[str]) -> int:
         try:
             return main(words)
-        except (UserError, StageError) as error:
+        except (UserError, StageError, WorkPending) as error:
             print(error, file=sys.stderr)
-            return USER_ERROR if isinstance(error, UserError) else FAILED
+            codes = {UserError: USER_ERROR, StageError: FAILED, WorkPending: INTERRUPTED}
+            return next(code for kind, code in codes.items() if isinstance(error, kind))
 
     return run
 

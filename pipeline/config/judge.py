@@ -46,7 +46,13 @@ class EndpointEngine(Block):
     temperature: NonNegativeFloat | None
     max_tokens: PositiveInt
     body: RequestBody
+    batch: bool
     runtime: ServiceRuntime
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """By batch or one by one, the same model answers the same request."""
+        return frozenset({"batch"})
 
 
 class AnthropicEngine(Block):
@@ -56,7 +62,13 @@ class AnthropicEngine(Block):
     temperature: NonNegativeFloat | None
     max_tokens: PositiveInt
     body: RequestBody
+    batch: bool
     runtime: ServiceRuntime
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """By batch or one by one, the same model answers the same request."""
+        return frozenset({"batch"})
 
 
 class VllmEngine(Block):
@@ -69,6 +81,10 @@ class VllmEngine(Block):
     max_tokens: PositiveInt
     template_kwargs: dict[str, JsonValue]
     runtime: VllmRuntime
+
+    @property
+    def batch(self) -> Literal[False]:
+        return False
 
 
 EngineConfig = Annotated[

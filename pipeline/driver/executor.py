@@ -15,7 +15,7 @@ from pipeline.driver.ledger import FAILED_SIGN, Ledger, summarize_cost
 from pipeline.driver.model_sharing import find_model_key, opens_model
 from pipeline.driver.prepared_parent import Workers
 from pipeline.driver.worker_log import LogWatch, describe_failure, read_summary_lines
-from pipeline.errors import ALREADY_BUILT, DONE, FAILED, USER_ERROR, pluralize
+from pipeline.errors import ALREADY_BUILT, DONE, FAILED, INTERRUPTED, USER_ERROR, pluralize
 from pipeline.models.merging import MERGED
 from pipeline.preflight import capacity, durations
 from pipeline.status import (
@@ -83,6 +83,7 @@ class _Pass:
         self._early: _EarlyScoring | None = None
         self._ending: list[StepWorker] = []  # without a model: their memory is small
         self._needs_pruned = False
+        self._pending: list[str] = []  # what Steps wait for that others can do without
 
     def run(self) -> bool:
         """False if a Step turned out to need inputs that were pruned."""
@@ -96,6 +97,8 @@ class _Pass:
                     self._collect_ready()
         finally:
             self._stop()
+        if self._pending and not self._needs_pruned:
+            raise StepFailed("\n".join(self._pending), INTERRUPTED, INTERRUPTED)
         return not self._needs_pruned
 
     def _stop(self) -> None:
@@ -278,6 +281,10 @@ class _Pass:
         manifest = store.read_manifest(self._run_plan.folder(step))
         if code not in (DONE, ALREADY_BUILT) or manifest is None:
             self._end_worker(running.worker)
+            if code == INTERRUPTED:
+                self._pending.append(describe_failure(step, fingerprint, code, running.log))
+                self._ledger.print_note(self._pending[-1])
+                return
             seconds = time.monotonic() - running.started
             self._ledger.add_line(FAILED_SIGN, step, fingerprint, seconds=seconds)
             failure = describe_failure(step, fingerprint, code, running.log)

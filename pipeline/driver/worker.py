@@ -32,9 +32,11 @@ from pipeline.errors import (
     ALREADY_BUILT,
     DONE,
     FAILED,
+    INTERRUPTED,
     USER_ERROR,
     StageError,
     UserError,
+    WorkPending,
     explain_disk_fault,
 )
 from pipeline.models import merging
@@ -102,6 +104,9 @@ def build_record(step: dict[str, Any], asked_at: float) -> int:
     except (UserError, StageError) as error:
         print_fault("\n".join([str(error), *describe_damage(step["inputs"])]))
         return USER_ERROR if isinstance(error, UserError) else FAILED
+    except WorkPending as pending:
+        print_fault(str(pending))
+        return INTERRUPTED
     except Exception as error:
         may_be_disk = _may_be_disk_fault(error)
         fault = explain_disk_fault(error, store.partial_folder(final)) if may_be_disk else None

@@ -35,7 +35,7 @@ from pipeline.config import (
     ScoreConfig,
     ScorerConfig,
 )
-from pipeline.errors import StageError, UserError, pluralize
+from pipeline.errors import StageError, UserError, WorkPending, pluralize
 from pipeline.progress import Progress, print_phase, print_progress
 from pipeline.resources.gpu_sets import worker_environments
 from pipeline.resources.worker_pool import Worker, run_shards
@@ -87,15 +87,20 @@ def run(
     bill = score_locally(cfg, out, answers_of, open_named, missing, knob)
     progress = Progress("score", len(shards), "shards")
     progress.resume_at(len(shards) - len(missing))
+    pending: dict[str, WorkPending] = {}
     with open_named(cfg.other_scorers) as scorers:
         for shard, answers, arriving in start_shards(missing, answers_of, scorers):
             scores = (
                 read_local_scores(out / LOCAL_SCORES / shard) if cfg.local_model_scorers else {}
             )
-            scores |= {name: [*each] for name, each in arriving.items()}
+            if (arrived := collect_scores(arriving, pending)) is None:
+                continue
+            scores |= arrived
             write_table(out / "scores" / shard, build_table(scores, cfg.joint_scorers, answers))
             note_cost(out, **add_bills(bill, sum_costs(scorers)))
             progress.advance()
+    if pending:
+        raise WorkPending(*pending.values())
     check_opinions(out, knob)
     check_failures(cfg, out, knob)
     return Scores(out)
@@ -125,6 +130,22 @@ def select_answers(
     if best and isinstance(cfg, BestAnswersConfig):
         return select_best_answers(cfg.best_by, best)
     return None
+
+
+def collect_scores(
+    arriving: Mapping[str, Iterator[Score]], pending: dict[str, WorkPending]
+) -> ScoresByScorer | None:
+    """A shard's scores; None where one waits for a batch. The other shards are submitted too.
+
+    `pending` keeps what each scorer waits for, by name; the last text of a scorer counts all.
+    """
+    scores: ScoresByScorer = {}
+    for name, each in arriving.items():
+        try:
+            scores[name] = [*each]
+        except WorkPending as error:
+            pending[name] = error
+    return scores if len(scores) == len(arriving) else None
 
 
 # ── while the answers are sampled ─────────────────────────────────────────────────────────────────

@@ -159,6 +159,20 @@ def test_a_damaged_file_is_noticed_and_made_again(toys, verify, damage):
     assert file.read_bytes() == whole
 
 
+@pytest.mark.long
+def test_a_step_that_waits_for_a_batch_stops_no_other_and_the_run_ends_with_75(toys):
+    driver = toys.start(*SMALL, wait="score")
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 75 and "score: the toy waits.\n  Come again." in output
+    assert len(toys.notes("start score")) >= 2, "of the round, and of the evaluation of SFT"
+    assert not toys.notes("start pair")
+    [record] = (toys.folder / "runs").glob("*/*/run.json")
+    assert json.loads(record.read_text())["code"] == 75
+    sampled = len(toys.notes("start sample"))
+    built = toys.built(toys.run(*SMALL))
+    assert "score round 1" in built and "sample round 1" not in built and sampled >= 2
+
+
 @pytest.mark.parametrize("word", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.long
 def test_stopped_by_a_signal_it_says_75_and_goes_on(toys, word):

@@ -9,7 +9,8 @@ from pipeline.scorers.judging import JudgeRequest, Response, not_installed_error
 from pipeline.scorers.judging.async_requests import ServiceEngine, find_text_fault, read_model_name
 
 
-def open_anthropic(cfg: AnthropicEngine, knob: str) -> ServiceEngine:
+def open_client(cfg: AnthropicEngine, knob: str) -> tuple[Any, Any]:
+    """The package, and a client of it."""
     try:
         import anthropic as library
     except ImportError as error:
@@ -17,6 +18,11 @@ def open_anthropic(cfg: AnthropicEngine, knob: str) -> ServiceEngine:
     client = api_client.make_client(
         library, library.AsyncAnthropic, knob, cfg.runtime, "DefaultAioHttpClient"
     )
+    return library, client
+
+
+def open_anthropic(cfg: AnthropicEngine, knob: str) -> ServiceEngine:
+    library, client = open_client(cfg, knob)
 
     async def send(request: JudgeRequest) -> Response:
         body = build_body(cfg, request)

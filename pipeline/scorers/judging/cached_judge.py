@@ -11,6 +11,7 @@ from pipeline.errors import pluralize
 from pipeline.hashing import ContentCache, drop_runtime, hash_json
 from pipeline.progress import Progress, print_progress
 from pipeline.scorers.judging import JudgeEngine, JudgeRequest, Response, open_engine
+from pipeline.scorers.judging.batches import BatchCollector
 from pipeline.scorers.judging.budget import JudgeBudget
 from pipeline.scorers.judging.parsing import Verdict, parse_verdict
 from pipeline.scorers.judging.template import REFERENCE, JudgeTemplate
@@ -42,6 +43,7 @@ class CachedJudge:
         hashed = hash_json(texts if len(texts) > 1 else texts[0])[:16]
         self.source = VerdictSource(name, cfg.engine.revision or "", hashed)
         self.engine: JudgeEngine | None = None
+        self.batches: BatchCollector | None = None
         self._requested = set[str]()  # the keys of what this process has sent
 
     def prepare_answer(self, completion: str) -> str:
@@ -70,7 +72,10 @@ class CachedJudge:
         known = self._load_usable(request_of)
         verdicts = {key: self._parse(request_of[key], response) for key, response in known.items()}
         if unknown := {key: request for key, request in request_of.items() if key not in known}:
-            verdicts |= self._request_verdicts(unknown, len(known))
+            if self.cfg.engine.batch:
+                verdicts |= self._collect_batches(unknown)
+            else:
+                verdicts |= self._request_verdicts(unknown, len(known))
         return [verdicts[key] for key in keys]
 
     def _load_usable(self, request_of: Mapping[str, JudgeRequest]) -> dict[str, Response]:
@@ -87,6 +92,18 @@ class CachedJudge:
         if unusable:
             self.store.forget(unusable)
         return {key: response for key, response in known.items() if key not in unusable}
+
+    def _collect_batches(self, unknown: dict[str, JudgeRequest]) -> dict[str, Verdict]:
+        """Raises WorkPending until each request was answered in a batch."""
+        assert not isinstance(self.cfg.engine, VllmEngine)
+        if self.batches is None:
+            form, knob = self.cfg.form, self.knob
+            self.batches = BatchCollector(
+                self.cfg.engine, form, knob, self.store, self.source, self.budget
+            )
+        responses = self.batches.collect(unknown)
+        self._requested |= responses.keys()
+        return {key: self._parse(unknown[key], one) for key, one in responses.items()}
 
     def _request_verdicts(self, unknown: dict[str, JudgeRequest], known: int) -> dict[str, Verdict]:
         self.engine = self.engine or open_engine(self.cfg.engine, self.cfg.form, self.knob)
@@ -162,8 +179,9 @@ class CachedJudge:
         return hash_json([self.identity, messages, request.labels])
 
     def close(self) -> None:
-        if self.engine is not None:
-            self.engine.close()
+        for opened in (self.engine, self.batches):
+            if opened is not None:
+                opened.close()
         self.store.close()
 
 
@@ -179,7 +197,8 @@ def _hash_identity(cfg: Judge) -> str:
 
     Where a server or a folder is does not count.
     """
-    values = drop_runtime(cfg.engine.model_dump(mode="json"))
+    outside = set(cfg.engine.outside_identity)
+    values = drop_runtime(cfg.engine.model_dump(mode="json", exclude=outside))
     if isinstance(cfg.engine, VllmEngine) and cfg.engine.model.is_local:
         hashes = ContentCache(cfg.runtime.verdicts.parent / ".contents.json")
         values["model"] = f"content:{hashes.hash_path(Path(cfg.engine.model))}"

@@ -17,7 +17,8 @@ MIN_LOGPROB = -1000.0  # a float cannot tell a lower log-probability from never
 ALTERNATIVES = 20  # of the first token: as many as OpenAI gives
 
 
-def open_endpoint(cfg: EndpointEngine, form: str, knob: str) -> ServiceEngine:
+def open_client(cfg: EndpointEngine, knob: str) -> tuple[Any, Any]:
+    """The package, and a client of it."""
     try:
         import openai
     except ImportError as error:
@@ -25,13 +26,18 @@ def open_endpoint(cfg: EndpointEngine, form: str, knob: str) -> ServiceEngine:
     client = api_client.make_client(
         openai, openai.AsyncOpenAI, knob, cfg.runtime, "DefaultAioHttpClient"
     )
+    return openai, client
+
+
+def open_endpoint(cfg: EndpointEngine, form: str, knob: str) -> ServiceEngine:
+    library, client = open_client(cfg, knob)
 
     async def send(request: JudgeRequest) -> Response:
         body = build_body(cfg, form, request)
         # As text: we name what is not a completion, and typed replies cost more than all the rest.
         return parse_response(await client.post("/chat/completions", body=body, cast_to=str))
 
-    return ServiceEngine(knob, cfg.runtime, cfg.model, openai, client, send)
+    return ServiceEngine(knob, cfg.runtime, cfg.model, library, client, send)
 
 
 def build_body(cfg: EndpointEngine, form: str, request: JudgeRequest) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pipeline.scorers.judging import JudgeRequest, Response
 
 BUSY_TIMEOUT = 60_000  # milliseconds to wait for another process's write
 KEYS_PER_QUERY = 500
+BATCH = " by batch"  # ends the name of a model in `spent`, where its batches are counted
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (
     key TEXT PRIMARY KEY, judge TEXT, revision TEXT, template TEXT, texts TEXT, asked TEXT,
@@ -148,24 +149,35 @@ class VerdictStore:
         One without text is counted, not kept.
         """
         with Transaction(self.file):
-            self.file.execute(
-                "INSERT INTO spent VALUES (?, 1, ?, ?) ON CONFLICT (judge) DO UPDATE SET"
-                " requests = requests + 1, tokens_in = tokens_in + excluded.tokens_in,"
-                " tokens_out = tokens_out + excluded.tokens_out",
-                (source.judge, response.tokens_in, response.tokens_out),
-            )
-            self.file.execute("DELETE FROM claims WHERE key = ?", (key,))
-            if response.text is None:
-                return response
-            asked = (source.judge, source.revision, source.template)
-            judged = (request.texts_hash, request.order)
-            answer = (response.text, _dump_probabilities(response.first_token), response.model)
-            tokens = (response.tokens_in, response.tokens_out)
-            written = self.file.execute(
-                "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (key, *asked, *judged, *answer, *tokens),
-            )
-            return response if written.rowcount else self.load_responses([key])[key]
+            return self.write_response(key, source, request, response)
+
+    def write_response(
+        self,
+        key: str,
+        source: VerdictSource,
+        request: JudgeRequest,
+        response: Response,
+        batch: bool = False,
+    ) -> Response:
+        """As `save`, within a transaction. `batch`: it was paid for at the price of a batch."""
+        self.file.execute(
+            "INSERT INTO spent VALUES (?, 1, ?, ?) ON CONFLICT (judge) DO UPDATE SET"
+            " requests = requests + 1, tokens_in = tokens_in + excluded.tokens_in,"
+            " tokens_out = tokens_out + excluded.tokens_out",
+            (f"{source.judge}{BATCH * batch}", response.tokens_in, response.tokens_out),
+        )
+        self.file.execute("DELETE FROM claims WHERE key = ?", (key,))
+        if response.text is None:
+            return response
+        asked = (source.judge, source.revision, source.template)
+        judged = (request.texts_hash, request.order)
+        answer = (response.text, _dump_probabilities(response.first_token), response.model)
+        tokens = (response.tokens_in, response.tokens_out)
+        written = self.file.execute(
+            "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (key, *asked, *judged, *answer, *tokens),
+        )
+        return response if written.rowcount else self.load_responses([key])[key]
 
     @explain_damage
     def claim(self, key: str) -> Response | bool:
@@ -173,17 +185,20 @@ class VerdictStore:
 
         If another process has sent it by now, its response is returned instead.
         """
-        self._owner = self._owner or self._register_owner()
+        owner = self.register_owner()
         with Transaction(self.file):
             if known := self.load_responses([key]):
                 return known[key]
             row = self.file.execute("SELECT owner FROM claims WHERE key = ?", (key,)).fetchone()
-            if row and row[0] != self._owner.name and is_alive(self.path, row[0]):
+            if row and row[0] != owner and is_alive(self.path, row[0]):
                 return False
-            self.file.execute(
-                "INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, self._owner.name)
-            )
+            self.file.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, owner))
             return True
+
+    def register_owner(self) -> str:
+        """This process's name, as the others see it."""
+        self._owner = self._owner or self._register_owner()
+        return self._owner.name
 
     def _register_owner(self) -> "ClaimOwner":
         """Show this process to the others, and remove what dead processes have left."""

@@ -4,8 +4,8 @@ environment says.
 TOY_LOG: a file that gets a line for each thing done. TOY_SALT: enters what `sample` makes.
 TOY_HANG=STAGE: makes the first shard, starts a child of its own, then waits to be killed.
 TOY_PAUSE=STAGE:SECONDS. TOY_HOLD=STAGE:FILE waits until the file is there. TOY_WARN=STAGE: says a
-warning. TOY_REFUSE, TOY_BREAK, TOY_FULL=STAGE: ends the way that the name says. TOY_IMPORT:
-modules that every stage needs.
+warning. TOY_REFUSE, TOY_BREAK, TOY_FULL, TOY_WAIT=STAGE: ends the way that the name says.
+TOY_IMPORT: modules that every stage needs.
 """
 
 import errno
@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.artifacts import Artifact, write_text
 from pipeline.config import Block
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkPending
 from pipeline.hashing import hash_file, hash_json
 
 SHARDS = 3
@@ -77,6 +77,8 @@ def obey(stage: str) -> None:
         print(f"! {stage}: the toy warns.\nand a library talks", file=sys.stderr, flush=True)
     if os.environ.get("TOY_REFUSE") == stage:
         raise UserError(f"{stage}: the toy refuses.\n  Type something else.")
+    if os.environ.get("TOY_WAIT") == stage:
+        raise WorkPending(f"{stage}: the toy waits.\n  Come again.")
     if os.environ.get("TOY_BREAK") == stage:
         raise ValueError("the toy broke")
     if os.environ.get("TOY_FULL") == stage:
