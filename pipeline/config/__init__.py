@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from pipeline.config.base import (
     Block,
+    DecontaminationConfig,
     Dtype,
     Folder,
     Function,
@@ -102,7 +103,6 @@ from pipeline.config.pair import (
 from pipeline.config.prompts import (
     CONSTRAINT_FAMILIES,
     ConstraintFamily,
-    DecontaminationConfig,
     EvaluationQuestions,
     FilePrompts,
     HubPrompts,
@@ -113,6 +113,7 @@ from pipeline.config.prompts import (
     PromptsConfig,
     PromptShape,
     PromptSplit,
+    UserPrompts,
 )
 from pipeline.config.reward import (
     PlaygroundPreferences,

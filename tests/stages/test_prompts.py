@@ -325,8 +325,8 @@ def test_a_row_of_several_prompts_and_an_unknown_speaker_are_named(tmp_path):
         taken(
             tmp_path, [{"instruction": "Translate.", "instances": [{"input": "a"}, {"input": "b"}]}]
         )
-    with pytest.raises(UserError, match="a turn is from tool. Known: system, human"):
-        taken(tmp_path, [{"conversations": [{"from": "tool", "value": "a"}]}])
+    with pytest.raises(UserError, match="a turn is from bird. Known: system, human"):
+        taken(tmp_path, [{"conversations": [{"from": "bird", "value": "a"}]}])
 
 
 def test_the_same_prompts_from_every_kind_of_file(tmp_path):
