@@ -1,7 +1,6 @@
 """A checkpoint's chat template, rendered in one place. Its ids are the contract of all stages."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.data.tool_turns import unpack_messages, uses_tools
@@ -56,25 +55,23 @@ def _find_ignored(
     for tool in tools:
         if (name := tool["function"]["name"]) not in text:
             return f"the tool {name}"
-    for turn in turns:
-        for call in turn.get("tool_calls", []):
-            if (name := call["function"]["name"]) not in text:
-                return f"a call of {name}"
+    # Templates write calls and results in many forms. What counts is that another text comes out
+    # where the functions have other names, or the result other words.
     for at, turn in enumerate(turns):
-        if turn["role"] != "tool" or any(form in text for form in _spell(turn["content"])):
+        if calls := turn.get("tool_calls"):
+            other = {**turn, "tool_calls": [_rename(call) for call in calls]}
+            part = "the calls of a turn (tool_calls)"
+        elif turn["role"] == "tool":
+            other, part = {**turn, "content": "other words"}, "the result of a tool (role tool)"
+        else:
             continue
-        # It may be written in another form: then other words make another text.
-        others = [*turns[:at], {**turn, "content": "other words"}, *turns[at + 1 :]]
-        if render(others, tools) == text:
-            return "the result of a tool (role tool)"
+        if render([*turns[:at], other, *turns[at + 1 :]], tools) == text:
+            return part
     return None
 
 
-def _spell(content: str) -> Iterator[str]:
-    """As templates write a result: its text, trimmed or as JSON."""
-    yield content.strip()
-    yield json.dumps(content)[1:-1]
-    yield json.dumps(content, ensure_ascii=False)[1:-1]
+def _rename(call: dict[str, Any]) -> dict[str, Any]:
+    return {**call, "function": {**call["function"], "name": "other_function"}}
 
 
 def encode_rendered(tokenizer: Any, text: str) -> list[int]:
