@@ -230,7 +230,10 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Prompts(Artifact):
-    """One part of the prompts in hash order: `prompt_id, prompt` (messages), `columns` (JSON)."""
+    """One part of the prompts in hash order: `prompt_id, prompt` (messages), `columns` (JSON).
+
+    Tools and calls are messages with the roles `tools` and `tool_calls` and JSON as content.
+    """
 
     def read(self) -> "pl.DataFrame":
         return read_table(self.path / "prompts.parquet")

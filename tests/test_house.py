@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "evals": "config step",
     "plan": "config evals step",
     "status": "step store",
-    "models": "artifacts config errors hashing progress store",
+    "models": "artifacts config data errors hashing progress store",
     "backends": "artifacts config data errors hardware hashing models progress resources",
     "sampling": "artifacts backends config errors hashing progress resources text",
     "scorers": "artifacts backends config data errors hashing models progress resources text",
@@ -71,7 +71,8 @@ MAY_IMPORT = {
     "training.monitoring": "artifacts backends config errors hashing models progress resources"
     " scorers"
     " training.distributed",
-    "training.trainers": "artifacts backends config errors models scorers training.distributed"
+    "training.trainers": "artifacts backends config data errors models scorers"
+    " training.distributed"
     " training.monitoring",
     "training": "artifacts config errors hardware models progress resources training.distributed"
     " training.monitoring training.trainers",

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Message
+from pipeline.data.tool_turns import Answer, to_text, to_turns, uses_tools
 from pipeline.errors import UnrenderableTemplate, UserError
 from pipeline.models.bos import REMEDY, starts_with_two_bos
 from pipeline.models.chat_template import encode_rendered, render_template
@@ -90,10 +91,12 @@ class ModelTokenizer:
         )
 
     def _explain_template(self, messages: list[Message], error: Exception) -> UserError:
+        remedy = "Give the messages in the roles and the order it knows"
+        if uses_tools(messages):
+            remedy = "Give prompts without tools and without the role tool"
         return UnrenderableTemplate(
             f"{self.source}: its chat template does not render {str(messages)[:200]}: {error}.\n"
-            "  Give the messages in the roles and the order it knows,"
-            " or another template.chat_template=FILE."
+            f"  {remedy}, or another template.chat_template=FILE."
         )
 
     def check_template(self, kwargs: dict[str, Any]) -> None:
@@ -105,10 +108,11 @@ class ModelTokenizer:
         self._render_with_answer(messages, "I am.", kwargs)
 
     def encode_answer(
-        self, messages: list[Message], text: str, kwargs: dict[str, Any]
+        self, messages: list[Message], answer: Answer, kwargs: dict[str, Any]
     ) -> list[int]:
         """An answer that was not sampled, as a sampler would give it: up to its stop token."""
-        ids = encode_continuation(self.tokenizer, *self._render_with_answer(messages, text, kwargs))
+        rendered = self._render_with_answer(messages, answer, kwargs)
+        ids = encode_continuation(self.tokenizer, *rendered)
         ends = [at for at, token in enumerate(ids) if token in self.stop_ids]
         if not ends:
             raise UserError(
@@ -118,16 +122,27 @@ class ModelTokenizer:
                 " or give template.chat_template=FILE."
             )
         # Stop tokens spelled in the answer itself do not end it.
-        within = sum(token in self.stop_ids for token in self.encode_text(text))
+        within = sum(token in self.stop_ids for token in self.encode_text(to_text(answer)))
         return ids[: ends[min(within, len(ends) - 1)] + 1]
 
+    def write_answer(
+        self, messages: list[Message], answer: Answer, kwargs: dict[str, Any]
+    ) -> tuple[str, list[int]]:
+        """An answer's text and tokens. Calls read as the chat template writes them."""
+        ids = self.encode_answer(messages, answer, kwargs)
+        if isinstance(answer, str):
+            return answer, ids
+        text: str = self.tokenizer.decode(
+            ids[:-1], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text, ids
+
     def _render_with_answer(
-        self, messages: list[Message], text: str, kwargs: dict[str, Any]
+        self, messages: list[Message], answer: Answer, kwargs: dict[str, Any]
     ) -> tuple[str, str]:
         """The rendered prompt, and the whole conversation, which has to begin with it."""
         prompt = self.render(messages, kwargs, generation=True)
-        answer = {"role": "assistant", "content": text}
-        conversation = self.render([*messages, answer], kwargs, generation=False)
+        conversation = self.render([*messages, *to_turns(answer)], kwargs, generation=False)
         if not conversation.startswith(prompt):
             raise UserError(
                 f"{self.source}: its chat template renders a prompt in one way alone"

@@ -1,6 +1,7 @@
 """A model that exists only behind a chat API, addressed by name: its replies are text.
 
-Their tokens are those of the tokenizer that measures them. They have no log-probability.
+Their tokens are those of the tokenizer that measures them. They have no log-probability. Calls of
+tools become text as this tokenizer's chat template writes them.
 """
 
 import json
@@ -20,7 +21,9 @@ from pipeline.backends.chat import ModelTokenizer
 from pipeline.backends.endpoint import is_text
 from pipeline.backends.in_flight import RequestPool
 from pipeline.config import Limits, ServedModel
-from pipeline.errors import UserError, make_printable
+from pipeline.data.readers import RowFault
+from pipeline.data.tool_turns import pack_messages, to_answer, unpack_messages
+from pipeline.errors import UnrenderableTemplate, UserError, make_printable
 
 MAX_QUOTED = 40  # characters of the server's reason for ending an answer
 
@@ -72,9 +75,11 @@ class ChatApiSampler:
         return self._parse_completion(request, _parse_reply(reply))
 
     def _build_body(self, request: CompletionRequest) -> dict[str, Any]:
+        messages, tools = unpack_messages([*request.messages], encode=json.dumps)
         body: dict[str, Any] = {
             "model": self.cfg.model,
-            "messages": [dict(message) for message in request.messages],
+            "messages": [dict(message) for message in messages],
+            "tools": tools or None,
             "max_tokens": self._max_tokens,
             "temperature": request.temperature,
             "top_p": request.top_p,
@@ -87,6 +92,8 @@ class ChatApiSampler:
         self, request: CompletionRequest, reply: dict[str, Any]
     ) -> Completion | FailedRequest:
         match reply:
+            case {"choices": [{"message": {"tool_calls": [_, *_]} as message}, *_]}:
+                return self._parse_calls(request, message, reply)
             case {
                 "choices": [
                     {
@@ -114,6 +121,18 @@ class ChatApiSampler:
                 return FailedRequest(request.sample_id, reason, _count_billed(reply, request, 0))
             case _:
                 return FailedRequest(request.sample_id, "the reply is not a chat completion")
+
+    def _parse_calls(
+        self, request: CompletionRequest, message: dict[str, Any], reply: dict[str, Any]
+    ) -> Completion | FailedRequest:
+        try:
+            answer = to_answer(pack_messages([{**message, "role": "assistant"}]))
+            text, ids = self.tokenizer.write_answer([*request.messages], answer, {})
+        except (RowFault, UnrenderableTemplate) as fault:
+            reason = make_printable(str(fault).splitlines()[0])
+            return FailedRequest(request.sample_id, reason, _count_billed(reply, request, 0))
+        billed = _count_billed(reply, request, len(ids))
+        return Completion(request.sample_id, ids, None, "stop", text, billed, is_retokenised=True)
 
     def close(self) -> None:
         self._pool.close()

@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from pipeline.config.base import (
     Block,
+    DecontaminationConfig,
     Dtype,
     Folder,
     Function,
@@ -103,7 +104,6 @@ from pipeline.config.pair import (
 from pipeline.config.prompts import (
     CONSTRAINT_FAMILIES,
     ConstraintFamily,
-    DecontaminationConfig,
     EvaluationQuestions,
     FilePrompts,
     HubPrompts,
@@ -114,6 +114,7 @@ from pipeline.config.prompts import (
     PromptsConfig,
     PromptShape,
     PromptSplit,
+    UserPrompts,
 )
 from pipeline.config.reward import (
     PlaygroundPreferences,

@@ -143,6 +143,10 @@ class Limits(Block):
     completion: PositiveInt
 
 
+class DecontaminationConfig(Block):
+    ngram: PositiveInt
+
+
 class Template(Block):
     chat_template: Local | None
     kwargs: dict[str, JsonValue]

@@ -4,8 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, PositiveFloat, PositiveInt
 
-from pipeline.config.base import Block, Local, Seed, Share
-from pipeline.config.prompts import DecontaminationConfig
+from pipeline.config.base import Block, DecontaminationConfig, Local, Seed, Share
 
 
 class PlaygroundDemonstrations(Block):

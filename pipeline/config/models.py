@@ -5,9 +5,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from pipeline.config.base import Block, Dtype, GgufFile, Seed, Template, Trust, Weights
+from pipeline.config.base import (
+    Block,
+    DecontaminationConfig,
+    Dtype,
+    GgufFile,
+    Seed,
+    Template,
+    Trust,
+    Weights,
+)
 from pipeline.config.demonstrations import DemonstrationsConfig
-from pipeline.config.prompts import DecontaminationConfig
 from pipeline.config.sample import AnswersFile, ServedModel
 from pipeline.config.training import Optimization
 

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from pipeline.config.base import Block
-from pipeline.config.prompts import Columns, DecontaminationConfig
+from pipeline.config.base import Block, DecontaminationConfig
+from pipeline.config.prompts import Columns
 from pipeline.config.rows import FileRows, HubRows
 
 PreferenceShape = Literal[

@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.base import Block, Local, Seed, Share
+from pipeline.config.base import Block, DecontaminationConfig, Local, Seed, Share
+from pipeline.config.demonstrations import DemonstrationsConfig
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 from pipeline.errors import suggest
 
@@ -35,7 +36,7 @@ PromptShape = Literal[
 
 # The columns that shapes of rows read. Scorers may read any other.
 READ_COLUMNS = ["prompt", "messages", "conversations", "instruction", "input", "instances", "turns"]
-READ_COLUMNS += ["question", "system", "id", "chosen", "rejected"]
+READ_COLUMNS += ["question", "system", "id", "chosen", "rejected", "tools"]
 
 
 def _refuse_misspelt(columns: dict[str, str]) -> dict[str, str]:
@@ -99,10 +100,6 @@ class EvaluationQuestions(Block):
 class PromptSplit(Block):
     dev: HeldOut
     test: HeldOut
-
-
-class DecontaminationConfig(Block):
-    ngram: PositiveInt
 
 
 class PromptCaps(Block):
@@ -232,10 +229,27 @@ class UserPrompts(Block):
     on_bad_row: Literal["fail", "skip"]
     near_duplicate_threshold: NearDuplicate
     caps: PromptCaps | None
+    exclude: list[Literal["demonstrations"]]
+    demonstrations: DemonstrationsConfig | None
     evaluation: EvaluationSets
     seed: Seed
     split: PromptSplit
     decontamination: DecontaminationConfig
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """Demonstrations are read where `exclude` names them."""
+        return frozenset() if self.exclude else frozenset({"exclude", "demonstrations"})
+
+    @model_validator(mode="after")
+    def _check_exclude(self) -> Self:
+        if self.exclude and self.demonstrations is None:
+            raise ValueError(
+                "exclude=[demonstrations]: this run trains no sft, so its demonstrations are not"
+                " known. Give prompts.demonstrations={kind: jsonl, path: FILE, on_bad_row: skip},"
+                " the file that the checkpoint was trained on, or prompts.exclude=[]"
+            )
+        return self
 
 
 class FilePrompts(UserPrompts):

@@ -4,11 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, PositiveInt
 
-from pipeline.config.base import Block, Seed, Share, Trust, Weights
+from pipeline.config.base import Block, DecontaminationConfig, Seed, Share, Trust, Weights
 from pipeline.config.models import BaseConfig
 from pipeline.config.offline import PreferenceRows
 from pipeline.config.pair import DevPairs
-from pipeline.config.prompts import DecontaminationConfig
 from pipeline.config.training import Optimization
 
 

@@ -44,8 +44,27 @@ class RegexScorer(Block):
 class JsonScorer(Block):
     kind: Literal["json"]
     schema_file: Local | None
+    calls: str | None
     fenced: bool
     gold: bool
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """Without a column of calls it scores as it does without this knob."""
+        return frozenset() if self.calls else frozenset({"calls"})
+
+    @property
+    def required_columns(self) -> list[str]:
+        return [self.calls] if self.calls else []
+
+    @model_validator(mode="after")
+    def _check_aim(self) -> Self:
+        if self.calls and self.schema_file:
+            raise ValueError(
+                "schema_file and calls: it compares with a schema or with expected calls."
+                " Give schema_file=null or calls=null, and another scorer for the other"
+            )
+        return self
 
 
 class LengthScorer(Block):

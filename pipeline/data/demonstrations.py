@@ -1,4 +1,7 @@
-"""Demonstrations for SFT and rehearsal: rows `{"messages": [...]}` that end with an answer."""
+"""Demonstrations for SFT and rehearsal: rows `{"messages": [...]}` that end with an answer.
+
+A row may have `tools`, and its messages calls and results in OpenAI's shape.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +13,9 @@ from pipeline.config import DemonstrationsConfig
 from pipeline.data import synthetic
 from pipeline.data.decontamination import OverlapCheck
 from pipeline.data.drop_log import BAD_ROW, DropLog
-from pipeline.data.jsonl import Lines, find_unwritable, message_fault, read_jsonl
+from pipeline.data.jsonl import Lines, find_unwritable, read_jsonl
+from pipeline.data.readers import RowFault
+from pipeline.data.tool_turns import add_tools, is_answer, pack_messages, split_answer, to_text
 from pipeline.errors import UnrenderableTemplate, UserError
 
 Row = dict[str, Any]
@@ -20,7 +25,9 @@ Example = dict[str, list[int]]
 def read_demonstrations(cfg: DemonstrationsConfig, knob: str = "sft.data") -> Lines:
     if cfg.kind == "playground":
         return Lines(rows=list(synthetic.generate_demonstrations(cfg)))
-    return read_jsonl(Path(cfg.path), _find_fault, cfg.on_bad_row, f"{knob}.on_bad_row")
+    lines = read_jsonl(Path(cfg.path), _find_fault, cfg.on_bad_row, f"{knob}.on_bad_row")
+    lines.rows = [{**row, "messages": _read_messages(row)} for row in lines.rows]
+    return lines
 
 
 def encode_demonstrations(
@@ -63,14 +70,21 @@ def _template_fault(cfg: DemonstrationsConfig, knob: str, number: int, error: Us
     return str(error).splitlines()[0]
 
 
-def _find_fault(row: dict[str, Any]) -> str | None:
+def _find_fault(row: Row) -> str | None:
     messages = row.get("messages")
     if not isinstance(messages, list) or len(messages) < 2:
         return "no field 'messages' with a list of at least a question and its answer"
-    if fault := message_fault(messages):
-        return fault
-    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+    try:
+        messages = _read_messages(row)
+    except RowFault as fault:
+        return str(fault)
+    _, answer = split_answer(messages)
+    if not is_answer(answer) or not to_text(answer).strip():
         return "the last message is not an answer of the assistant"
     if not any(message["role"] == "user" for message in messages):
         return "no message is the user's"
     return find_unwritable(messages)
+
+
+def _read_messages(row: Row) -> list[dict[str, str]]:
+    return add_tools(pack_messages(row["messages"]), row.get("tools"))

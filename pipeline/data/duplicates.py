@@ -4,16 +4,21 @@ Of repeated prompts the first row stays. Signs of arithmetic are kept: `3 - 5` a
 prompts.
 """
 
+import hashlib
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
+from typing import Any
 
 import polars as pl
 
 from pipeline.data import minhash
+from pipeline.data.jsonl import TOOLS
 from pipeline.data.unicode import fold_text
 
 BATCH = 4096
+SHARED_ROLES = "system", TOOLS  # many prompts share these
 
 # A sign counts between numbers or names of one letter.
 _BEFORE, _AFTER = r"(?:(?<=\d)|(?<=\b[a-z]))", r"(?=\d|[a-z]\b)"
@@ -81,6 +86,32 @@ def _find_near_duplicates(prompts: pl.DataFrame, threshold: float) -> pl.DataFra
     return near.select(*_drop_columns("near duplicate", "nearly the same words as {}"))
 
 
+def find_demonstrated(rows: pl.DataFrame, turns: Iterable[list[str]]) -> pl.DataFrame:
+    """Every prompt whose words of the user begin a demonstration; `turns`: the user's of each.
+
+    Compared as duplicates are: by n-grams, as with evaluation prompts, a phrase that many prompts
+    share would drop them all.
+    """
+    numbers: dict[bytes, int] = {}
+    for number, texts in enumerate(turns, 1):
+        spoken = ""
+        for text in texts:
+            spoken = f"{spoken}\n{text}" if spoken else text
+            numbers.setdefault(_hash(spoken), number)
+    asked = ("\n".join(texts) for texts in rows["asked"])
+    matches = [(at, numbers.get(_hash(text))) for at, text in enumerate(asked)]
+    found = [(at, f"demonstration {number}") for at, number in matches if number]
+    schema: Any = {"at": pl.UInt32, "detail": pl.String}
+    table = pl.DataFrame(found, schema=schema, orient="row")
+    return table.with_columns(
+        prompt_id=rows["prompt_id"].gather(table["at"]), reason=pl.lit("in the demonstrations")
+    )
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(normalize_text(text).encode(), digest_size=16).digest()
+
+
 def _drop_columns(reason: str, detail: str) -> list[pl.Expr]:
     return [
         pl.col("at"),
@@ -91,7 +122,10 @@ def _drop_columns(reason: str, detail: str) -> list[pl.Expr]:
 
 
 def _comparison_texts(messages: list[dict[str, str]]) -> tuple[str, str]:
-    """The system prompt and the turns: another system prompt makes another prompt."""
+    """The system prompt with the tools, and the turns.
+
+    Another system prompt or other tools make another prompt.
+    """
     texts = [(message["role"], normalize_text(message["content"])) for message in messages]
-    system = " ".join(text for role, text in texts if role == "system")
-    return system, "\n".join(text for role, text in texts if role != "system")
+    system = " ".join(text for role, text in texts if role in SHARED_ROLES)
+    return system, "\n".join(text for role, text in texts if role not in SHARED_ROLES)

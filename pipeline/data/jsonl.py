@@ -12,7 +12,8 @@ from pipeline.errors import UserError, make_printable, pluralize
 MAX_LINE = 1 << 20  # bytes; a longer line is a file without line ends, not a prompt
 SHOWN = 10  # faults
 MAX_DEPTH = 64  # of nested lists and objects; Python itself follows about a thousand
-ROLES = ("system", "user", "assistant")
+RESULT, TOOLS, CALLS = "tool", "tools", "tool_calls"  # see tool_turns
+ROLES = ("system", "user", "assistant", RESULT)
 
 Check = Callable[[dict[str, Any]], str | None]  # the fault of a row, or None
 
@@ -57,7 +58,7 @@ def message_fault(messages: list[Any]) -> str | None:
     for message in messages:
         if (
             not isinstance(message, dict)
-            or message.get("role") not in ROLES
+            or message.get("role") not in (*ROLES, TOOLS, CALLS)
             or not isinstance(message.get("content"), str)
         ):
             return f"a message is not {{role: {'|'.join(ROLES)}, content: text}}"

@@ -1,7 +1,8 @@
 """Offline preferences in common shapes; each row becomes pairs and unpaired answers, or a fault.
 
 A pair: `prompt` (messages), `chosen`, `rejected` (texts), `chosen_score`, `rejected_score` (or
-None). An unpaired answer: `prompt`, `completion`, `label`.
+None). An unpaired answer: `prompt`, `completion`, `label`. An answer that calls tools is a list of
+its turns (`tool_turns`), which each model's chat template writes in its own form.
 """
 
 import math
@@ -10,9 +11,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.config import HubRows, PreferenceRows
-from pipeline.data.jsonl import Lines, describe_faults, find_unwritable, message_fault
+from pipeline.data.jsonl import RESULT, Lines, describe_faults, find_unwritable
 from pipeline.data.prompt_shapes import convert_turns
 from pipeline.data.readers import Row, RowFault, read_rows
+from pipeline.data.tool_turns import (
+    Answer,
+    add_tools,
+    is_answer,
+    pack_messages,
+    split_answer,
+    to_answer,
+    to_text,
+)
 from pipeline.errors import UserError, make_printable, pluralize, suggest
 
 Messages = list[dict[str, str]]
@@ -84,17 +94,22 @@ def detect_shape(row: Row, knob: str = "offline") -> str:
 
 
 def convert_row(cfg: PreferenceRows, shape: str, row: Row) -> Row:
+    if shape == "columns":
+        row = _rename_columns(cfg, row)
+        shape = detect_shape(row)
     pairs, unpaired = SHAPES[shape](cfg, row)
+    for part in [*pairs, *unpaired] if row.get("tools") else []:
+        part["prompt"] = add_tools(part["prompt"], row["tools"])
     for pair in pairs:
         _check_prompt(pair["prompt"])
         for side in ("chosen", "rejected"):
-            if not pair[side].strip():
+            if not to_text(pair[side]).strip():
                 raise RowFault(f"{side} is empty")
         if pair["chosen"] == pair["rejected"]:
             raise RowFault("chosen and rejected are the same text")
     for answer in unpaired:
         _check_prompt(answer["prompt"])
-        if not answer["completion"].strip():
+        if not to_text(answer["completion"]).strip():
             raise RowFault("the answer is empty")
     return {"pairs": pairs, "unpaired": unpaired}
 
@@ -154,7 +169,8 @@ def convert_conversation(cfg: PreferenceRows, row: Row) -> Converted:
     if "chosen" in row:
         chosen, rejected = (_read_answer(row, side) for side in ("chosen", "rejected"))
         return [_make_pair(turns, chosen, rejected, row)], []
-    return [], [_make_unpaired(turns[:-1], _last_answer(turns, name), _read_label(row))]
+    prompt, answer = _split_last(turns, name)
+    return [], [_make_unpaired(prompt, answer, _read_label(row))]
 
 
 def convert_scored(cfg: PreferenceRows, row: Row) -> Converted:
@@ -189,16 +205,10 @@ def convert_unpaired(cfg: PreferenceRows, row: Row) -> Converted:
     label = _read_label(row)
     prompt = _read_prompt(_require(row, "prompt"), row.get("system"))
     completion = _read_side(row, "completion")
-    text = completion if isinstance(completion, str) else _last_answer(completion, "completion")
-    return [], [_make_unpaired(prompt, text, label)]
-
-
-def convert_columns(cfg: PreferenceRows, row: Row) -> Converted:
-    """By the user's own map. The columns that it gives tell the shape."""
-    if absent := [theirs for theirs in cfg.columns.values() if theirs not in row]:
-        raise RowFault(f"no column {', '.join(absent)}. {suggest(absent[0], list(row))}")
-    renamed = {name: row[theirs] for name, theirs in cfg.columns.items()}
-    return SHAPES[detect_shape(renamed)](cfg, renamed)
+    answer = completion
+    if not isinstance(completion, str):
+        _, answer = _split_last(completion, "completion")
+    return [], [_make_unpaired(prompt, answer, label)]
 
 
 SHAPES: Mapping[str, Callable[[PreferenceRows, Row], Converted]] = {
@@ -209,7 +219,6 @@ SHAPES: Mapping[str, Callable[[PreferenceRows, Row], Converted]] = {
     "hh": convert_hh,
     "scored": convert_scored,
     "unpaired": convert_unpaired,
-    "columns": convert_columns,
 }
 
 
@@ -235,7 +244,14 @@ def parse_transcript(text: str) -> Messages:
     return [{"role": _ROLE[speaker], "content": text.strip()} for speaker, text in turns]
 
 
-def _make_pair(prompt: Messages, chosen: str, rejected: str, row: Row) -> Row:
+def _rename_columns(cfg: PreferenceRows, row: Row) -> Row:
+    """By the user's own map. The columns that it gives tell the shape."""
+    if absent := [theirs for theirs in cfg.columns.values() if theirs not in row]:
+        raise RowFault(f"no column {', '.join(absent)}. {suggest(absent[0], list(row))}")
+    return {name: row[theirs] for name, theirs in cfg.columns.items()}
+
+
+def _make_pair(prompt: Messages, chosen: Answer, rejected: Answer, row: Row) -> Row:
     scores = {}
     for ours, theirs in _SCORES:
         scores[ours] = _parse_number(row.get(ours, row.get(theirs)))
@@ -251,8 +267,8 @@ def _parse_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _make_unpaired(prompt: Messages, text: str, label: bool) -> Row:
-    return {"prompt": prompt, "completion": text, "label": label}
+def _make_unpaired(prompt: Messages, answer: Answer, label: bool) -> Row:
+    return {"prompt": prompt, "completion": answer, "label": label}
 
 
 def _read_prompt(value: Any, system: Any = None) -> Messages:
@@ -268,9 +284,11 @@ def _read_prompt(value: Any, system: Any = None) -> Messages:
 def _read_messages(value: Any, name: str) -> Messages:
     if not isinstance(value, list) or not value:
         raise RowFault(f"{name} is neither text nor a list of messages")
-    if fault := message_fault(value):
-        raise RowFault(f"{name}: {fault}")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+    try:
+        turns = pack_messages(value)
+    except RowFault as fault:
+        raise RowFault(f"{name}: {fault}") from None
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
 
 
 def _read_side(row: Row, name: str) -> str | Messages:
@@ -285,12 +303,12 @@ def _read_turns(value: Any, name: str) -> Any:
     return convert_turns(turns, name) if is_sharegpt else value
 
 
-def _read_answer(row: Row, name: str) -> str:
+def _read_answer(row: Row, name: str) -> Answer:
     """An answer that is a text, or one message."""
     value = _require(row, name)
     if isinstance(value, str):
         return value
-    return _last_answer(_read_messages(_read_turns([value], name), name), name)
+    return _split_last(_read_messages(_read_turns([value], name), name), name)[1]
 
 
 def _read_label(row: Row) -> bool:
@@ -309,18 +327,21 @@ def _is_conversation(row: Row) -> bool:
     return has_turns and (is_labelled or isinstance(row.get("chosen"), str))
 
 
-def _split_common(chosen: Messages, rejected: Messages) -> tuple[Messages, tuple[str, str]]:
+def _split_common(chosen: Messages, rejected: Messages) -> tuple[Messages, tuple[Answer, Answer]]:
     """The turns that both sides share, and their two answers."""
-    answers = (_last_answer(chosen, "chosen"), _last_answer(rejected, "rejected"))
-    if chosen[:-1] != rejected[:-1]:
+    shared, chosen_answer = _split_last(chosen, "chosen")
+    theirs, rejected_answer = _split_last(rejected, "rejected")
+    if shared != theirs:
         raise RowFault("chosen and rejected differ before their last turn")
-    return chosen[:-1], answers
+    return shared, (chosen_answer, rejected_answer)
 
 
-def _last_answer(messages: Messages, name: str) -> str:
-    if messages[-1]["role"] != "assistant":
+def _split_last(messages: Messages, name: str) -> tuple[Messages, Answer]:
+    """The turns before the last, and the last, which is the assistant's."""
+    prompt, answer = split_answer(messages)
+    if not is_answer(answer):
         raise RowFault(f"the last turn of {name} is not the assistant's")
-    return messages[-1]["content"]
+    return prompt, to_answer(answer)
 
 
 def _require(row: Row, name: str) -> Any:
@@ -344,7 +365,7 @@ def _user_turns(messages: Messages) -> list[str]:
 
 
 def _check_prompt(messages: Messages) -> None:
-    if not messages or messages[-1]["role"] != "user":
-        raise RowFault("the turn before the answer is not the user's")
-    if not messages[-1]["content"].strip():
+    if not messages or messages[-1]["role"] not in ("user", RESULT):
+        raise RowFault("the turn before the answer is not the user's or a tool's")
+    if messages[-1]["role"] == "user" and not messages[-1]["content"].strip():
         raise RowFault("the prompt is empty")

@@ -3,24 +3,40 @@
 Loads no library.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from pipeline.config import PromptCaps, PromptSplit
+from pipeline.data.tool_turns import uses_tools
 from pipeline.errors import UserError, suggest
+
+TOOL_PROMPTS = 100  # with which a chat template is checked
 
 
 @dataclass(frozen=True)
 class PromptSummary:
     """How many usable rows a set of prompts has, their columns other than the text, and the first.
 
-    The first has its messages as `prompt`, and its other `columns`.
+    The first has its messages as `prompt`, and its other `columns`. `tool_prompts`: with tools.
     """
 
     rows: int
     columns: frozenset[str]
     first: Mapping[str, Any]
+    tool_prompts: Sequence[list[dict[str, str]]] = ()
+
+
+def select_tool_prompts(
+    prompts: Iterable[list[dict[str, str]]],
+) -> list[list[dict[str, str]]]:
+    """The first prompt with tools of each order of roles, for checks of chat templates."""
+    found: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for messages in prompts:
+        if uses_tools(messages):
+            found.setdefault(tuple(message["role"] for message in messages), messages)
+    return [*islice(found.values(), TOOL_PROMPTS)]
 
 
 def check_split(split: PromptSplit, prompts: int) -> None:

@@ -1,14 +1,21 @@
 """Shapes of prompt files: the columns of a row → messages. A shape removes what it reads.
 
-The prompt of a conversation ends with the user's last turn; an answer after it becomes the column
-`answer`.
+The prompt of a conversation ends with the user's last turn or a tool's result. An answer after it
+becomes the column `answer`, and the tool calls in that answer the column `tool_calls`.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.data.jsonl import message_fault
+from pipeline.data.jsonl import CALLS, RESULT
 from pipeline.data.readers import Row, RowFault
+from pipeline.data.tool_turns import (
+    EXPECTED_CALLS,
+    is_answer,
+    pack_messages,
+    read_calls,
+    split_answer,
+)
 
 Messages = list[dict[str, str]]
 
@@ -114,6 +121,7 @@ SHAPE_COLUMNS = {
 SPEAKERS = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant",
     "chatgpt": "assistant", "assistant": "assistant", "bing": "assistant", "bard": "assistant",
+    "function_call": CALLS, "observation": RESULT, "tool": RESULT,
 }  # fmt: skip
 
 
@@ -132,14 +140,16 @@ def _to_messages(value: Any, name: str) -> Messages:
 def _check_messages(value: Any, name: str) -> Messages:
     if not isinstance(value, list) or not value:
         raise RowFault(f"'{name}' is neither text nor a list of messages")
-    if fault := message_fault(value):
-        raise RowFault(fault)
-    return value
+    return pack_messages(value)
 
 
 def _cut_answer(messages: Messages, row: Row) -> Messages:
-    """An answer after the user's last turn is not a part of the prompt."""
-    if messages[-1]["role"] != "assistant":
+    """An answer after the last question or result is not a part of the prompt."""
+    prompt, answer = split_answer(messages)
+    if not is_answer(answer):
         return messages
-    row.setdefault("answer", messages[-1]["content"])
-    return messages[:-1] or messages
+    if answer[0]["role"] == "assistant":
+        row.setdefault("answer", answer[0]["content"])
+    if answer[-1]["role"] == CALLS:
+        row.setdefault(EXPECTED_CALLS, read_calls(answer[-1]["content"]))
+    return prompt or messages

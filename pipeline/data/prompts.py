@@ -15,10 +15,11 @@ import polars as pl
 
 from pipeline.config import FileRows, PromptRows
 from pipeline.data.instruction_conflicts import find_contradiction
-from pipeline.data.jsonl import describe_faults, find_unwritable
-from pipeline.data.prompt_checks import PromptSummary
+from pipeline.data.jsonl import RESULT, describe_faults, find_unwritable
+from pipeline.data.prompt_checks import PromptSummary, select_tool_prompts
 from pipeline.data.prompt_shapes import BY_COLUMNS, SHAPES, Messages, detect_shape
 from pipeline.data.readers import BATCH, Row, RowFault, read_rows
+from pipeline.data.tool_turns import add_tools
 from pipeline.errors import UserError, make_printable, pluralize, suggest
 
 PROMPT_ROW: dict[str, Any] = {
@@ -63,13 +64,19 @@ def summarize_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -
     """Refuses what `read_prompts` refuses, and keeps no row."""
     found = PromptSet()
     count, names, first = 0, set[str](), dict[str, Any]()
-    for row in _convert_rows(source, knob, found):
-        count += 1
-        columns = json.loads(row["columns"])
-        first = first or {"prompt": row["prompt"], "columns": columns}
-        names |= columns.keys()
+
+    def read_messages() -> Iterator[Messages]:
+        nonlocal count, first
+        for row in _convert_rows(source, knob, found):
+            count += 1
+            columns = json.loads(row["columns"])
+            first = first or {"prompt": row["prompt"], "columns": columns}
+            names.update(columns)
+            yield row["prompt"]
+
+    tool_prompts = select_tool_prompts(read_messages())
     _check_rows(source, knob, on_bad_row, count, found.bad)
-    return PromptSummary(count, frozenset(names), first)
+    return PromptSummary(count, frozenset(names), first, tool_prompts)
 
 
 def _check_rows(
@@ -161,6 +168,8 @@ def convert_row(shape: str, row: Row) -> Row:
     row = dict(row)
     system, row_id = row.pop("system", None), _parse_id(row.pop("id", None))
     messages = _add_system(SHAPES[shape](row), system)
+    if row.get("tools"):
+        messages = add_tools(messages, row.pop("tools"))
     turns = row["turns"] if shape == "turns" else None
     if fault := find_unwritable([messages, turns, row_id]):
         raise RowFault(f"its prompt or its id {fault}")
@@ -190,9 +199,11 @@ def _add_system(messages: Messages, system: Any) -> Messages:
         raise RowFault("'system' is not text")
     if system and messages[0]["role"] == "system":
         raise RowFault("has both 'system' and a system message")
-    if messages[-1]["role"] != "user":
-        raise RowFault("the last message is not the user's")
-    if not messages[-1]["content"].strip():
+    if messages[-1]["role"] not in ("user", RESULT):
+        raise RowFault("the last message is not the user's or a tool's")
+    if not any(message["role"] == "user" for message in messages):
+        raise RowFault("no message is the user's")
+    if messages[-1]["role"] == "user" and not messages[-1]["content"].strip():
         raise RowFault("the prompt is empty")
     return [{"role": "system", "content": system}, *messages] if system else messages
 

@@ -1,8 +1,8 @@
 """What a reward model learns from: prompts with a good answer, a bad one, or both.
 
-A row: `row` (its number), `prompt` (messages), `good`, `bad` (texts; a single answer has one of
-them, and the other is None), and `flipped`: whether the label is known to be wrong, None where
-this is unknown.
+A row: `row` (its number), `prompt` (messages), `good`, `bad` (answers as in `preferences`; a single
+answer has one of them, and the other is None), and `flipped`: whether the label is known to be
+wrong, None where this is unknown.
 """
 
 from collections.abc import Iterator

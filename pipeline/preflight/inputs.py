@@ -7,11 +7,12 @@ from pathlib import Path
 
 from pipeline.artifacts import FUNNEL_FILE, MODEL_FILE, Model, Prompts, read_object
 from pipeline.config import PairRound, SampleRequest, ScriptedBackend, SftTraining
-from pipeline.data.prompt_checks import PromptSummary
+from pipeline.data.prompt_checks import PromptSummary, select_tool_prompts
 from pipeline.errors import UserError, run_all
 from pipeline.preflight.context_length import find_context
 from pipeline.preflight.lineage import trace_lineage
 from pipeline.preflight.prompts import list_prompt_checks
+from pipeline.preflight.templates import check_tool_prompt
 from pipeline.step import Part, Step
 
 
@@ -29,7 +30,7 @@ def summarize_part(folder: Path, part: str) -> PromptSummary:
     columns = [json.loads(text) for text in table["columns"]]
     names = frozenset(name for each in columns for name in each)
     first = {"prompt": table["prompt"][0].to_list(), "columns": columns[0]}
-    return PromptSummary(table.height, names, first)
+    return PromptSummary(table.height, names, first, select_tool_prompts(table["prompt"].to_list()))
 
 
 def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
@@ -44,7 +45,7 @@ def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
 
 
 def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:
-    """Refuse if no prompt fits, as soon as the tokenizer of the sampled model is built.
+    """Refuse if no prompt fits, or one with tools does not render, once the tokenizer is built.
 
     If only some do not fit, `sample` drops and counts them.
     """
@@ -66,9 +67,12 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
         identity = cfg.model_dump_json(exclude={"seed", "wave", "purpose", "runtime"})
         key = f"{table} {template} {context} {identity}"
         if key not in checked and not cfg.ties_by and (table / "prompts.parquet").exists():
-            check_one_fits(
-                cfg, open_tokenizer(template, context), select_block(cfg, Prompts(table))
-            )
+            encoder, rows = open_tokenizer(template, context), select_block(cfg, Prompts(table))
+            for messages in select_tool_prompts(rows["prompt"].to_list()):
+                check_tool_prompt(
+                    encoder, messages, cfg.template_kwargs, str(template or tokenizer)
+                )
+            check_one_fits(cfg, encoder, rows)
         checked.add(key)
 
 

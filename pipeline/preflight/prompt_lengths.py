@@ -5,6 +5,7 @@ not counted, and `sample` reports the fault.
 """
 
 import json
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,9 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pipeline.errors import make_printable
+from pipeline.models.chat_template import render_with_tools
 
 Message = dict[str, str]
 
@@ -29,9 +33,11 @@ class PromptTokenizer:
         self._pieces.no_padding()
         config = _read(tokenizer / "tokenizer_config.json")
         self._special = _read_special_tokens(config)
-        self._template = _compile_template(
-            template.read_text() if template else _read_template(tokenizer, config)
+        texts = (
+            {"default": template.read_text()} if template else _read_templates(tokenizer, config)
         )
+        self._template = _compile_template(texts.get("default"))
+        self._tool_template = _compile_template(texts.get("tool_use")) or self._template
 
     @property
     def bos(self) -> int | None:
@@ -48,16 +54,31 @@ class PromptTokenizer:
         return ids
 
     def _render(self, messages: list[Message], kwargs: dict[str, Any]) -> str:
-        last_turn = messages[-1]["content"].strip()
+        if self._template is not None:
+            with suppress(Exception):  # the checkpoint's template may raise anything
+                return self._render_template(messages, kwargs)
+        return messages[-1]["content"].strip()
+
+    def find_tool_fault(self, messages: list[Message], kwargs: dict[str, Any]) -> str | None:
+        """Why the template does not render a prompt with tools, if so."""
         if self._template is None:
-            return last_turn
-        known = {"tools": None, "documents": None, **self._special, **kwargs}
+            return None
         try:
-            return str(
-                self._template.render(messages=messages, add_generation_prompt=True, **known)
-            )
-        except Exception:  # the checkpoint's template may raise anything
-            return last_turn
+            self._render_template(messages, kwargs)
+        except Exception as error:
+            return make_printable(str(error) or type(error).__name__)
+        return None
+
+    def _render_template(self, messages: list[Message], kwargs: dict[str, Any]) -> str:
+        known = {"tools": None, "documents": None, **self._special, **kwargs}
+
+        def render(turns: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+            template, given = self._template, known
+            if tools:
+                template, given = self._tool_template, {**known, "tools": tools}
+            return str(template.render(messages=turns, add_generation_prompt=True, **given))
+
+        return render_with_tools(messages, render)
 
 
 class GenerationBlock(Extension):
@@ -74,15 +95,16 @@ def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _read_template(tokenizer: Path, config: dict[str, Any]) -> str | None:
-    """From the tokenizer's folder; older checkpoints have it in the config, some have several."""
+def _read_templates(tokenizer: Path, config: dict[str, Any]) -> dict[str, str]:
+    """By name: from the tokenizer's folder; older checkpoints have them in the config."""
     file = tokenizer / "chat_template.jinja"
     if file.is_file():
-        return file.read_text()
+        others = (tokenizer / "additional_chat_templates").glob("*.jinja")
+        return {"default": file.read_text(), **{each.stem: each.read_text() for each in others}}
     template = config.get("chat_template")
     if isinstance(template, list):
-        template = {each["name"]: each["template"] for each in template}.get("default")
-    return template
+        return {each["name"]: each["template"] for each in template}
+    return {"default": template} if template else {}
 
 
 def _compile_template(template: str | None) -> Any:

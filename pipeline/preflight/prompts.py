@@ -14,6 +14,7 @@ from pipeline.config import (
 from pipeline.data.prompt_checks import PromptSummary
 from pipeline.errors import UserError, suggest
 from pipeline.preflight.functions import check_call, list_functions
+from pipeline.preflight.templates import check_tools, find_template
 from pipeline.step import Step
 
 
@@ -26,6 +27,7 @@ def list_prompt_checks(
 ) -> Iterator[Callable[[], object]]:
     """Checks of every part whose `rows` are known; `at_most`: some may still be dropped."""
     called = set[tuple[str, frozenset[str]]]()  # many Steps score by one function
+    rendered = set[str]()  # and sample from models with one template
     for step in coming:
         for _, source, part in step.edges():
             if source is not made or part is None or part not in rows:
@@ -46,6 +48,12 @@ def list_prompt_checks(
                     yield partial(check_duel, step.knob, duel, summarize(part).columns)
                 case SampleRequest() as cfg:
                     yield partial(check_rows, cfg, rows[part], at_most)
+                    template = find_template(step, cfg)
+                    key = f"{template} {part} {cfg.template_kwargs}"
+                    if template and key not in rendered:
+                        tool_prompts = summarize(part).tool_prompts
+                        yield partial(check_tools, *template, tool_prompts, cfg.template_kwargs)
+                    rendered.add(key)
 
 
 def check_rows(cfg: SampleRequest, rows: int, at_most: bool) -> None:

@@ -36,6 +36,7 @@ from pipeline.config import (
     SftTraining,
     TrainConfig,
     UserPreferences,
+    UserPrompts,
 )
 from pipeline.data.prompt_checks import PromptSummary, check_caps, check_split
 from pipeline.data.published_answers import REFERENCE_COLUMN, read_reference_answers
@@ -57,6 +58,8 @@ def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[],
     match step.config:
         case PlaygroundPrompts() | InstructionPrompts() | FilePrompts() | HubPrompts() as cfg:
             yield partial(check_given_prompts, step, cfg, coming)
+            if data := _find_excluded(cfg):
+                yield partial(_read_demonstrations, data, "prompts.demonstrations")
         case EvaluationQuestions(rows=rows) as cfg if _is_read_here(rows.source):
             yield partial(check_questions, step, cfg, coming)
         case SftTraining(data=JsonlDemonstrations() as data) if _is_small(data.path):
@@ -71,6 +74,14 @@ def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[],
             yield partial(_read_preferences, data, "reward.data")
         case PairRound(edits=str(path)) as cfg if _is_small(path):
             yield partial(_read_edits, cfg.edits_knob, path)
+
+
+def _find_excluded(cfg: PromptsConfig) -> JsonlDemonstrations | None:
+    """The file of demonstrations that training prompts are compared with, if it is read here."""
+    match cfg:
+        case UserPrompts(exclude=[_, *_], demonstrations=JsonlDemonstrations() as data):
+            return data if _is_small(data.path) else None
+    return None
 
 
 def describe_unread(coming: Sequence[Step]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from pipeline.artifacts import Model
 from pipeline.config import (
     EnsembleScorer,
     FunctionScorer,
+    JsonScorer,
     LabelsScorer,
     PairwiseScorer,
     RewardModelScorer,
@@ -99,6 +100,10 @@ def open_scorer(
             from pipeline.scorers.labels import Labels
 
             return Labels(cfg)
+        case JsonScorer(calls=str(column)):
+            from pipeline.scorers.tool_calls import ToolCalls
+
+            return ToolCalls(column)
         case EnsembleScorer():
             raise TypeError("an ensemble scores nothing itself: see ensemble.combine_scores")
         case _:

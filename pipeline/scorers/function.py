@@ -1,8 +1,9 @@
 """A user's own function in the shape of TRL's reward functions: it works in both places.
 
 It is called once per prompt, as TRL calls it: `prompts` and `completions` are lists of lists of
-messages, and every column of the prompt is a list of the same length. It returns a number for each;
-None means that it has no opinion.
+messages, and every column of the prompt is a list of the same length. Prompts with tools have them
+as the column `tools`, and their calls in OpenAI's shape. It returns a number for each; None means
+that it has no opinion.
 
 It runs in a separate process (`function_harness`), since nothing else can end a function that
 hangs. A call that takes longer than `runtime.timeout`, or that ends the process, fails the answers
@@ -26,6 +27,7 @@ from typing import Any
 
 from pipeline.backends import api_client
 from pipeline.config import Function, FunctionScorer
+from pipeline.data.tool_turns import unpack_messages
 from pipeline.errors import UserError, make_printable, pluralize, suggest
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.function_harness import LENGTH
@@ -115,12 +117,15 @@ def clean_detail(detail: str) -> str:
 
 def build_arguments(answers: list[Answer]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for answer in answers for name in answer.columns)
+    unpacked = [unpack_messages(answer.prompt) for answer in answers]
+    tools = [tools or None for _, tools in unpacked]
     return {
-        "prompts": [answer.prompt for answer in answers],
+        "prompts": [messages for messages, _ in unpacked],
         "completions": [
             [{"role": "assistant", "content": answer.completion}] for answer in answers
         ],
         **{name: [answer.columns.get(name) for answer in answers] for name in names},
+        **({"tools": tools} if any(tools) else {}),
     }
 
 

@@ -6,6 +6,7 @@ A text longer than the model's context loses its beginning, so that the answer's
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.data.tool_turns import Answer, to_text, to_turns
 from pipeline.errors import UserError
 from pipeline.models.bos import adds_bos, contains_bos, starts_with_two_bos
 from pipeline.models.chat_template import encode_rendered, render_template
@@ -48,8 +49,8 @@ class RewardEncoder:
         self.bos: int | None = tokenizer.bos_token_id
         self.adds_bos = adds_bos(tokenizer)
 
-    def _encode_chat(self, prompt: list[Message], answer: str) -> EncodedRow:
-        ids = self._render([*prompt, {"role": "assistant", "content": answer}])
+    def _encode_chat(self, prompt: list[Message], answer: Answer) -> EncodedRow:
+        ids = self._render([*prompt, *to_turns(answer)])
         excess = self._count_excess(ids)
         if not excess:
             return EncodedRow(ids)
@@ -79,7 +80,8 @@ class RewardEncoder:
             raise UnreadableText(f"a text in it spells out the reward model's BOS ({bos_token})")
         return ids
 
-    def _encode_pair(self, prompt: list[Message], answer: str) -> EncodedRow:
+    def _encode_pair(self, prompt: list[Message], answer: Answer) -> EncodedRow:
+        answer = to_text(answer)
         question = "\n\n".join(message["content"] for message in prompt)
         encoded = self.tokenizer(question, answer)
         excess = self._count_excess(encoded["input_ids"])

@@ -16,6 +16,7 @@ from pipeline.data.decontamination import OverlapCheck
 from pipeline.data.drop_log import BAD_ROW, DropLog
 from pipeline.data.preferences import read_preferences
 from pipeline.data.prompts import build_prompt_row, join_user_turns
+from pipeline.data.tool_turns import Answer, to_text
 from pipeline.errors import UnrenderableTemplate, UserError, pluralize
 from pipeline.hashing import hash_json
 from pipeline.models.bos import contains_bos
@@ -102,8 +103,8 @@ class PolicyEncoder:
     def encode_pair(self, pair: Row) -> Row:
         row = self._encode_prompt(pair["prompt"])
         for side in ("chosen", "rejected"):
-            name, tokens = self._encode_answer(row["prompt_id"], pair["prompt"], pair[side])
-            row |= {side: _to_message(pair[side]), f"{side}_id": name, f"{side}_token_ids": tokens}
+            name, text, tokens = self._encode_answer(row["prompt_id"], pair["prompt"], pair[side])
+            row |= {side: _to_message(text), f"{side}_id": name, f"{side}_token_ids": tokens}
         chosen, rejected = pair["chosen_score"], pair["rejected_score"]
         is_scored = chosen is not None and rejected is not None
         return {
@@ -116,10 +117,12 @@ class PolicyEncoder:
 
     def encode_unpaired(self, answer: Row) -> Row:
         row = self._encode_prompt(answer["prompt"])
-        name, tokens = self._encode_answer(row["prompt_id"], answer["prompt"], answer["completion"])
+        name, text, tokens = self._encode_answer(
+            row["prompt_id"], answer["prompt"], answer["completion"]
+        )
         return {
             **row,
-            "completion": _to_message(answer["completion"]),
+            "completion": _to_message(text),
             "sample_id": name,
             "token_ids": tokens,
             "label": answer["label"],
@@ -137,10 +140,10 @@ class PolicyEncoder:
         }
 
     def _encode_answer(
-        self, prompt_id: str, messages: list[dict[str, str]], text: str
-    ) -> tuple[str, list[int]]:
-        name = hash_json(["offline", prompt_id, text])[:16]
-        return name, self.chat.encode_answer(messages, text, self.kwargs)
+        self, prompt_id: str, messages: list[dict[str, str]], answer: Answer
+    ) -> tuple[str, str, list[int]]:
+        text, ids = self.chat.write_answer(messages, answer, self.kwargs)
+        return hash_json(["offline", prompt_id, text])[:16], text, ids
 
 
 def _to_message(text: str) -> list[dict[str, str]]:
@@ -152,7 +155,8 @@ def _row_texts(row: Row) -> Iterator[str]:
     for part in [*row["pairs"], *row["unpaired"]]:
         yield join_user_turns(part["prompt"])
         yield from (message["content"] for message in part["prompt"])
-        yield from (part[name] for name in ("chosen", "rejected", "completion") if name in part)
+        answers = (part[name] for name in ("chosen", "rejected", "completion") if name in part)
+        yield from map(to_text, answers)
 
 
 def _prompt_id(row: Row) -> str:

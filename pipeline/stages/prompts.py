@@ -21,11 +21,13 @@ from pipeline.config import (
     PlaygroundPrompts,
     PromptCaps,
     PromptsConfig,
+    UserPrompts,
 )
 from pipeline.data import instructions, synthetic
 from pipeline.data.decontamination import OverlapIndex, ngram_table
+from pipeline.data.demonstrations import read_demonstrations
 from pipeline.data.drop_log import BAD_ROW, DropLog, KeptAndDropped
-from pipeline.data.duplicates import find_duplicates
+from pipeline.data.duplicates import find_demonstrated, find_duplicates
 from pipeline.data.prompt_checks import check_caps, check_split
 from pipeline.data.prompts import (
     PROMPT_ROW,
@@ -75,6 +77,7 @@ def run(cfg: PromptsConfig | EvaluationQuestions, out: Path, *, knob: str = "pro
         dev = log.record(drop_overlaps(dev, index))
     indexes.append(build_index(cfg, {"dev": dev}))
     train = log.record(drop_overlaps(rows, indexes[2]))
+    train = log.record(drop_demonstrated(cfg, train))
 
     parts = {"train": train, "dev": dev, "test": test}
     sizes = {name: part.height for name, part in parts.items()}
@@ -253,6 +256,19 @@ def drop_overlaps(rows: pl.DataFrame, index: OverlapIndex) -> KeptAndDropped:
         progress.advance()
     overlaps = pl.DataFrame(found, schema={"at": pl.UInt32, **DROPPED})
     return _remove_rows(rows, overlaps["at"]), overlaps
+
+
+def drop_demonstrated(cfg: PromptsConfig, rows: pl.DataFrame) -> KeptAndDropped:
+    """Drops the prompts that the demonstrations have answered already, where the config asks it."""
+    if not isinstance(cfg, UserPrompts) or cfg.demonstrations is None or not cfg.exclude:
+        return rows, pl.DataFrame(schema=DROPPED)
+    lines = read_demonstrations(cfg.demonstrations, "prompts.demonstrations")
+    turns = (
+        [message["content"] for message in row["messages"] if message["role"] == "user"]
+        for row in lines.rows
+    )
+    demonstrated = find_demonstrated(rows, turns)
+    return _remove_rows(rows, demonstrated["at"]), demonstrated
 
 
 def _prompt_texts(rows: pl.DataFrame) -> Iterator[tuple[str, list[str]]]:

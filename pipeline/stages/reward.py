@@ -113,11 +113,12 @@ def _read_examples(
 
 def _encode_row(text: "RewardEncoder", row: Row) -> Row:
     from pipeline.data.prompts import build_prompt_row
+    from pipeline.data.tool_turns import to_text
 
     example = {
         "prompt_id": build_prompt_row(row["prompt"], {})["prompt_id"],
         "flipped": row["flipped"],
-        "answers": [row[side] for side in ("good", "bad") if row[side] is not None],
+        "answers": [to_text(row[side]) for side in ("good", "bad") if row[side] is not None],
     }
     for side in ("good", "bad"):
         answer = row[side]
@@ -128,10 +129,11 @@ def _encode_row(text: "RewardEncoder", row: Row) -> Row:
 def _row_texts(row: Row) -> Iterator[str]:
     """All texts that would be learned from: the user's turns together, each turn, each answer."""
     from pipeline.data.prompts import join_user_turns
+    from pipeline.data.tool_turns import to_text
 
     yield join_user_turns(row["prompt"])
     yield from (message["content"] for message in row["prompt"])
-    yield from (row[side] for side in ("good", "bad") if row[side] is not None)
+    yield from (to_text(row[side]) for side in ("good", "bad") if row[side] is not None)
 
 
 def split_held_out(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row]]:

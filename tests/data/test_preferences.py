@@ -9,11 +9,23 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Decontamination, Pairs, write_table
+from pipeline.backends.chat import ModelTokenizer
 from pipeline.data import decontamination as fencing
 from pipeline.errors import UserError
+from pipeline.pairing.token_checks import check_pairs
 from pipeline.stages import offline
 from tests.support.house import composed
 from tests.support.tiny import tiny_model
+from tests.support.tools import (
+    TOOL_CHAT,
+    WEATHER,
+    answering,
+    ask,
+    call,
+    calling,
+    result,
+    write_call,
+)
 
 QUESTIONS = [f"name {n} short facts about the quiet river" for n in range(10)]
 GOOD = [f"{n} : the river and the lantern." for n in range(10)]
@@ -119,7 +131,7 @@ def config(path: Path, *words: str):
 
 @pytest.fixture
 def taken(tmp_path, policy):
-    def take(made: list[dict], *words: str, fenced: str = "nothing") -> Pairs:
+    def take(made: list[dict], *words: str, fenced: str = "nothing", policy=policy) -> Pairs:
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in made))
         cfg = config(file, *words)
@@ -248,7 +260,7 @@ def test_a_conversation_with_a_label_is_an_unpaired_answer(taken):
     [
         ({"chosen": turn("human", "a")}, "the last turn of chosen is not the assistant's"),
         ({"chosen": {"role": "assistant", "content": None}}, "chosen: a message is not"),
-        ({"conversations": [turn("tool", "q")]}, "a turn is from tool"),
+        ({"conversations": [turn("bird", "q")]}, "a turn is from bird"),
         ({"conversations": [turn("gpt", "q")]}, "the turn before the answer is not the user's"),
     ],
 )
@@ -256,6 +268,93 @@ def test_a_turn_that_is_none_is_named(taken, row, fault):
     [good, *_] = rows("llama-factory")
     with pytest.raises(UserError, match=rf"read as conversation\):\n  row 2: .*{fault}"):
         taken([good, {**good, **row}])
+
+
+# ── tools ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory):
+    return tiny_model(
+        tmp_path_factory.mktemp("store") / "sft" / "abc",
+        template=TOOL_CHAT,
+        layers=1,
+        context=1024,
+    )
+
+
+def one_pair(shape: str) -> dict:
+    """A call over a text, after a question and a result, as published under each shape."""
+    shared = [ask("Rome"), calling(call("Rome")), result("21"), answering("Yes."), ask("Oslo")]
+    good, bad = calling(call("Oslo"), text="I look."), answering("No.")
+    function = {"name": "get_weather", "arguments": {"city": "Oslo"}}
+    talk = [
+        turn("human", "Is it warm in Rome?"),
+        turn("function_call", json.dumps({**function, "arguments": {"city": "Rome"}})),
+        turn("observation", "21"),
+        turn("gpt", "Yes."),
+        turn("human", "Is it warm in Oslo?"),
+    ]
+    row = {
+        "trl": {"prompt": shared, "chosen": [good], "rejected": [bad]},
+        "trl without a prompt": {"chosen": [*shared, good], "rejected": [*shared, bad]},
+        "llama-factory": {"conversations": talk, "chosen": good, "rejected": turn("gpt", "No.")},
+        "renamed": {"q": shared, "yes": [good], "no": [bad], "functions": [WEATHER]},
+    }[shape]
+    return row if shape == "renamed" else {**row, "tools": json.dumps([WEATHER])}
+
+
+RENAMED = "offline.columns={prompt: q, chosen: yes, rejected: no, tools: functions}"
+
+
+@pytest.mark.parametrize("shape", ["trl", "trl without a prompt", "llama-factory", "renamed"])
+def test_tools_become_the_tokens_of_the_policy_s_own_template(taken, caller, shape):
+    words = ["offline.shape=columns", RENAMED] if shape == "renamed" else []
+    [row] = taken([one_pair(shape)], *words, policy=caller).read_train().to_dicts()
+    chat = ModelTokenizer(caller)
+    head = json.dumps(WEATHER)
+    assert chat.decode_raw(row["prompt_token_ids"]) == (
+        f"<s><|system|>{head}<|end|><|user|>Is it warm in Rome?<|end|><|assistant|>"
+        f"{write_call('Rome')}<|end|><|user|><tool_response>21</tool_response><|end|>"
+        "<|assistant|>Yes.<|end|><|user|>Is it warm in Oslo?<|end|><|assistant|>"
+    )
+    text = f"I look.{write_call('Oslo')}"
+    assert chat.decode_raw(row["chosen_token_ids"]) == f"{text}<|end|>"
+    assert row["chosen"] == said(text) and row["rejected"] == said("No.")
+    assert [message["role"] for message in row["prompt"]] == [
+        "tools", "user", "tool_calls", "tool", "assistant", "user",
+    ]  # fmt: skip
+    cfg = composed("recipes=smoke").pair.for_round(1)
+    check_pairs(cfg, pl.DataFrame([row]), chat)
+
+
+def test_an_answer_after_a_result_is_a_pair_and_one_before_it_is_not(taken, caller):
+    before = [ask("Rome"), calling(call("Rome")), result("21")]
+    good, bad = answering("It is warm."), answering("It is cold.")
+    shared = {"chosen": [*before, good], "rejected": [*before, bad], "tools": [WEATHER]}
+    early = {**shared, "rejected": [ask("Rome"), bad]}
+    pairs = taken([shared, early], "offline.on_bad_row=skip", policy=caller)
+    assert pairs.read_train().height == 1
+    assert pairs.read_dropped()["detail"].to_list() == [
+        "chosen and rejected differ before their last turn"
+    ]
+
+
+def test_calls_with_a_label_are_unpaired_answers(taken, caller):
+    row = {"prompt": [ask("Rome")], "completion": [calling(call("Rome"))], "label": True}
+    table = taken([{**row, "tools": [WEATHER]}], policy=caller).read_unpaired()
+    assert table["completion"].to_list() == [said(write_call("Rome"))]
+
+
+def test_a_template_without_tools_makes_a_bad_row(taken):
+    made = [*rows("standard"), one_pair("trl")]
+    with pytest.raises(UserError, match=r"row 11: .*it leaves out the tool get_weather"):
+        taken(made)
+    pairs = taken(made, "offline.on_bad_row=skip")
+    assert pairs.read_train().height == 10 and pairs.read_funnel()["dropped"] == {"bad row": 1}
+
+
+# ── faults ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_scores_become_thumbs_where_asked(taken):

@@ -3,11 +3,14 @@ server."""
 
 import json
 
+import polars as pl
 import pytest
 
-from pipeline.artifacts import read_table
+from pipeline.artifacts import Prompts, read_table, write_table
 from pipeline.config import AnswersFile, Checkpoint, EvaluateConfig, ServedModel
 from pipeline.config.cross_checks import find_mismatches
+from pipeline.data.prompts import PROMPT_ROW
+from pipeline.data.tool_turns import add_tools, pack_messages
 from pipeline.errors import StageError, UserError
 from pipeline.plan import plan
 from pipeline.stages import base, sample
@@ -17,6 +20,7 @@ from tests.stages.test_evaluate import named as row_of
 from tests.support.house import SMALL, check_steps, composed, identity_of, named
 from tests.support.servers import serving
 from tests.support.tiny import tiny_model
+from tests.support.tools import TOOL_CHAT, WEATHER, ask, call, calling, result, write_call
 
 RIVAL = ["+baseline@evaluate.baselines.rival=served", "evaluate.baselines.rival.model=served"]
 RIVAL += ["evaluate.baselines.rival.runtime.base_url=http://127.0.0.1:1/v1"]
@@ -237,6 +241,54 @@ def test_a_key_that_a_server_does_not_take_is_named_by_the_other_s_own_knob(sft,
                 prompts=prompts,
                 knob="evaluate.baselines.rival",
             )
+
+
+def serve_calls(body):
+    """Calls the one tool that it is offered, and tears the arguments of the third city."""
+    [tool] = body["tools"]
+    assert [message["role"] for message in body["messages"]] == [
+        "user",
+        "assistant",
+        "tool",
+        "user",
+    ]
+    before = body["messages"][1]["tool_calls"][0]
+    assert before["function"] == {"name": "get_weather", "arguments": '{"city": "Rome"}'}
+    assert body["messages"][2]["tool_call_id"] == before["id"]
+    city = body["messages"][-1]["content"].removeprefix("Is it warm in ").rstrip("?")
+    arguments = f'{{"city": "{city}"}}'[: 9 if city == "Bern" else None]
+    function = {"name": tool["function"]["name"], "arguments": arguments}
+    message = {"content": None, "tool_calls": [{"type": "function", "function": function}]}
+    return {"message": message, "finish_reason": "tool_calls"}
+
+
+@pytest.mark.model
+def test_a_server_gets_tools_by_its_api_and_its_calls_become_text(tmp_path):
+    sft = tiny_model(tmp_path / "store" / "sft" / "0123456789ab", template=TOOL_CHAT, context=1024)
+    talk = pack_messages([ask("Rome"), calling(call("Rome")), result("21")])
+    rows = [
+        {
+            "prompt_id": city,
+            "prompt": add_tools([*talk, ask(city)], [WEATHER]),
+            "columns": "{}",
+        }
+        for city in ("Oslo", "Bern")
+    ]
+    schema = {name: PROMPT_ROW[name] for name in ("prompt_id", "prompt", "columns")}
+    write_table(tmp_path / "test" / "prompts.parquet", pl.DataFrame(rows, schema=schema))
+    with serving(serve_calls) as server:
+        cfg = served(server.base_url).model_copy(update={"body": {}})
+        rival = base.run(cfg, tmp_path / "store" / "base" / "abcabcabcabc", like=sft)
+        runtime = {"blocks": 1, "workers": 1, "max_failed": 0.6}
+        limits = {"prompt": 600, "completion": 100}
+        asked = test_sample.config(backend=dict(cfg), limits=limits, runtime=runtime)
+        prompts = Prompts(tmp_path / "test")
+        drawn = sample.run(asked, tmp_path / "out", policy=rival, prompts=prompts).read()
+    assert set(drawn["completion"]) == {write_call("Oslo")}
+    assert set(drawn["finish_reason"]) == {"stop"}
+    lost = read_table(tmp_path / "out" / "failed.parquet")
+    assert set(lost["prompt_id"]) == {"Bern"}
+    assert set(lost["reason"]) == {"the arguments of a call of get_weather are not a JSON object"}
 
 
 # ── by published answers ──────────────────────────────────────────────────────────────────────────

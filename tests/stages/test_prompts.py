@@ -325,8 +325,8 @@ def test_a_row_of_several_prompts_and_an_unknown_speaker_are_named(tmp_path):
         taken(
             tmp_path, [{"instruction": "Translate.", "instances": [{"input": "a"}, {"input": "b"}]}]
         )
-    with pytest.raises(UserError, match="a turn is from tool. Known: system, human"):
-        taken(tmp_path, [{"conversations": [{"from": "tool", "value": "a"}]}])
+    with pytest.raises(UserError, match="a turn is from bird. Known: system, human"):
+        taken(tmp_path, [{"conversations": [{"from": "bird", "value": "a"}]}])
 
 
 def test_the_same_prompts_from_every_kind_of_file(tmp_path):
@@ -667,3 +667,89 @@ def test_prompts_and_every_other_stage_agree_on_what_overlaps(tmp_path_factory, 
     assert (index.find([text]) is not None) == OverlapCheck(
         Decontamination(folder), ngram
     ).overlaps(text)
+
+
+# ── what the demonstrations have answered ─────────────────────────────────────────────────────────
+
+
+def demonstrated(folder: Path, *conversations: list[str], **more: Any) -> str:
+    """A file of demonstrations, and the words that give it: turns of the user and of the model."""
+    file = folder / "demonstrations.jsonl"
+    roles = ["user", "assistant"] * 9
+    rows = [
+        {"messages": [turn(role, text) for role, text in zip(roles, texts, strict=False)], **more}
+        for texts in conversations
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"prompts.demonstrations={{kind: jsonl, path: {file}, on_bad_row: fail}}"
+
+
+EXCLUDE = "prompts.exclude=[demonstrations]"
+
+
+def test_training_prompts_that_were_demonstrated_are_dropped_and_counted(tmp_path):
+    asked = [
+        "question 1",  # equal
+        "QUESTION 2!",  # up to case and punctuation
+        "question 3",  # the first turn of a longer conversation
+        "question 40 and more words",  # shares words alone
+        "what is 3 - 5?",  # not the sum that was demonstrated
+    ]
+    fillers = [f"another prompt {i}" for i in range(15)]
+    given = demonstrated(
+        tmp_path,
+        ["question 1", "x"],
+        ["Question 2", "x"],
+        ["question 3", "x", "question 40", "y"],
+        ["what is 3 + 5?", "8"],
+    )
+    out = made(tmp_path, [{"prompt": text} for text in [*asked, *fillers]], EXCLUDE, given)
+    held = ids(out, "dev") | ids(out, "test")
+    dropped = read_table(out / "dropped.parquet")
+    named = taken(tmp_path, [{"prompt": text} for text in asked[:3]]).rows["prompt_id"]
+    wanted = {name: f"demonstration {at}" for at, name in enumerate(named, 1) if name not in held}
+    assert wanted and dict(dropped.select("prompt_id", "detail").rows()) == wanted
+    funnel = json.loads((out / "funnel.json").read_text())
+    assert funnel["dropped"] == {"in the demonstrations": len(wanted)}
+    assert funnel["in"] == 20 == sum(funnel["out"].values()) + len(wanted)
+
+
+def test_dev_and_test_are_those_of_a_run_that_excludes_nothing(tmp_path):
+    lines = [{"prompt": f"question {i}"} for i in range(20)]
+    given = demonstrated(tmp_path, *([f"question {i}", "x"] for i in range(0, 20, 2)))
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    plain, fewer = made(tmp_path / "a", lines), made(tmp_path / "b", lines, EXCLUDE, given)
+    for part in ("dev", "test"):
+        file = f"{part}/prompts.parquet"
+        assert (plain / file).read_bytes() == (fewer / file).read_bytes()
+    assert ids(fewer, "train") < ids(plain, "train")
+
+
+def test_no_training_prompt_left_is_refused_with_the_reason(tmp_path):
+    lines = [{"prompt": f"question {i}"} for i in range(8)]
+    given = demonstrated(tmp_path, *([f"question {i}", "x"] for i in range(8)))
+    with pytest.raises(UserError, match=r"in the demonstrations 3\) too few are left for train"):
+        made(tmp_path, lines, EXCLUDE, given)
+
+
+def test_the_demonstrations_of_sft_are_excluded_by_name_and_unknown_names_refused(tmp_path):
+    given = "sft=train", "base=tiny", "score=rules", "prompts.path=x", EXCLUDE
+    file = tmp_path / "rows.jsonl"
+    words = *given, "demonstrations@sft.data=jsonl", f"sft.data.path={file}"
+    assert composed(*words).prompts.demonstrations == composed(*words).sft.data
+    assert composed(*given).prompts.demonstrations.kind == "playground"
+    with pytest.raises(UserError, match="this run trains no sft"):
+        composed_with(EXCLUDE)
+    with pytest.raises(UserError, match="prompts.exclude.*demonstrations"):
+        composed(*given, "prompts.exclude=[demos]")
+
+
+def test_only_a_plan_that_excludes_reads_demonstrations_for_its_prompts(tmp_path):
+    def of(*words: str) -> str:
+        (tmp_path / "x").write_text("")
+        given = "sft=train", "base=tiny", "score=rules", f"prompts.path={tmp_path / 'x'}"
+        steps = plan(composed(*given, *words)).ancestors()
+        return identity_of(next(step for step in steps if step.stage == "prompts"))
+
+    assert of() == of("sft.data.rows=50") == of("prompts.exclude=[]")
+    assert of() != of(EXCLUDE) != of(EXCLUDE, "sft.data.rows=50")

@@ -9,6 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline.backends.chat import ModelTokenizer
 from pipeline.config import Optimization
+from pipeline.data.tool_turns import split_answer, to_answer
 from pipeline.errors import UserError
 from pipeline.training.monitoring.callbacks import (
     CheckpointLedger,
@@ -27,10 +28,10 @@ IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 def encode(tokenizer: ModelTokenizer, messages: list[Message], kwargs: dict[str, Any]) -> Example:
     """The prompt as a sampler sends it, and the last turn up to and with its stop token."""
-    *prompt, answer = messages
+    prompt, answer = split_answer(messages)
     return {
         "prompt_ids": tokenizer.encode(prompt, kwargs),
-        "completion_ids": tokenizer.encode_answer(prompt, answer["content"], kwargs),
+        "completion_ids": tokenizer.encode_answer(prompt, to_answer(answer), kwargs),
     }
 
 
