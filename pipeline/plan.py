@@ -3,7 +3,14 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
-from pipeline.config import BestOfNConfig, Config, RewardTraining, SftTraining
+from pipeline.config import (
+    POOL,
+    BestOfNConfig,
+    Config,
+    RewardTraining,
+    ServedMember,
+    SftTraining,
+)
 from pipeline.evals import EvalPlan, EvalSteps
 from pipeline.step import Input, Part, Step
 
@@ -20,20 +27,29 @@ def plan(cfg: Config) -> Step:
     if offline and cfg.pair.needs_sft_logps:
         prior = plan_reference(cfg, 1, sft, offline)
 
+    members = plan_members(cfg, sft)
+
     evals = EvalPlan(cfg, prompts, sft, reward)
     policy, models, pairs = sft, {"sft": sft}, list[Step]()
     dev_evals: dict[str, EvalSteps] = {}  # what the gate compares, planned once for each model
     for r in range(1, cfg.rounds + 1):
         samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
+        pool, pool_scores = plan_pool(cfg, r, members, sft, prompts / "train", reward)
+        pool_logps = list[Step]()
+        if cfg.pair.needs_sft_logps:
+            pool_logps = [plan_reference(cfg, r, sft, each) for each in pool.values()]
         pair = Step(
             "pair",
-            cfg.pair.for_round(r),
+            cfg.pair.for_round(r, cfg.scores_samples),
             at=r,
             policy=policy,
             offline=offline,
             prior=prior,
+            pool={name: [each] for name, each in pool.items()},
+            pool_logps=pool_logps,
             samples=samples,
-            scores=scores,
+            scores=[*pool_scores, *scores],
+            earlier=list(pairs) if cfg.pair.budget.per_prompt else None,
             prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
         )
         pairs += [pair]
@@ -94,13 +110,56 @@ def plan_samples(
     The first wave samples every prompt; each later one those whose scores so far all tie.
     """
     samples, scores = list[Step](), list[Step]()
-    scorer = reward if cfg.score.uses_reward_stage else None
-    waves = cfg.sample.request_waves(r, cfg.pair.scorer) if cfg.pair.mix.on_policy else []
+    waves = cfg.sample.request_waves(r, cfg.pair.scorer) if cfg.samples_policy else []
     for request in waves:
         wave = Step("sample", request, at=r, policy=policy, prompts=prompts, scores=scores)
         samples += [wave]
-        scores += [Step("score", cfg.score, at=r, samples=wave, prompts=prompts, reward=scorer)]
+        scores += plan_scores(cfg, r, wave, prompts, reward)
     return samples, scores
+
+
+def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:
+    """The models that answer training prompts beside the policy."""
+    return {
+        name: Step(
+            "base",
+            member.model_block,
+            at=f"{POOL} {name}",
+            knob=f"sample.pool.{name}",
+            like=sft if isinstance(member, ServedMember) else None,
+        )
+        for name, member in cfg.sample.pool.items()
+    }
+
+
+def plan_pool(
+    cfg: Config, r: int, members: dict[str, Step], sft: Step, prompts: Part, reward: Step | None
+) -> tuple[dict[str, Step], list[Step]]:
+    """The answers of each member of the pool in SFT's tokens, which are the policy's; scores."""
+    samples = {
+        name: Step(
+            "sample",
+            cfg.sample.request_member(name, r),
+            at=r,
+            knob=f"sample.pool.{name}",
+            policy=model,
+            prompts=prompts,
+            tokens_of=sft,
+        )
+        for name, model in members.items()
+    }
+    scores = [plan_scores(cfg, r, each, prompts, reward) for each in samples.values()]
+    return samples, [score for each in scores for score in each]
+
+
+def plan_scores(
+    cfg: Config, r: int, samples: Step, prompts: Part, reward: Step | None
+) -> list[Step]:
+    """None where pairs are made without scores."""
+    if not cfg.scores_samples:
+        return []
+    scorer = reward if cfg.score.uses_reward_stage else None
+    return [Step("score", cfg.score, at=r, samples=samples, prompts=prompts, reward=scorer)]
 
 
 def plan_reference(cfg: Config, r: int, model: Step, rows: Step) -> Step:
@@ -135,7 +194,7 @@ def plan_report(
         duels = evals.plan_duels(cfg.evaluate.duels, evaluated, prompts / split)
     return Step(
         "evaluate",
-        cfg.evaluate.for_report(cfg.pair.pairing_scorer, cfg.expect),
+        cfg.evaluate.for_report(cfg.pairing_scorer, cfg.expect),
         at="report",
         prompts=prompts / split,
         evals=evaluated,

@@ -22,7 +22,7 @@ from pipeline.artifacts import (
     read_cost,
     write_table,
 )
-from pipeline.backends import open_backend
+from pipeline.backends import TrainedTokenizer, open_backend
 from pipeline.backends.lora_support import is_quantized, runs_unmerged
 from pipeline.config import (
     ConversationRequest,
@@ -68,8 +68,10 @@ def run(
     policy: Model,
     prompts: Prompts,
     scores: list[Scores] | None = None,
+    tokens_of: Model | None = None,
     knob: str = "sample",
 ) -> Samples:
+    """`tokens_of`: the model that trains on the answers, where another one is sampled."""
     if isinstance(cfg, ConversationRequest):
         return converse(cfg, out, policy, prompts, knob)
     shards = Shards(out, cfg.shard)
@@ -77,6 +79,7 @@ def run(
         cfg,
         lambda: open_backend(cfg.backend, policy, knob).tokenizer,
         select_prompts(cfg, prompts, scores or []),
+        open_trained(tokens_of),
     )
     write_table(out / DROPPED_FILE, dropped)
     finished = ShardList(shards, shards.write_prompts(kept), count_grouped(cfg, policy))
@@ -87,7 +90,7 @@ def run(
         entry = shards.write_samples(shards.sample_file(name), make_empty_samples())
         finished.add({name: entry})
     if finished.find_missing() or (wanted and lacks_quantization_gap(cfg, out, policy)):
-        sample_missing(cfg, shards, finished, policy, wanted, knob)
+        sample_missing(cfg, shards, finished, policy, wanted, knob, tokens_of)
     shards.remove_prompts()
     totals = finished.sum_figures()
     note_cost(out, **price_tokens(read_prices(cfg), totals))
@@ -131,6 +134,12 @@ def converse(
     return multi_turn.merge_turns(out, cfg.turns)
 
 
+def open_trained(model: Model | None) -> TrainedTokenizer | None:
+    from pipeline.backends.chat import ModelTokenizer
+
+    return ModelTokenizer(model) if model else None
+
+
 def sample_missing(
     cfg: SampleRequest,
     shards: Shards,
@@ -138,6 +147,7 @@ def sample_missing(
     policy: Model,
     asked: int,
     knob: str,
+    tokens_of: Model | None = None,
 ) -> None:
     """By all workers. This process keeps the list of finished shards."""
     out, samples_each = shards.out, sum(setting.n for setting in cfg.settings.values())
@@ -147,7 +157,10 @@ def sample_missing(
         engine_model = prepare_policy(cfg, policy, out)
         if missing := finished.find_missing():
             print_phase(describe_start(cfg))
-            work = partial(sample_shards, cfg, shards, finished.groups, policy, engine_model, knob)
+            groups = finished.groups
+            work = partial(
+                sample_shards, cfg, shards, groups, policy, engine_model, knob, tokens_of
+            )
             if isinstance(cfg.backend, ENGINES):
                 note_cost(out, **parameter_cost(policy.weights, policy.revision))
             environments = choose_environments(cfg, knob)
@@ -203,7 +216,13 @@ def choose_environments(cfg: SampleRequest, knob: str) -> list[Environment]:
     if not isinstance(cfg.backend, ENGINES):
         return [{}] * (1 if cfg.runtime.workers == "auto" else cfg.runtime.workers)
     gpus_each = cfg.backend.gpus if isinstance(cfg.backend, VllmBackend) else 1
-    return worker_environments(cfg.runtime.workers, f"{knob}.runtime.workers", gpus_each)
+    workers = f"{find_runtime_knob(cfg, knob)}.runtime.workers"
+    return worker_environments(cfg.runtime.workers, workers, gpus_each)
+
+
+def find_runtime_knob(cfg: SampleRequest, knob: str) -> str:
+    """The block that `runtime` is in: a member of the pool has that of `sample`."""
+    return "sample" if cfg.prompt_share else knob
 
 
 def sample_shards(
@@ -213,6 +232,7 @@ def sample_shards(
     policy: Model,
     engine_model: Model,
     knob: str,
+    tokens_of: Model | None,
     worker: Worker,
 ) -> None:
     """One worker's part.
@@ -228,9 +248,10 @@ def sample_shards(
         backend.tokenizer,
         shards,
         worker,
-        knob,
+        find_runtime_knob(cfg, knob),
         groups=groups,
         is_paid=journal is not None,
+        trained=open_trained(tokens_of),
     )
     started = time.monotonic()
     try:

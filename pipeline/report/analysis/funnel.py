@@ -22,9 +22,43 @@ def read_funnel(out: Path, pairs: list[Pairs]) -> dict[str, Any]:
         "prompts": next(prompts, None),
         "samples": sorted(samples, key=_sort_key),
         "pairs": [
-            {"round": number, **made.read_funnel()} for number, made in enumerate(pairs, start=1)
+            {"round": number, **read_pair_funnel(steps, made, number)}
+            for number, made in enumerate(pairs, start=1)
         ],
     }
+
+
+def read_pair_funnel(steps: list[Ancestor], made: Pairs, number: int) -> dict[str, Any]:
+    """With the reference model's nats per token of each source's answers, where they are there."""
+    funnel = made.read_funnel()
+    if "sources" not in funnel:
+        return funnel
+    nats = measure_nats(steps, made, number)
+    sources = {
+        source: {**counts, "nats_per_token": nats.get(source, counts["nats_per_token"])}
+        for source, counts in funnel["sources"].items()
+    }
+    return {**funnel, "sources": sources}
+
+
+def measure_nats(steps: list[Ancestor], made: Pairs, number: int) -> dict[str, float]:
+    """By source: the mean log-probability per token of its answers in the round's pairs."""
+    import polars as pl
+
+    of_round = [step for step in steps if step.stage == "reference" and step.label == number]
+    files = [step.path / "logps.parquet" for step in of_round]
+    tables = [read_table(file) for file in files if file.is_file()]
+    if not tables or not (made.path / "train.parquet").is_file():
+        return {}
+    pairs = pl.concat([made.read_train(), made.read_dev()])
+    answers = pl.concat(
+        pairs.select(sample_id=f"{side}_id", source=f"{side}_source")
+        for side in ("chosen", "rejected")
+    )
+    known = pl.concat(tables).unique("sample_id", keep="last")
+    joined = answers.unique("sample_id").join(known, on="sample_id")
+    nats = (pl.col("logp") / pl.col("tokens")).mean()
+    return dict(joined.group_by("source").agg(nats).rows())
 
 
 def read_prompt_funnel(step: Ancestor) -> dict[str, Any] | None:
@@ -41,6 +75,7 @@ def describe_samples(step: Ancestor) -> dict[str, Any]:
     reasoning = cost.get("reasoning_tokens")
     return {
         "label": step.label,
+        **({"model": share["model"]} if (share := step.config.get("prompt_share")) else {}),
         "wave": step.config.get("wave", 0),
         "fingerprint": step.fingerprint,
         "prompts": cost.get("prompts", 0),
