@@ -105,6 +105,7 @@ def join(
     worker: Worker,
     *,
     policy: Model,
+    tokens_of: Model | None = None,
     knob: str = "sample",
     **_: Any,
 ) -> None:
@@ -117,7 +118,7 @@ def join(
     shards = Shards(out, cfg.shard)
     groups = group_shards(shards.list_names(), count_grouped(cfg, policy))
     engine_model = Model(out / MERGED) if (out / MERGED).exists() else policy
-    sample_shards(cfg, shards, groups, policy, engine_model, knob, worker)
+    sample_shards(cfg, shards, groups, policy, engine_model, knob, tokens_of, worker)
 
 
 def converse(
