@@ -93,7 +93,7 @@ class ModelTokenizer:
     def _explain_template(self, messages: list[Message], error: Exception) -> UserError:
         remedy = "Give the messages in the roles and the order it knows"
         if uses_tools(messages):
-            remedy = "Give prompts without tools and without the role tool"
+            remedy = "Give rows without tools and without the role tool"
         return UnrenderableTemplate(
             f"{self.source}: its chat template does not render {str(messages)[:200]}: {error}.\n"
             f"  {remedy}, or another template.chat_template=FILE."

@@ -34,19 +34,24 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
-def demonstrations() -> list[dict[str, Any]]:
-    """Every question has been answered by a call for Rome, and by one for Oslo."""
-    return [
-        {"messages": [ask(place), calling(call(city))]}
-        for place in [*PLACES, "Rome", "Oslo"]
-        for city in ("Rome", "Oslo")
-    ]
+def conversation(place: str, *, long: bool) -> list[dict[str, Any]]:
+    """One turn, or several with a call and its result."""
+    before = [ask(f"Old {place}"), calling(call("Rome")), result("21"), answering("Yes.")]
+    return [*(before if long else []), ask(place)]
 
 
 def conversations() -> list[list[dict[str, Any]]]:
-    """One turn, and several with a call and its result."""
-    before = [ask("Bonn"), calling(call("Rome")), result("21"), answering("Yes.")]
-    return [[*(before if at % 4 == 3 else []), ask(place)] for at, place in enumerate(PLACES)]
+    return [conversation(place, long=at % 2 == 1) for at, place in enumerate(PLACES)]
+
+
+def demonstrations() -> list[dict[str, Any]]:
+    """Every question has been answered by a call for Rome, and by one for Oslo."""
+    return [
+        {"messages": [*conversation(place, long=long), calling(call(city))]}
+        for place in PLACES
+        for long in (False, True)
+        for city in ("Rome", "Oslo")
+    ]
 
 
 @pytest.mark.long
@@ -66,7 +71,7 @@ def test_calls_are_learned_scored_paired_and_trained_in_the_template_s_tokens(tm
         "sft=train",
         "demonstrations@sft.data=jsonl",
         f"sft.data.path={write_rows(tmp_path / 'demonstrations.jsonl', demonstrations())}",
-        "sft={batch: 8, epochs: 30, learning_rate: 5e-3, gradient_checkpointing: false}",
+        "sft={batch: 8, epochs: 12, learning_rate: 5e-3, gradient_checkpointing: false}",
         "dtype=float32",
         "limits={prompt: 900, completion: 100}",
         "backend@sample.backend=transformers",

@@ -113,7 +113,7 @@ def test_the_sampler_refuses_what_the_preflight_refuses(tmp_path, name):
     assert TEMPLATES[name][1] in fault
     with pytest.raises(UnrenderableTemplate) as error:
         chat.encode(messages, {})
-    assert TEMPLATES[name][1] in str(error.value) and "prompts without tools" in str(error.value)
+    assert TEMPLATES[name][1] in str(error.value) and "rows without tools" in str(error.value)
 
 
 def open_tokenizer(folder) -> ModelTokenizer:
