@@ -444,6 +444,7 @@ MADE_BY: dict[str, type[Artifact]] = {
     "sft": Model,
     "reward": Model,
     "sample": Samples,
+    "revise": Samples,
     "score": Scores,
     "offline": Pairs,
     "pair": Pairs,

@@ -25,6 +25,7 @@ def plan(cfg: Config) -> Step:
     dev_evals: dict[str, EvalSteps] = {}  # what the gate compares, planned once for each model
     for r in range(1, cfg.rounds + 1):
         samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
+        revised, revised_scores = plan_revision(cfg, r, policy, samples, prompts / "train", reward)
         pair = Step(
             "pair",
             cfg.pair.for_round(r),
@@ -32,15 +33,21 @@ def plan(cfg: Config) -> Step:
             policy=policy,
             offline=offline,
             prior=prior,
-            samples=samples,
-            scores=scores,
+            samples=[*samples, *revised],
+            scores=[*scores, *revised_scores],
             prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
         )
         pairs += [pair]
 
         best_of_n = None
         if cfg.best_of_n:
-            best_of_n = plan_best_of_n(cfg.best_of_n, r, policy, samples, scores)
+            best_of_n = plan_best_of_n(
+                cfg.best_of_n,
+                r,
+                policy,
+                {"samples": samples, "revised": revised}[cfg.best_of_n.answers],
+                {"samples": scores, "revised": revised_scores}[cfg.best_of_n.answers],
+            )
         init = {"previous": policy, "sft": sft, "best_of_n": best_of_n}[cfg.init]
         references = {"previous": policy, "sft": sft, "init": init}
         reference = references[cfg.reference.model] if cfg.train.reference_logps != "none" else None
@@ -101,6 +108,18 @@ def plan_samples(
         samples += [wave]
         scores += [Step("score", cfg.score, at=r, samples=wave, prompts=prompts, reward=scorer)]
     return samples, scores
+
+
+def plan_revision(
+    cfg: Config, r: int, policy: Step, samples: list[Step], prompts: Part, reward: Step | None
+) -> tuple[list[Step], list[Step]]:
+    """The revised first answers of the first wave, and their scores."""
+    if not cfg.revise or not samples:
+        return [], []
+    scorer = reward if cfg.score.uses_reward_stage else None
+    revised = Step("revise", cfg.revise.for_round(r), at=r, policy=policy, samples=samples[0])
+    scores = Step("score", cfg.score, at=r, samples=revised, prompts=prompts, reward=scorer)
+    return [revised], [scores]
 
 
 def plan_reference(cfg: Config, r: int, model: Step, rows: Step) -> Step:

@@ -22,6 +22,7 @@ STAGE_VERSIONS = {
     "sft": 3,
     "reward": 2,
     "sample": 2,
+    "revise": 1,
     "score": 2,
     "offline": 2,
     "pair": 3,

@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "status": "step store",
     "models": "artifacts config errors hashing progress store",
     "backends": "artifacts config data errors hardware hashing models progress resources",
-    "sampling": "artifacts backends config errors hashing progress resources text",
+    "sampling": "artifacts backends config errors hardware hashing models progress resources text",
     "scorers": "artifacts backends config data errors hashing models progress resources text",
     "pairing": "artifacts backends config data errors hashing models text",
     "benchmarks": "artifacts backends config errors models progress resources scorers",
@@ -75,7 +75,7 @@ MAY_IMPORT = {
     " training.monitoring",
     "training": "artifacts config errors hardware models progress resources training.distributed"
     " training.monitoring training.trainers",
-    "stages": "artifacts backends benchmarks config data errors hardware hashing models pairing"
+    "stages": "artifacts backends benchmarks config data errors hashing models pairing"
     " progress"
     " report.analysis report.render resources sampling scorers training training.monitoring"
     " training.trainers",
@@ -367,7 +367,7 @@ def test_every_recipe_composes_and_plans(recipe):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (140, 38)
+    assert (len(CONF), len(RECIPES)) == (142, 38)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -418,6 +418,7 @@ PLANS = [
     ["recipes=smoke", "pair=demonstration"],
     ["recipes=best_of_n_smoke", "rounds=2", "sample.per_round=200"],
     ["recipes=overoptimise"],
+    [*SMALL, "revise=default", "init=best_of_n", "best_of_n=default", "best_of_n.answers=revised"],
     ["recipes=smoke", *REWARDED, "reward=checkpoint", "reward.model=./reward"],
     [
         "recipes=smoke",

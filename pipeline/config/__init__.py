@@ -114,6 +114,7 @@ from pipeline.config.prompts import (
     PromptShape,
     PromptSplit,
 )
+from pipeline.config.revise import CRITIQUE, REVISED, ReviseConfig, Revision, RevisionRequest
 from pipeline.config.reward import (
     PlaygroundPreferences,
     PreferencesConfig,
@@ -220,6 +221,7 @@ class Config(Block):
     sft: SftConfig
     reward: RewardConfig | None
     sample: SampleConfig
+    revise: ReviseConfig | None
     score: ScoreConfig
     pair: UserPairConfig
     reference: TrainingReference

@@ -8,7 +8,7 @@ from pipeline.config.evaluate import list_retention_names
 from pipeline.config.judge import PairwiseScorer
 from pipeline.config.models import SftTraining
 from pipeline.config.reward import RewardTraining
-from pipeline.config.sample import ANSWER
+from pipeline.config.sample import ANSWER, KL
 from pipeline.config.score import EnsembleScorer, list_criteria
 from pipeline.config.training import FullAdapter
 from pipeline.errors import suggest
@@ -28,6 +28,7 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_guards(cfg)
     yield from _check_samples_per_prompt(cfg)
     yield from _check_best_of_n(cfg)
+    yield from _check_revise(cfg)
     if cfg.evaluate.sample.resample_ties:
         yield (
             "evaluate.sample.resample_ties: all models give equally many answers."
@@ -290,6 +291,7 @@ def _check_samples_per_prompt(cfg: "Config") -> Iterator[str]:
     """A pair needs two samples, unless a demonstration is one side or samples stay unpaired."""
     settings = cfg.sample.settings
     samples = sum(setting.n for setting in settings.values()) + sum(cfg.sample.resample_ties)
+    samples += cfg.revise is not None
     one_is_enough = (
         cfg.pair.strategy.kind == "demonstration" or cfg.pair.unpaired_threshold is not None
     )
@@ -318,6 +320,32 @@ def _check_best_of_n(cfg: "Config") -> Iterator[str]:
             "init=best_of_n: with offline rows only, there are no samples to start from."
             " Give init=sft best_of_n=none."
         )
+
+
+def _check_revise(cfg: "Config") -> Iterator[str]:
+    """What is revised is the first sample of a setting."""
+    if cfg.revise is None:
+        if cfg.best_of_n and cfg.best_of_n.answers == "revised":
+            yield "best_of_n.answers=revised: nothing is revised. Give revise=default too."
+        return
+    if cfg.revise.setting not in cfg.sample.settings:
+        known = suggest(cfg.revise.setting, [*cfg.sample.settings])
+        yield f"revise.setting={cfg.revise.setting}: nothing is sampled by this setting. {known}"
+    if not cfg.pair.mix.on_policy:
+        yield (
+            "revise: with offline rows only, there are no samples to revise."
+            " Give revise=none, or pair.mix.on_policy above 0."
+        )
+    served = cfg.revise.backend.kind
+    if served == "endpoint" and cfg.rounds > 1:
+        yield (
+            f"rounds={cfg.rounds}: round 2 revises by the model that round 1 trained, which the"
+            " endpoint does not serve. Give rounds=1, or backend@revise.backend=vllm."
+        )
+    if served == "served" and cfg.revise.sampling.min_p:
+        yield "revise.sampling.min_p: not every server knows it. Give revise.sampling.min_p=0."
+    if cfg.revise.setting == KL:
+        yield f"revise.setting={KL}: its samples are not scored. Give another setting."
 
 
 def _check_reward(cfg: "Config") -> Iterator[str]:

@@ -13,6 +13,7 @@ KeyPath = tuple[str, ...]
 SOURCES: dict[KeyPath, str] = {
     ("evaluate", "score"): "score",
     ("sample", "backend"): "backend",
+    ("revise", "backend"): "backend",
     ("evaluate", "sample", "backend"): "backend",
 }
 
@@ -34,7 +35,7 @@ def inherit_blocks(raw: dict[str, Any], choices: Mapping[str, str]) -> dict[KeyP
             block["scorers"] = kept
         parent[path[-1]] = block
         echoes |= _find_copies(block, raw[source], path, (source,))
-    raw.pop("backend", None)  # the two above have it now
+    raw.pop("backend", None)  # those above have it now
     return echoes
 
 

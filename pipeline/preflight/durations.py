@@ -16,6 +16,7 @@ from pipeline.config import (
     Block,
     ConversationRequest,
     ReferenceConfig,
+    RevisionRequest,
     SampleRequest,
     ScoreConfig,
     TrainConfig,
@@ -30,7 +31,17 @@ from pipeline.status import RunPlan
 from pipeline.step import Step
 
 # Stages that may take hours.
-LONG_STAGES = ("sft", "reward", "sample", "score", "reference", "train", "benchmark", "duel")
+LONG_STAGES = (
+    "sft",
+    "reward",
+    "sample",
+    "revise",
+    "score",
+    "reference",
+    "train",
+    "benchmark",
+    "duel",
+)
 REFRESH_SECONDS = 15.0  # between two estimates while a step runs
 
 
@@ -139,6 +150,11 @@ class Durations:
         cfg = step.config
         if not isinstance(cfg, SampleRequest) or cfg.wave:
             return None
+        if isinstance(cfg, RevisionRequest):  # two completions for each prompt's first answer
+            first = step.inputs["samples"]
+            every = self._count_completions(first)
+            each = sum(setting.n for setting in first.config.settings.values())
+            return 2 * every // each if every else None
         part = step.inputs["prompts"]
         known = self._parts if part.step.label == 0 else None
         prompts = cfg.per_round or (known or {}).get(part.part)

@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from pipeline.artifacts import FUNNEL_FILE, MODEL_FILE, Model, Prompts, read_object
-from pipeline.config import PairRound, SampleRequest, ScriptedBackend, SftTraining
+from pipeline.config import PairRound, RevisionRequest, SampleRequest, ScriptedBackend, SftTraining
 from pipeline.data.prompt_checks import PromptSummary
 from pipeline.errors import UserError, run_all
 from pipeline.preflight.context_length import find_context
@@ -57,6 +57,8 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
     for step in coming:
         cfg = step.config
         if not isinstance(cfg, SampleRequest) or isinstance(cfg.backend, ScriptedBackend):
+            continue
+        if isinstance(cfg, RevisionRequest):  # its prompts are conversations to come
             continue
         if made not in trace_lineage(step.inputs["policy"]):
             continue

@@ -14,6 +14,7 @@ from pipeline.config import (
     DuelConfig,
     EndpointBackend,
     Judge,
+    RevisionRequest,
     SampleRequest,
     ScoreConfig,
     ServedModel,
@@ -29,6 +30,8 @@ PORTS = {"http": 80, "https": 443}
 def list_servers(step: Step) -> Iterator[tuple[str, Server]]:
     """The servers that a Step asks, each with the knob of its block."""
     match step.config:
+        case RevisionRequest(backend=ServedModel() as model):
+            yield f"{step.knob}.backend", model.runtime
         case SampleRequest(backend=ServedModel() as model):
             yield step.knob, model.runtime
         case SampleRequest(backend=EndpointBackend() as backend):
