@@ -445,6 +445,7 @@ MADE_BY: dict[str, type[Artifact]] = {
     "reward": Model,
     "sample": Samples,
     "revise": Samples,
+    "steps": Prompts,
     "score": Scores,
     "offline": Pairs,
     "pair": Pairs,

@@ -3,7 +3,7 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
-from pipeline.config import BestOfNConfig, Config, RewardTraining, SftTraining
+from pipeline.config import BestOfNConfig, Config, RewardTraining, SftTraining, StepsConfig
 from pipeline.evals import EvalPlan, EvalSteps
 from pipeline.step import Input, Part, Step
 
@@ -26,15 +26,21 @@ def plan(cfg: Config) -> Step:
     for r in range(1, cfg.rounds + 1):
         samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
         revised, revised_scores = plan_revision(cfg, r, policy, samples, prompts / "train", reward)
+        steps, candidates, candidate_scores = None, [*samples, *revised], [*scores, *revised_scores]
+        if cfg.steps:
+            steps, candidates, candidate_scores = plan_steps(
+                cfg, cfg.steps, r, policy, samples, scores, prompts / "train", reward
+            )
         pair = Step(
             "pair",
-            cfg.pair.for_round(r),
+            cfg.pair.for_round(r, cfg.steps.cut if cfg.steps else None),
             at=r,
             policy=policy,
             offline=offline,
             prior=prior,
-            samples=[*samples, *revised],
-            scores=[*scores, *revised_scores],
+            samples=candidates,
+            scores=candidate_scores,
+            steps=steps,
             prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
         )
         pairs += [pair]
@@ -120,6 +126,33 @@ def plan_revision(
     revised = Step("revise", cfg.revise.for_round(r), at=r, policy=policy, samples=samples[0])
     scores = Step("score", cfg.score, at=r, samples=revised, prompts=prompts, reward=scorer)
     return [revised], [scores]
+
+
+def plan_steps(
+    cfg: Config,
+    block: StepsConfig,
+    r: int,
+    policy: Step,
+    samples: list[Step],
+    scores: list[Step],
+    prompts: Part,
+    reward: Step | None,
+) -> tuple[Step, list[Step], list[Step]]:
+    """Where solutions go wrong; how the policy goes on from before that, and the scores of this."""
+    scorer = reward if cfg.score.uses_reward_stage else None
+    steps = Step(
+        "steps",
+        block.search(cfg.pair.scorer),
+        at=r,
+        policy=policy,
+        samples=samples,
+        scores=scores,
+        prompts=prompts,
+    )
+    request = cfg.sample.request_continuations(r, block.sampling)
+    continued = Step("sample", request, at=r, policy=policy, prompts=steps)
+    scored = Step("score", cfg.score, at=r, samples=continued, prompts=steps, reward=scorer)
+    return steps, [continued], [scored]
 
 
 def plan_reference(cfg: Config, r: int, model: Step, rows: Step) -> Step:

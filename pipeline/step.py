@@ -23,6 +23,7 @@ STAGE_VERSIONS = {
     "reward": 2,
     "sample": 2,
     "revise": 1,
+    "steps": 1,
     "score": 2,
     "offline": 2,
     "pair": 3,

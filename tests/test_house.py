@@ -311,6 +311,8 @@ BESIDE = {
         for name in ("rubric", "pairwise")
     },
     "conf/score/reward.yaml": [*GIVEN, "reward=train"],
+    "conf/steps/default.yaml": [*GIVEN[:2], "score=math"],
+    "conf/steps/judged.yaml": [*GIVEN[:2], "score=math", "steps.judge.engine.model=judge"],
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
     "conf/baseline/checkpoint.yaml": [*GIVEN, "evaluate.baselines.rival.model=owner/name"],
     "conf/baseline/served.yaml": [*GIVEN, *RIVAL[1:]],
@@ -367,7 +369,7 @@ def test_every_recipe_composes_and_plans(recipe):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (142, 38)
+    assert (len(CONF), len(RECIPES)) == (145, 38)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -418,6 +420,7 @@ PLANS = [
     ["recipes=smoke", "pair=demonstration"],
     ["recipes=best_of_n_smoke", "rounds=2", "sample.per_round=200"],
     ["recipes=overoptimise"],
+    [*GIVEN[:2], "score=math", "steps=default"],
     [*SMALL, "revise=default", "init=best_of_n", "best_of_n=default", "best_of_n.answers=revised"],
     ["recipes=smoke", *REWARDED, "reward=checkpoint", "reward.model=./reward"],
     [

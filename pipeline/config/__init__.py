@@ -178,6 +178,7 @@ from pipeline.config.score import (
     ScoreRuntime,
     TrainingReference,
 )
+from pipeline.config.steps import StepCut, StepJudge, StepsConfig, StepSearch
 from pipeline.config.tracker import Tensorboard, TrackerConfig, Wandb
 from pipeline.config.training import (
     AdapterConfig,
@@ -222,6 +223,7 @@ class Config(Block):
     reward: RewardConfig | None
     sample: SampleConfig
     revise: ReviseConfig | None
+    steps: StepsConfig | None
     score: ScoreConfig
     pair: UserPairConfig
     reference: TrainingReference

@@ -29,6 +29,7 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_samples_per_prompt(cfg)
     yield from _check_best_of_n(cfg)
     yield from _check_revise(cfg)
+    yield from _check_steps(cfg)
     if cfg.evaluate.sample.resample_ties:
         yield (
             "evaluate.sample.resample_ties: all models give equally many answers."
@@ -346,6 +347,26 @@ def _check_revise(cfg: "Config") -> Iterator[str]:
         yield "revise.sampling.min_p: not every server knows it. Give revise.sampling.min_p=0."
     if cfg.revise.setting == KL:
         yield f"revise.setting={KL}: its samples are not scored. Give another setting."
+
+
+def _check_steps(cfg: "Config") -> Iterator[str]:
+    """Steps are cut from the policy's solutions, whose results are right or wrong."""
+    if cfg.steps is None:
+        return
+    scorer = cfg.score.scorers.get(cfg.pair.scorer)
+    if scorer and scorer.kind not in ("math", "function"):
+        yield (
+            f"steps: pair.scorer={cfg.pair.scorer} is of kind {scorer.kind} and knows no result."
+            " Give score=math with prompts that have a column of results, or score=function."
+        )
+    if not cfg.pair.mix.on_policy:
+        yield "steps: pair.mix.on_policy=0 samples no solutions. Give steps=none."
+    if cfg.pair.strategy.kind == "demonstration":
+        yield "steps: a demonstration is a whole answer. Give pair=best_worst."
+    if cfg.pair.edits:
+        yield "steps: edits are of whole answers. Give pair.edits={}."
+    if cfg.revise and not (cfg.best_of_n and cfg.best_of_n.answers == "revised"):
+        yield "steps: pairs of steps have no revised answers. Give revise=none or steps=none."
 
 
 def _check_reward(cfg: "Config") -> Iterator[str]:

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from pipeline.config.base import Block, Limits, Local, Seed, Share
+from pipeline.config.steps import StepCut
 
 
 class DevPairs(Block):
@@ -165,6 +166,11 @@ class PairConfig(Block):
         return self.filters.min_reference is not None
 
     @property
+    def continues_answers(self) -> bool:
+        """Whether a pair's prompt holds the beginning of the answer as well."""
+        return False
+
+    @property
     def max_pairs_per_prompt(self) -> int:
         """A prompt whose samples all tie makes two pairs where ties are kept."""
         keeps_ties = self.ties == "both" and self.strategy.kind != "demonstration"
@@ -196,10 +202,10 @@ class UserPairConfig(PairConfig):
             )
         return value
 
-    def for_round(self, round: int) -> "PairRound":
+    def for_round(self, round: int, steps: StepCut | None = None) -> "PairRound":
         """A round without edits is the same whatever another round's edits are."""
         own = {**dict(self), "edits": self.edits.get(round)}
-        return PairRound(**own, round=round)
+        return PairRound(**own, round=round, steps=steps)
 
 
 class PairRound(PairConfig):
@@ -207,6 +213,15 @@ class PairRound(PairConfig):
 
     edits: Local | None
     round: PositiveInt
+    steps: StepCut | None  # the pairs are steps after the beginning of a solution
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        return frozenset() if self.steps else frozenset({"steps"})
+
+    @property
+    def continues_answers(self) -> bool:
+        return self.steps is not None
 
     @property
     def edits_knob(self) -> str:

@@ -316,6 +316,16 @@ class SampleConfig(SamplingBlock):
         ]
         return [first, *later]
 
+    def request_continuations(self, round: int, setting: SamplingSettings) -> "SampleRequest":
+        """A request for ways to go on from the beginnings of answers, which are in the prompts."""
+        limits = Limits(
+            prompt=self.limits.prompt + self.limits.completion, completion=self.limits.completion
+        )
+        request = self._build_request(
+            purpose="steps", round=round, wave=0, ties_by=None, settings={"continue": setting}
+        )
+        return request.model_copy(update={"limits": limits, "per_round": None})
+
     def _build_request(self, **which: Any) -> "SampleRequest":
         own = {name: value for name, value in self if name != "resample_ties"}
         return SampleRequest(**{**own, **which})

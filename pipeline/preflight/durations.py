@@ -28,7 +28,7 @@ from pipeline.preflight.training_fits import TrainingFits
 from pipeline.progress import LOAD, PHASES, START, WORK
 from pipeline.resources.training_fit import format_duration
 from pipeline.status import RunPlan
-from pipeline.step import Step
+from pipeline.step import Part, Step
 
 # Stages that may take hours.
 LONG_STAGES = (
@@ -156,6 +156,8 @@ class Durations:
             each = sum(setting.n for setting in first.config.settings.values())
             return 2 * every // each if every else None
         part = step.inputs["prompts"]
+        if not isinstance(part, Part):  # how many solutions are wrong is not known
+            return None
         known = self._parts if part.step.label == 0 else None
         prompts = cfg.per_round or (known or {}).get(part.part)
         each = sum(setting.n for name, setting in cfg.settings.items() if name != excluded)

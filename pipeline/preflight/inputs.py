@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from pipeline.artifacts import FUNNEL_FILE, MODEL_FILE, Model, Prompts, read_object
-from pipeline.config import PairRound, RevisionRequest, SampleRequest, ScriptedBackend, SftTraining
+from pipeline.config import PairRound, SampleRequest, ScriptedBackend, SftTraining
 from pipeline.data.prompt_checks import PromptSummary
 from pipeline.errors import UserError, run_all
 from pipeline.preflight.context_length import find_context
@@ -58,11 +58,11 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
         cfg = step.config
         if not isinstance(cfg, SampleRequest) or isinstance(cfg.backend, ScriptedBackend):
             continue
-        if isinstance(cfg, RevisionRequest):  # its prompts are conversations to come
+        if not isinstance(step.inputs.get("prompts"), Part):  # answers to come are in its prompts
             continue
         if made not in trace_lineage(step.inputs["policy"]):
             continue
-        part: Part = step.inputs["prompts"]
+        part = step.inputs["prompts"]
         table = folder_of(part.step) / part.part
         template, context = find_later_template(made, step), find_context(step)
         identity = cfg.model_dump_json(exclude={"seed", "wave", "purpose", "runtime"})

@@ -19,6 +19,8 @@ from pipeline.config import (
     ScoreConfig,
     ServedModel,
     ServiceRuntime,
+    StepJudge,
+    StepSearch,
 )
 from pipeline.config.base import Server
 from pipeline.step import Step
@@ -38,6 +40,8 @@ def list_servers(step: Step) -> Iterator[tuple[str, Server]]:
             yield f"{step.knob}.backend", backend.runtime
         case DuelConfig() as judge:
             yield from _list_judge_servers(step.knob, judge)
+        case StepSearch(judge=StepJudge() as judge):
+            yield from _list_judge_servers(f"{step.knob}.judge", judge)
         case ScoreConfig(scorers=scorers):
             for name, scorer in scorers.items():
                 yield from _list_judge_servers(f"{step.knob}.scorers.{name}", scorer)

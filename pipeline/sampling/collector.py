@@ -6,7 +6,7 @@ A shard is written when its last completion has arrived.
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -294,17 +294,21 @@ class SampleCollector:
         self._reported_at = time.monotonic()
 
     def _build_requests(
-        self, prompt_id: str, prompt: list[Message]
+        self, prompt_id: str, prompt: list[Message], prefix_token_ids: Sequence[int] = ()
     ) -> Iterator[tuple[dict[str, Any], CompletionRequest]]:
-        """A prompt's rows, without their completions yet, and their requests."""
+        """A prompt's rows, without their completions yet, and their requests.
+
+        `prefix_token_ids`: of an answer that is to be continued.
+        """
         cfg = self.cfg
-        ids = self.tokenizer.encode(prompt, cfg.template_kwargs)
+        ids = [*self.tokenizer.encode(prompt, cfg.template_kwargs), *prefix_token_ids]
         # By name, because the order of the settings in the config is not part of its identity.
         for name, setting in sorted(cfg.settings.items()):
             messages = asking.build_messages(setting, prompt)
             asked_ids = None
             if setting.has_extra_context:
-                asked_ids = self.tokenizer.encode(messages, cfg.template_kwargs)
+                encoded = self.tokenizer.encode(messages, cfg.template_kwargs)
+                asked_ids = [*encoded, *prefix_token_ids]
             for index in range(setting.n):
                 sample_id = derive_sample_id(cfg, name, prompt_id, index, self.policy)
                 row = {

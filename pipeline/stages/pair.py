@@ -35,6 +35,7 @@ from pipeline.pairing import (
     mix,
     selection,
     split,
+    step_pairs,
     token_checks,
 )
 from pipeline.pairing.candidates import join_candidates, read_samples, scan_metadata
@@ -60,10 +61,16 @@ def run(
     prompts: Prompts | None = None,
     offline: Pairs | None = None,
     prior: Logps | None = None,
+    steps: Prompts | None = None,
 ) -> Pairs:
+    """`steps`: wrong steps of solutions; `samples` are continuations from before them."""
     from pipeline.backends.chat import ModelTokenizer
 
     builder = PairBuilder(cfg, out, ModelTokenizer(policy))
+    if steps:
+        samples, scores, builder.summary["steps"] = step_pairs.write_candidates(
+            cfg, out / "scratch" / "steps", builder.chat, steps, samples or [], scores or []
+        )
     if samples:
         builder.add_samples(samples, scores or [], prompts)
     builder.prompt_columns = prompts.read_columns() if prompts and cfg.budget.balance else {}

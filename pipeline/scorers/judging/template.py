@@ -17,6 +17,7 @@ from pipeline.scorers.judging import JudgeRequest
 SPLIT = "\n---\n"
 PAIRWISE_FIELDS = {"first", "second"}  # that a template has to use
 RUBRIC_FIELDS = {"answer", "criterion"}
+FIRST_WRONG_FIELDS = {"answer"}
 REPLY = {
     "word": "Reply with {labels} and nothing else.",
     "json": (
