@@ -154,11 +154,16 @@ class PairConfig(Block):
     filters: Filters
     mix: Mix
     budget: Budget
+    rank_edits: bool
     unpaired_threshold: float | None
     limits: Limits
     template_kwargs: dict[str, JsonValue]
     dev: DevPairs
     seed: Seed
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        return frozenset() if self.rank_edits else frozenset({"rank_edits"})
 
     @property
     def needs_sft_logps(self) -> bool:
@@ -217,7 +222,7 @@ class PairRound(PairConfig):
 
     @property
     def outside_identity(self) -> frozenset[str]:
-        return frozenset() if self.steps else frozenset({"steps"})
+        return super().outside_identity | (frozenset() if self.steps else frozenset({"steps"}))
 
     @property
     def continues_answers(self) -> bool:

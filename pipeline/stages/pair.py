@@ -240,7 +240,11 @@ class PairBuilder:
         def tokenise(prompt_id: str, text: str) -> list[int]:
             return self.chat.encode_answer(asked[prompt_id], text, self.cfg.template_kwargs)
 
-        self.kept, dropped, tokens = edits.apply_edits(knob, self.kept, lines.rows, tokenise)
+        before = self.kept.height
+        self.kept, dropped, tokens = edits.apply_edits(
+            knob, self.kept, lines.rows, tokenise, self.cfg.rank_edits
+        )
+        self.summary["pairs_in"] += self.kept.height + dropped.height - before
         self.dropped.append(dropped)
         new = {"sample_id": list(tokens), "token_ids": list(tokens.values())}
         self._add_answers(pl.DataFrame(new, schema=ANSWERS))
