@@ -115,7 +115,7 @@ def _cut_continuation(cfg: PairRound, chat: "ModelTokenizer", step: Row, row: Ro
     return {
         "prompt_id": row["prompt_id"],
         "sample_id": row["sample_id"],
-        "prompt": begin_answer(row["prompt"], step["prefix"]),
+        "prompt": row["prompt"],
         "completion": text,
         "finish_reason": finish_reason,
         "prompt_token_ids": row["prompt_token_ids"],
@@ -129,17 +129,13 @@ def _list_wrong_steps(cfg: PairRound, chat: "ModelTokenizer", steps: Any) -> Ite
         yield {
             "prompt_id": step["prompt_id"],
             "sample_id": step["wrong_id"],
-            "prompt": begin_answer(step["prompt"], step["prefix"]),
+            "prompt": [*step["prompt"], {"role": "assistant", "content": step["prefix"]}],
             "completion": step["wrong"],
             "finish_reason": "stop",
             "prompt_token_ids": [*prompt_ids, *step["prefix_token_ids"]],
             "token_ids": step["wrong_token_ids"],
             "score": step["score"],
         }
-
-
-def begin_answer(prompt: list[dict[str, str]], prefix: str) -> list[dict[str, str]]:
-    return [*prompt, {"role": "assistant", "content": prefix}]
 
 
 def split_beginning(prompt: list[dict[str, str]]) -> tuple[list[dict[str, str]], str | None]:

@@ -294,14 +294,19 @@ class SampleCollector:
         self._reported_at = time.monotonic()
 
     def _build_requests(
-        self, prompt_id: str, prompt: list[Message], prefix_token_ids: Sequence[int] = ()
+        self,
+        prompt_id: str,
+        prompt: list[Message],
+        prefix: str | None = None,
+        prefix_token_ids: Sequence[int] = (),
     ) -> Iterator[tuple[dict[str, Any], CompletionRequest]]:
         """A prompt's rows, without their completions yet, and their requests.
 
-        `prefix_token_ids`: of an answer that is to be continued.
+        `prefix`: of an answer that is to be continued. It ends the row's prompt and its tokens.
         """
         cfg = self.cfg
         ids = [*self.tokenizer.encode(prompt, cfg.template_kwargs), *prefix_token_ids]
+        shown = prompt if prefix is None else asking.begin_answer(prompt, prefix)
         # By name, because the order of the settings in the config is not part of its identity.
         for name, setting in sorted(cfg.settings.items()):
             messages = asking.build_messages(setting, prompt)
@@ -315,7 +320,7 @@ class SampleCollector:
                     "prompt_id": prompt_id,
                     "sample_id": sample_id,
                     "round": cfg.round,
-                    "prompt": prompt,
+                    "prompt": shown,
                     "prompt_token_ids": ids,
                     "asked_token_ids": asked_ids,
                     "setting": name,

@@ -43,10 +43,11 @@ def find_tied_prompts(cfg: SampleRequest, scores: list[Scores]) -> pl.DataFrame:
 def select_block(cfg: SampleRequest, prompts: Prompts) -> pl.DataFrame:
     """This round's prompts: all of them, or the round's block in the order of the file.
 
-    With `prefix_token_ids` where answers have begun.
+    Where answers have begun, with their beginnings: `prefix, prefix_token_ids`.
     """
     table = prompts.read()
-    rows = table.select(name for name in ("prompt_id", "prompt", PREFIX) if name in table.columns)
+    names = "prompt_id", "prompt", "prefix", PREFIX
+    rows = table.select(name for name in names if name in table.columns)
     if cfg.per_round is None:
         return rows
     if short := cfg.explain_shortage(rows.height):

@@ -39,26 +39,34 @@ def search(*words: str):
     return composed(*MATH, *(words or ["steps=default"])).steps.search("math")
 
 
-def solved(folder, chat, answers: dict[str, list[tuple[str, float]]], beginnings=None):
+def solved(folder, chat, answers: dict[str, list[tuple[str, float]]]):
     """`prompt id → [(solution, score)]` as samples, scores and prompts."""
-    rows, scores, prompts = [], [], []
-    for prompt_id, texts in answers.items():
-        prompt = [{"role": "user", "content": f"sum {prompt_id}"}]
-        prompts.append((prompt_id, prompt, json.dumps({"answer": "4"})))
-        begun = (beginnings or {}).get(prompt_id, [])
-        for number, (text, score) in enumerate(texts):
-            ids = [*chat.encode_literal(text), chat.eos]
-            sample_id = f"{prompt_id}-{number}-{'go' if beginnings else 'say'}"
-            row = {"prompt_id": prompt_id, "sample_id": sample_id, "prompt": prompt}
-            row |= {"prompt_token_ids": [*chat.encode(prompt, {}), *begun], "token_ids": ids}
-            rows.append({**row, "completion": text, "finish_reason": "stop", "setting": "draw"})
-            mark = {"sample_id": sample_id, "prompt_id": prompt_id, "scorer": "math"}
-            scores.append({**mark, "score": score, "status": "ok", "detail": ""})
-    write_table(folder / "samples" / "0.parquet", pl.DataFrame(rows, schema=collector.SAMPLE))
-    write_table(folder / "scores" / "0.parquet", pl.DataFrame(scores, schema=SCORE))
+    prompts = {name: [{"role": "user", "content": f"sum {name}"}] for name in answers}
+    rows = [
+        (name, prompts[name], chat.encode(prompts[name], {}), f"{name}-{number}", text, score)
+        for name, texts in answers.items()
+        for number, (text, score) in enumerate(texts)
+    ]
+    table = [(name, prompt, json.dumps({"answer": "4"})) for name, prompt in prompts.items()]
     schema = {"prompt_id": pl.String, "prompt": collector.MESSAGES, "columns": pl.String}
-    write_table(folder / "prompts.parquet", pl.DataFrame(prompts, schema=schema, orient="row"))
-    return Samples(folder), Scores(folder), Prompts(folder)
+    write_table(folder / "prompts.parquet", pl.DataFrame(table, schema=schema, orient="row"))
+    return *write_answers(folder, chat, rows), Prompts(folder)
+
+
+def write_answers(folder, chat, rows) -> tuple[Samples, Scores]:
+    samples, scores = [], []
+    for prompt_id, prompt, prompt_ids, sample_id, text, score in rows:
+        ids = {"prompt_id": prompt_id, "sample_id": sample_id}
+        tokens = {
+            "prompt_token_ids": prompt_ids,
+            "token_ids": [*chat.encode_literal(text), chat.eos],
+        }
+        answer = {"prompt": prompt, "completion": text, "finish_reason": "stop", "setting": "draw"}
+        samples.append({**ids, **tokens, **answer})
+        scores.append({**ids, "scorer": "math", "score": score, "status": "ok", "detail": ""})
+    write_table(folder / "samples" / "0.parquet", pl.DataFrame(samples, schema=collector.SAMPLE))
+    write_table(folder / "scores" / "0.parquet", pl.DataFrame(scores, schema=SCORE))
+    return Samples(folder), Scores(folder)
 
 
 def find(folder, policy, chat, answers, *words: str) -> Prompts:
@@ -76,8 +84,8 @@ def test_the_beginning_ends_before_the_first_false_equation(tmp_path, policy, ch
     }
     made = find(tmp_path, policy, chat, answers)
     rows = {row["sample_id"]: row for row in made.read().to_dicts()}
-    assert set(rows) == {"a-2-say", "d-0-say"}
-    late, early = rows["a-2-say"], rows["d-0-say"]
+    assert set(rows) == {"a-2", "d-0"}
+    late, early = rows["a-2"], rows["d-0"]
     assert (late["prefix"], late["wrong"]) == (WRONG[:19], "Step 2: 3 + 1 = 5.\n")
     assert (early["prefix"], early["prefix_token_ids"]) == ("", [])
     assert early["wrong"] == "Step 1: 1 + 2 = 9.\n"
@@ -122,20 +130,19 @@ def paired(tmp_path, policy, chat):
 
     def make(continued: list[tuple[str, float]], *words: str):
         found = find(tmp_path, policy, chat, {name: [(WRONG, 0.0)] for name in "abc"})
-        begun = {row["prompt_id"]: row["prefix_token_ids"] for row in found.read().to_dicts()}
-        answers = dict.fromkeys(begun, continued)
-        samples, scores, _ = solved(tmp_path / "go", chat, answers, begun)
-        table = (
-            samples.read()
-            .drop("prompt")
-            .join(found.read().select("prompt_id", "prompt"), on="prompt_id")
-        )
-        prompts = [
-            chat.encode(row, {}) + begun[name]
-            for name, row in table.select("prompt_id", "prompt").iter_rows()
+        rows = [
+            (
+                row["prompt_id"],
+                [*row["prompt"], {"role": "assistant", "content": row["prefix"]}],
+                [*chat.encode(row["prompt"], {}), *row["prefix_token_ids"]],
+                f"{row['prompt_id']}-{number}",
+                text,
+                score,
+            )
+            for row in found.read().to_dicts()
+            for number, (text, score) in enumerate(continued)
         ]
-        table = table.with_columns(prompt_token_ids=pl.Series(prompts))
-        write_table(tmp_path / "go" / "samples" / "0.parquet", table.select(*collector.SAMPLE))
+        samples, scores = write_answers(tmp_path / "go", chat, rows)
         cfg = composed(*MATH, "steps=default", "pair.dev={share: 0, min: 0, max_share: 0}", *words)
         return pair.run(
             cfg.pair.for_round(1, cfg.steps.cut),
@@ -212,7 +219,9 @@ def test_the_sampler_goes_on_from_the_beginning(tmp_path, policy, chat):
     begun = {row["prompt_id"]: row for row in found.read().to_dicts()}
     for row in rows.to_dicts():
         beginning = begun[row["prompt_id"]]["prefix_token_ids"]
-        assert row["prompt_token_ids"] == [*chat.encode(row["prompt"], {}), *beginning]
+        *asked, begun_answer = row["prompt"]
+        assert begun_answer == {"role": "assistant", "content": "Step 1: 1 + 2 = 3.\n"}
+        assert row["prompt_token_ids"] == [*chat.encode(asked, {}), *beginning]
         assert row["setting"] == "continue" and row["asked_token_ids"] is None
 
 
@@ -245,9 +254,9 @@ def judged(tmp_path, policy, chat, monkeypatch):
 def test_a_judge_finds_what_no_equation_shows(judged, tmp_path):
     made = judged("B", {"a": [(UNKNOWN, 0.0)], "b": [(WRONG, 0.0)], "c": [(RIGHT, 1.0)]})
     rows = {row["sample_id"]: row for row in made.read().to_dicts()}
-    assert rows["a-0-say"]["found_by"] == "judge"
-    assert rows["a-0-say"]["wrong"] == "Step 2: five."
-    assert rows["b-0-say"]["found_by"] == "3 + 1 = 5", "a rule costs nothing"
+    assert rows["a-0"]["found_by"] == "judge"
+    assert rows["a-0"]["wrong"] == "Step 2: five."
+    assert rows["b-0"]["found_by"] == "3 + 1 = 5", "a rule costs nothing"
     cost = read_json(tmp_path / "steps" / "cost.json")
     assert cost["rows"] == 2 and cost["judge_requests"] == 1
 
@@ -262,7 +271,7 @@ def test_a_judge_without_verdicts_stops_the_stage_or_drops_its_prompts(judged, t
     with pytest.raises(StageError, match=r"1 of 1 verdict failed(.|\n)*steps\.judge\.max_failed"):
         judged("B", solutions, "garbage")
     made = judged("B", solutions, "garbage", "steps.judge.max_failed=1")
-    assert made.read()["sample_id"].to_list() == ["b-0-say"]
+    assert made.read()["sample_id"].to_list() == ["b-0"]
     assert read_json(tmp_path / "steps" / "funnel.json")["dropped"] == {"no verdict": 1}
 
 
