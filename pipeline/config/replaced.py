@@ -23,6 +23,8 @@ def find_replaced(conf: Path, before: Mapping[str, Any], chosen: Mapping[str, An
         new = chosen.get(mounted)
         if old in (new, None) or group in ("recipes", "hardware") or "/" in group:
             continue
+        if mounted == group and mounted not in chosen:
+            continue  # Hydra does not list several files, as score=[math,length]; they share knobs
         was = _list_knobs(conf / group, old, place)
         replaced |= was - _list_knobs(conf / group, new, place) if new else was
     return replaced

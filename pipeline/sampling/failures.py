@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import write_table
-from pipeline.config import SampleRequest
+from pipeline.config import AnswersFile, SampleRequest, TextModel
 from pipeline.errors import StageError, pluralize
 from pipeline.sampling.shards import Shards
 
@@ -26,7 +26,8 @@ class Failures:
 
     def __init__(self, cfg: SampleRequest, shards: Shards, knob: str):
         self._cfg, self._shards, self._max_share = cfg, shards, cfg.runtime.max_failed
-        self._knob = knob
+        # A baseline known by its texts has a block of its own, and the limit of all evaluations.
+        self._limits = "evaluate.sample" if isinstance(cfg.backend, TextModel) else knob
         self._file = shards.out / "failed.parquet"
         self._rows: list[dict[str, str]] = []
         self._file.unlink(missing_ok=True)
@@ -57,11 +58,16 @@ class Failures:
         return StageError(
             f"sample: {len(self._rows)} of {pluralize(self._request_count, 'completion')} failed"
             f" (most often: {self._find_most_common_reason()})."
-            f" The limit is {self._knob}.runtime.max_failed={self._max_share:g}.\n"
+            f" The limit is {self._limits}.runtime.max_failed={self._max_share:g}.\n"
             f"  They are listed in {self._file}."
-            " Fix the server or raise the limit, then run the same command again;"
+            f" {self._suggest_remedy()} or raise the limit, then run the same command again;"
             " finished completions are kept."
         )
+
+    def _suggest_remedy(self) -> str:
+        if isinstance(self._cfg.backend, AnswersFile):
+            return f"Complete {self._cfg.backend.file}"
+        return "Fix the server"
 
     def _find_most_common_reason(self) -> str:
         reasons = self._build_table()["reason"]

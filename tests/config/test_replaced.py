@@ -36,6 +36,12 @@ def test_a_block_that_was_none_keeps_all_of_the_chosen_file():
     assert cfg.offline.source.kind == "file"
 
 
+def test_several_scorers_replace_one_and_leave_the_knobs_that_all_have():
+    cfg = composed("recipes=smoke", "score=[rules,length]")
+    assert [*cfg.score.scorers] == ["rules", "length"]
+    assert cfg.score.max_failed == composed("recipes=smoke").score.max_failed
+
+
 def test_what_is_typed_for_a_replaced_file_is_refused():
     with pytest.raises(UserError, match=r"offline\.source\.dataset is not a knob"):
         compose(Arguments.parse(["recipes=kto_thumbs", *FILE, "offline.source.dataset=a/b"]))
