@@ -3,7 +3,8 @@
 All filters are on but near duplicates and language. Both sides begin with the same rows in memory,
 each in its best form (columns; tuples, whose making does not count), and end with the same pairs
 and the same counts of dropped rows. A run of our side in its own process has to keep its peak
-memory below 2 GB. Then the near-duplicate search over 100,000 prompts.
+memory below 2 GB. All of that for samples of one model, and for a pool of four models, each of
+which has written two of a prompt's samples. Then the near-duplicate search over 100,000 prompts.
 """
 
 import gc
@@ -30,6 +31,7 @@ from pipeline.pairing import filters, selection
 from pipeline.pairing.candidates import join_candidates
 
 PROMPTS, SAMPLES, RUNS = 200_000, 8, 5
+POOL = ["policy", "strong", "weak", "other"]
 GB = 1e9
 FILTERS = {
     "allow_truncated": False,
@@ -41,6 +43,8 @@ FILTERS = {
     "min_chosen": -1.0,
     "max_rejected": 1.0,
     "max_length_ratio": 3.0,
+    "max_token_gap": None,
+    "excluded_words": None,
     "max_disagreement": None,
     "max_flip_rate": None,
     "min_reference": None,
@@ -50,9 +54,11 @@ CONFIG = PairRound(
     strategy={"kind": "best_worst"},
     scorer="rules",
     pairs_per_prompt=1,
+    at_least_one=None,
     ties="drop",
     filters=FILTERS,
     mix={"on_policy": 1, "offline": 0, "per_round": None},
+    budget={"at_most": None, "balance": None, "per_prompt": None},
     unpaired_threshold=None,
     edits=None,
     limits={"prompt": 1024, "completion": 1024},
@@ -60,11 +66,12 @@ CONFIG = PairRound(
     dev={"share": 0.02, "min": 0, "max_share": 0.1},
     seed=0,
     round=1,
+    scored=True,
 )
 
 
-def make_rows(prompts: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Samples and scores as the stages write them, in the order of prompts."""
+def make_rows(prompts: int, models: int = 1) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Samples and scores as the stages write them: model by model, each in the order of prompts."""
     draw, count = np.random.default_rng(0), prompts * SAMPLES
     text = "name three short facts about the quiet river and an old lantern in one sentence or two"
     words = np.array(text.split())
@@ -93,7 +100,11 @@ def make_rows(prompts: int) -> tuple[pl.DataFrame, pl.DataFrame]:
             "prompt_tokens": np.repeat(draw.integers(10, 200, prompts), SAMPLES).astype(np.uint32),
         }
     )
-    samples = samples.with_columns(second_bos=pl.Series(draw.random(count) < 0.001))
+    writers = pl.Series(POOL, dtype=pl.Enum(POOL))
+    samples = samples.with_columns(
+        second_bos=pl.Series(draw.random(count) < 0.001),
+        source=writers.gather(np.tile(np.arange(SAMPLES) % models, prompts)),
+    ).sort("source", maintain_order=True)
     score = pl.Series(draw.normal(size=count).round(2))
     scores = samples.select("sample_id", "prompt_id", scorer=pl.lit("rules"), score=score)
     return samples, scores.with_columns(detail=pl.lit(""))
@@ -124,7 +135,7 @@ def pair_plain(samples: list[tuple], scores: list[tuple]) -> tuple[list[tuple], 
     """One pass over the rows into a dict by prompt, then one over the prompts."""
     knobs, dropped, by_prompt = CONFIG.filters, Counter(), {}
     for row, (sample_id, score) in zip(samples, scores, strict=True):
-        prompt, name, text, finish, tokens, prompt_tokens, second_bos = row
+        prompt, name, text, finish, tokens, prompt_tokens, second_bos, _ = row
         if sample_id != name:
             raise ValueError("a score of another sample")
         if prompt not in by_prompt:
@@ -216,9 +227,9 @@ def time_call(work: Any, *inputs: Any) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def measure_alone(prompts: int) -> None:
+def measure_alone(prompts: int, models: int) -> None:
     """Our side in its own process. Print its fastest seconds and peak memory as one JSON line."""
-    samples, scores = make_rows(prompts)
+    samples, scores = make_rows(prompts, models)
     before = reset_peak()
     seconds = [time_call(pair_ours, samples, scores)[0] for _ in range(RUNS)]
     peak = read_memory("VmHWM")
@@ -245,15 +256,16 @@ def run_in_process(*words: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    samples, scores = make_rows(PROMPTS)
+def compare_speed(models: int) -> list[float]:
+    """How many times faster than plain Python, run by run. Both have to make the same pairs."""
+    samples, scores = make_rows(PROMPTS, models)
     sample_rows, score_rows = samples.rows(), scores.select("sample_id", "score").rows()
     speed, hashes = [], set()
     for run in range(RUNS + 1):
         our_seconds, (our_pairs, dropped) = time_call(pair_ours, samples, scores)
         plain_seconds, (pairs, plain_dropped) = time_call(pair_plain, sample_rows, score_rows)
         print(
-            f"{PROMPTS} prompts × {SAMPLES}: ours {our_seconds:.3f} s,"
+            f"{PROMPTS} prompts × {SAMPLES} of {models}: ours {our_seconds:.3f} s,"
             f" plain Python {plain_seconds:.2f} s, {len(pairs)} pairs"
         )
         our_rows = our_pairs.select("chosen_id", "rejected_id", "margin").rows()
@@ -262,30 +274,41 @@ def main() -> None:
             speed.append(plain_seconds / our_seconds)
     assert len(hashes) == 1, f"the two sides made different pairs: {hashes}"
     print(f"output hash of both {hashes.pop()}; dropped {dict(sorted(dropped.items()))}")
-    del sample_rows, score_rows, samples, scores
+    return speed
 
+
+def measure_growth(models: int) -> list[float]:
+    """How many times longer twice the prompts take."""
     growth = []
     for _ in range(3):
-        half = run_in_process("alone", str(PROMPTS))
-        full = run_in_process("alone", str(2 * PROMPTS))
+        half = run_in_process("alone", str(PROMPTS), str(models))
+        full = run_in_process("alone", str(2 * PROMPTS), str(models))
         growth.append(full["seconds"] / half["seconds"])
     print(
         f"peak memory {half['peak'] / GB:.2f} GB with {PROMPTS} prompts"
         f" ({half['before'] / GB:.2f} GB before it began: the rows)"
     )
     assert half["peak"] < 2 * GB, f"peak memory {half['peak'] / GB:.2f} GB is not below 2 GB"
+    return growth
+
+
+def main() -> None:
+    ratios: dict[str, Ratio] = {}
+    for prefix, models in (("", 1), ("pool_", len(POOL))):
+        ratios[f"{prefix}speed"] = Ratio(compare_speed(models), ">= 10")
+        ratios[f"{prefix}growth"] = Ratio(measure_growth(models), "<= 2.2")
     search = run_in_process("near")
     print(
         f"near duplicates of 100000 prompts: {search['seconds']:.1f} s, {search['found']} found, "
         f"peak {search['peak'] / GB:.2f} GB ({search['before'] / GB:.2f} GB before it began)"
     )
-    report("pairing", {"speed": Ratio(speed, ">= 10"), "growth": Ratio(growth, "<= 2.2")})
+    report("pairing", ratios)
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["alone", prompts]:
-            measure_alone(int(prompts))
+        case ["alone", prompts, models]:
+            measure_alone(int(prompts), int(models))
         case ["near"]:
             measure_near_duplicates()
         case _:

@@ -3,7 +3,16 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
-from pipeline.config import BestOfNConfig, Config, RewardTraining, SftTraining, StepsConfig
+from pipeline.config import (
+    POOL,
+    REVISED,
+    BestOfNConfig,
+    Config,
+    RewardTraining,
+    ServedMember,
+    SftTraining,
+    StepsConfig,
+)
 from pipeline.evals import EvalPlan, EvalSteps
 from pipeline.step import Input, Part, Step
 
@@ -20,26 +29,37 @@ def plan(cfg: Config) -> Step:
     if offline and cfg.pair.needs_sft_logps:
         prior = plan_reference(cfg, 1, sft, offline)
 
+    members = plan_members(cfg, sft)
+
     evals = EvalPlan(cfg, prompts, sft, reward)
     policy, models, pairs = sft, {"sft": sft}, list[Step]()
     dev_evals: dict[str, EvalSteps] = {}  # what the gate compares, planned once for each model
     for r in range(1, cfg.rounds + 1):
         samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
+        pool, pool_scores = plan_pool(cfg, r, members, sft, prompts / "train", reward)
         revised, revised_scores = plan_revision(cfg, r, policy, samples, prompts / "train", reward)
-        steps, candidates, candidate_scores = None, [*samples, *revised], [*scores, *revised_scores]
+        steps, own, own_scores = None, samples, scores  # the policy's, for pairs
         if cfg.steps:
-            steps, candidates, candidate_scores = plan_steps(
+            steps, own, own_scores = plan_steps(
                 cfg, cfg.steps, r, policy, samples, scores, prompts / "train", reward
             )
+        else:
+            pool, pool_scores = pool | revised, pool_scores + revised_scores
+        pool_logps = list[Step]()
+        if cfg.pair.needs_sft_logps:
+            pool_logps = [plan_reference(cfg, r, sft, each) for each in pool.values()]
         pair = Step(
             "pair",
-            cfg.pair.for_round(r, cfg.steps.cut if cfg.steps else None),
+            cfg.pair.for_round(r, cfg.scores_samples, cfg.steps.cut if cfg.steps else None),
             at=r,
             policy=policy,
             offline=offline,
             prior=prior,
-            samples=candidates,
-            scores=candidate_scores,
+            pool={name: [each] for name, each in pool.items()},
+            pool_logps=pool_logps,
+            samples=own,
+            scores=[*pool_scores, *own_scores],
+            earlier=list(pairs) if cfg.pair.budget.per_prompt else None,
             steps=steps,
             prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
         )
@@ -47,13 +67,9 @@ def plan(cfg: Config) -> Step:
 
         best_of_n = None
         if cfg.best_of_n:
-            best_of_n = plan_best_of_n(
-                cfg.best_of_n,
-                r,
-                policy,
-                {"samples": samples, "revised": revised}[cfg.best_of_n.answers],
-                {"samples": scores, "revised": revised_scores}[cfg.best_of_n.answers],
-            )
+            of_revised = [*revised.values()], revised_scores
+            answers = {"samples": (samples, scores), "revised": of_revised}
+            best_of_n = plan_best_of_n(cfg.best_of_n, r, policy, *answers[cfg.best_of_n.answers])
         init = {"previous": policy, "sft": sft, "best_of_n": best_of_n}[cfg.init]
         references = {"previous": policy, "sft": sft, "init": init}
         reference = references[cfg.reference.model] if cfg.train.reference_logps != "none" else None
@@ -107,25 +123,22 @@ def plan_samples(
     The first wave samples every prompt; each later one those whose scores so far all tie.
     """
     samples, scores = list[Step](), list[Step]()
-    scorer = reward if cfg.score.uses_reward_stage else None
-    waves = cfg.sample.request_waves(r, cfg.pair.scorer) if cfg.pair.mix.on_policy else []
+    waves = cfg.sample.request_waves(r, cfg.pair.scorer) if cfg.samples_policy else []
     for request in waves:
         wave = Step("sample", request, at=r, policy=policy, prompts=prompts, scores=scores)
         samples += [wave]
-        scores += [Step("score", cfg.score, at=r, samples=wave, prompts=prompts, reward=scorer)]
+        scores += plan_scores(cfg, r, wave, prompts, reward)
     return samples, scores
 
 
 def plan_revision(
     cfg: Config, r: int, policy: Step, samples: list[Step], prompts: Part, reward: Step | None
-) -> tuple[list[Step], list[Step]]:
-    """The revised first answers of the first wave, and their scores."""
+) -> tuple[dict[str, Step], list[Step]]:
+    """The revised first answers of the first wave by their source, and their scores."""
     if not cfg.revise or not samples:
-        return [], []
-    scorer = reward if cfg.score.uses_reward_stage else None
+        return {}, []
     revised = Step("revise", cfg.revise.for_round(r), at=r, policy=policy, samples=samples[0])
-    scores = Step("score", cfg.score, at=r, samples=revised, prompts=prompts, reward=scorer)
-    return [revised], [scores]
+    return {REVISED: revised}, plan_scores(cfg, r, revised, prompts, reward)
 
 
 def plan_steps(
@@ -153,6 +166,50 @@ def plan_steps(
     continued = Step("sample", request, at=r, policy=policy, prompts=steps)
     scored = Step("score", cfg.score, at=r, samples=continued, prompts=steps, reward=scorer)
     return steps, [continued], [scored]
+
+
+def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:
+    """The models that answer training prompts beside the policy."""
+    return {
+        name: Step(
+            "base",
+            member.model_block,
+            at=f"{POOL} {name}",
+            knob=f"sample.pool.{name}",
+            like=sft if isinstance(member, ServedMember) else None,
+        )
+        for name, member in cfg.sample.pool.items()
+    }
+
+
+def plan_pool(
+    cfg: Config, r: int, members: dict[str, Step], sft: Step, prompts: Part, reward: Step | None
+) -> tuple[dict[str, Step], list[Step]]:
+    """The answers of each member of the pool in SFT's tokens, which are the policy's; scores."""
+    samples = {
+        name: Step(
+            "sample",
+            cfg.sample.request_member(name, r),
+            at=r,
+            knob=f"sample.pool.{name}",
+            policy=model,
+            prompts=prompts,
+            tokens_of=sft,
+        )
+        for name, model in members.items()
+    }
+    scores = [plan_scores(cfg, r, each, prompts, reward) for each in samples.values()]
+    return samples, [score for each in scores for score in each]
+
+
+def plan_scores(
+    cfg: Config, r: int, samples: Step, prompts: Part, reward: Step | None
+) -> list[Step]:
+    """None where pairs are made without scores."""
+    if not cfg.scores_samples:
+        return []
+    scorer = reward if cfg.score.uses_reward_stage else None
+    return [Step("score", cfg.score, at=r, samples=samples, prompts=prompts, reward=scorer)]
 
 
 def plan_reference(cfg: Config, r: int, model: Step, rows: Step) -> Step:
@@ -187,7 +244,7 @@ def plan_report(
         duels = evals.plan_duels(cfg.evaluate.duels, evaluated, prompts / split)
     return Step(
         "evaluate",
-        cfg.evaluate.for_report(cfg.pair.pairing_scorer, cfg.expect),
+        cfg.evaluate.for_report(cfg.pairing_scorer, cfg.expect),
         at="report",
         prompts=prompts / split,
         evals=evaluated,

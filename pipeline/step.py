@@ -11,7 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
-from pipeline.config import Block, Function, HubDataset, Local, Weights
+from pipeline.config import (
+    POLICY,
+    REVISED,
+    Block,
+    Function,
+    HubDataset,
+    Local,
+    PromptShare,
+    Weights,
+)
 from pipeline.errors import UserError, run_all
 from pipeline.hashing import hash_json
 
@@ -70,7 +79,17 @@ class Step:
     def label_text(self) -> str:
         """The label for a reader: `round 1`, `test sft`, or nothing before the rounds."""
         is_round = isinstance(self.label, int) and self.label
-        return f"round {self.label}" if is_round else str(self.label or "")
+        label = f"round {self.label}" if is_round else str(self.label or "")
+        return f"{label} {self.pool_member or ''}".strip()
+
+    @property
+    def pool_member(self) -> str | None:
+        """The model of sample.pool whose answers it samples or scores, if any; or `revised`."""
+        sampling = self.inputs.get("samples", self)
+        if self.stage == "score" and getattr(sampling, "stage", None) == "revise":
+            return REVISED
+        share = getattr(getattr(sampling, "config", None), "prompt_share", None)
+        return share.model if isinstance(share, PromptShare) and share.model != POLICY else None
 
     def __truediv__(self, part: str) -> Part:
         return Part(self, part)

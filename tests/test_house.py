@@ -179,6 +179,7 @@ def test_stages_are_the_same_everywhere():
         "hardware",
         "rehearsal",
         "baseline",
+        "member",
         "chat",
         "recipes",
     }
@@ -220,6 +221,13 @@ CHATS += [
     "+duel@evaluate.chats.questions.duels.judge=default",
     "evaluate.chats.questions.duels.judge.engine.model=judge",
 ]
+STRONG = ["+member@sample.pool.strong=checkpoint", "sample.pool.strong.model=./strong"]
+ASKED_ELSEWHERE = [
+    "+member@sample.pool.rival=served",
+    "sample.pool.rival={model: m, runtime: {base_url: 'http://localhost:1/v1'}}",
+]
+OVER_POLICY = ["pair=by_source", "pair.strategy.chosen=strong", "pair.strategy.rejected=policy"]
+ONE_EACH = ["sample.settings.draw.n=1", *OVER_POLICY]
 HALF = ["pair.mix.on_policy=0.5", "pair.mix.offline=0.5"]
 ONLY = [
     "pair.mix.on_policy=0",
@@ -314,6 +322,9 @@ BESIDE = {
     "conf/steps/default.yaml": [*GIVEN[:2], "score=math"],
     "conf/steps/judged.yaml": [*GIVEN[:2], "score=math", "steps.judge.engine.model=judge"],
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
+    "conf/member/checkpoint.yaml": [*GIVEN, STRONG[1]],
+    "conf/member/served.yaml": [*GIVEN, "sample.pool.strong" + ASKED_ELSEWHERE[1][17:]],
+    "conf/pair/by_source.yaml": [*GIVEN, *STRONG, *OVER_POLICY[1:]],
     "conf/baseline/checkpoint.yaml": [*GIVEN, "evaluate.baselines.rival.model=owner/name"],
     "conf/baseline/served.yaml": [*GIVEN, *RIVAL[1:]],
     "conf/baseline/answers.yaml": [*GIVEN, "evaluate.baselines.rival.file=README.md"],
@@ -337,6 +348,7 @@ MOUNTED = {
     "engine": ["engine@score.scorers.rules.engine"],
     "duel": ["+duel@evaluate.duels.judge"],
     "baseline": ["+baseline@evaluate.baselines.rival"],
+    "member": ["+member@sample.pool.strong"],
     "chat": ["+chat@evaluate.chats.questions"],
     "demonstrations": ["demonstrations@sft.data"],
     "preferences": ["preferences@reward.data"],
@@ -369,7 +381,7 @@ def test_every_recipe_composes_and_plans(recipe):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (145, 38)
+    assert (len(CONF), len(RECIPES)) == (148, 38)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -418,6 +430,8 @@ PLANS = [
     [*SMALL, *ONLY],
     ["recipes=smoke", "+rehearsal@train.rehearsal=default"],
     ["recipes=smoke", "pair=demonstration"],
+    [*SMALL, *STRONG, *ASKED_ELSEWHERE, "pair.filters.min_reference=-4", "rounds=2"],
+    [*SMALL, *STRONG, *ONE_EACH],
     ["recipes=best_of_n_smoke", "rounds=2", "sample.per_round=200"],
     ["recipes=overoptimise"],
     [*GIVEN[:2], "score=math", "steps=default"],

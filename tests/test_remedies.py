@@ -71,6 +71,13 @@ REGEX = ["+scorer@train.guards.scorer=regex", "train.guards.scorer.pattern=x"]
 DUEL = ["+duel@evaluate.duels.NAME=default", "evaluate.duels.NAME.engine.model=m"]
 MODEL = ["score=reward", "reward=checkpoint", "reward.model=NAME", "pair.scorer=reward"]
 ENDPOINT = "sample.backend={model: m, runtime: {base_url: 'http://localhost:1/v1'}}"
+POOL = [
+    "+member@sample.pool.NAME=checkpoint",
+    "sample.pool.NAME.model=./m",
+    "pair=by_source",
+    "pair.strategy.chosen=NAME",
+    "pair.strategy.rejected=policy",
+]
 BASES = [
     ["recipes=smoke"],
     GIVEN,
@@ -86,6 +93,7 @@ BASES = [
         "tracker=wandb",
     ],
     [*GIVEN, "prompts.caps={column: c, max: 1}"],
+    [*GIVEN, *POOL],
     [*GIVEN, "pair=demonstration"],
     [
         "sft=gguf",

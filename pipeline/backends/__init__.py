@@ -113,6 +113,14 @@ class ChatTokenizer(PromptEncoder, Protocol):
         ...
 
 
+class TrainedTokenizer(ChatTokenizer, Protocol):
+    """Of a model that trains on answers which it did not sample."""
+
+    def encode_answer(
+        self, messages: list[Message], text: str, kwargs: dict[str, Any]
+    ) -> list[int]: ...
+
+
 class Backend(Protocol):
     """Call `start` once, then `generate`.
 

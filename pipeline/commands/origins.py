@@ -4,13 +4,14 @@ It reads the configs in the manifests of a step's ancestors. What is not known i
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.artifacts import MODEL_FILE, STEP_FILE, find_store, read_object, read_step
+from pipeline.config import POOL
 from pipeline.hashing import find_local_folder
 from pipeline.store import read_valid_manifest
 
@@ -19,6 +20,7 @@ OWN_DATA = "Strop's own generator"
 OWN_LICENCE = "apache-2.0"  # of Strop, and of the texts that it makes
 START = "model at the start"
 REVISER = "server that revised"
+MEMBER = "model whose answers became pairs"
 # A knob of a stage that names something from outside → what that is to the result.
 ROLES = {
     ("base", "model"): START,
@@ -57,12 +59,12 @@ def find_origins(step: Path) -> list[Origin]:
     """Of a step and all its ancestors, the oldest first, each once."""
     record = read_step(step) if (step / STEP_FILE).exists() else {}
     root = find_store(step)
-    folders = [
-        *(root / one["stage"] / one["fingerprint"] for one in record.get("ancestors", [])),
-        step,
-    ]
-    found = (origin for folder in folders for origin in _read_origins(folder))
-    return [*dict.fromkeys(found)]
+    found: list[Origin] = []
+    for one in record.get("ancestors", []):
+        is_member = str(one.get("label", "")).startswith(f"{POOL} ")
+        origins = _read_origins(root / one["stage"] / one["fingerprint"])
+        found += [replace(each, role=MEMBER) if is_member else each for each in origins]
+    return [*dict.fromkeys([*found, *_read_origins(step)])]
 
 
 def _read_origins(folder: Path) -> Iterator[Origin]:

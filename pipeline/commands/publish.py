@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pipeline.commands.data_folder import write_data_folder
 from pipeline.commands.export import lock_readable, write_model_folder
 from pipeline.commands.find_model import FoundModel, find_trained_model
-from pipeline.commands.origins import REVISER, START, Origin
+from pipeline.commands.origins import MEMBER, REVISER, START, Origin
 from pipeline.commands.table import describe_usage, parse_words, reports_errors
 from pipeline.errors import DONE, StageError, UserError, pluralize, unwind_on_signals
 
@@ -150,7 +150,7 @@ def write_folders(found: FoundModel, uploads: list[Upload], licence: str | None)
 
 
 def list_generators(origins: list[Origin], repository: str) -> list[str]:
-    """Who wrote the candidates: the policy of each round, from its start on."""
+    """Who wrote the candidates: the policy of each round, from its start on, and the pool."""
     starts = [one for one in origins if one.role == START]
     names = [
         f"{one.name} (licence {one.licence}), fine-tuned where the run did so" for one in starts
@@ -158,6 +158,7 @@ def list_generators(origins: list[Origin], repository: str) -> list[str]:
     return [
         *(names or ["a model trained from random weights"]),
         f"in later rounds, what preference training made of it on the way to {repository}",
+        *(f"{one.name} (licence {one.licence})" for one in origins if one.role == MEMBER),
         *(f"{one.name}, which revised answers" for one in origins if one.role == REVISER),
     ]
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.artifacts import DROPPED_FILE, Pairs, Samples, Scores, list_steps, read_table
+from pipeline.artifacts import (
+    DROPPED_FILE,
+    STEP_FILE,
+    Pairs,
+    Samples,
+    Scores,
+    list_steps,
+    read_step,
+    read_table,
+)
 from pipeline.commands.table import parse_words, reports_errors
 from pipeline.errors import DONE, UserError, pluralize
 
@@ -84,7 +93,9 @@ def describe_samples(
     rows = pl.concat(shard.filter(is_asked) for shard in samples.read_shards())
     if not rows.height:
         return
-    yield f"{'round ' if label.isdigit() else ''}{label}: {pluralize(rows.height, 'answer')} to"
+    writer = f" of {member}" if (member := read_member(samples.path)) else ""
+    label = f"round {label}" if label.isdigit() else label
+    yield f"{label}: {pluralize(rows.height, 'answer')}{writer} to"
     for message in rows["prompt"][0]:
         yield f"  {message['role']}: {_shorten(message['content'])}"
     for row in rows.sort("setting", "sample_id").iter_rows(named=True):
@@ -95,6 +106,12 @@ def describe_samples(
         ]
         yield f"  {row['sample_id']}  {row['setting']}: {', '.join(facts)}"
         yield f"    {_shorten(row['completion'])}"
+
+
+def read_member(step: Path) -> str | None:
+    """The model of sample.pool that a step sampled, if any."""
+    config = read_step(step)["config"] if (step / STEP_FILE).exists() else {}
+    return (config.get("prompt_share") or {}).get("model")
 
 
 def describe_pairs(pairs: Pairs, label: str, prompt_id: str) -> Iterator[str]:

@@ -84,6 +84,7 @@ from pipeline.config.pair import (
     BestRandom,
     BestWorst,
     Budget,
+    BySource,
     Demonstration,
     DevPairs,
     Filters,
@@ -99,6 +100,7 @@ from pipeline.config.pair import (
     TopBottom,
     UserPairConfig,
 )
+from pipeline.config.pool import CheckpointMember, Member, ServedMember, TrainingSampleConfig
 from pipeline.config.prompts import (
     CONSTRAINT_FAMILIES,
     ConstraintFamily,
@@ -143,12 +145,15 @@ from pipeline.config.sample import (
     ANSWER,
     EVAL_PURPOSE,
     LATER_TURN,
+    POLICY,
+    POOL,
     AnswersFile,
     BackendConfig,
     BatchRuntime,
     ConversationRequest,
     EndpointBackend,
     EndpointRuntime,
+    PromptShare,
     Reasoning,
     SampleConfig,
     SampleRequest,
@@ -221,7 +226,7 @@ class Config(Block):
     base: BaseConfig | None
     sft: SftConfig
     reward: RewardConfig | None
-    sample: SampleConfig
+    sample: TrainingSampleConfig
     revise: ReviseConfig | None
     steps: StepsConfig | None
     score: ScoreConfig
@@ -244,6 +249,31 @@ class Config(Block):
     dry_run: bool
     verify: bool
     preload: bool
+
+    @property
+    def samples_policy(self) -> bool:
+        """Whether anything reads the policy's own answers to training prompts."""
+        sources = self.pair.sources
+        is_read = not sources or POLICY in sources or bool(self.best_of_n or self.revise)
+        return is_read and self.pair.mix.on_policy > 0
+
+    @property
+    def scores_samples(self) -> bool:
+        """Whether anything reads scores of training samples.
+
+        A pair of two named sources needs none, where each has one answer to a prompt.
+        """
+        pair, sources = self.pair, self.pair.sources
+        reads_scores = pair.filters.need_scores or pair.unpaired_threshold is not None
+        if not sources or reads_scores or self.best_of_n:
+            return True
+        counts = (self.sample.count_answers(name) for name in sources if name != REVISED)
+        return max(counts) > 1 or (POLICY in sources and bool(self.sample.resample_ties))
+
+    @property
+    def pairing_scorer(self) -> str | None:
+        """The scorer that made the pairs; None where annotators or the answers' sources did."""
+        return self.pair.pairing_scorer if self.scores_samples else None
 
     @property
     def eval_scoring(self) -> tuple[str, ScoreConfig]:

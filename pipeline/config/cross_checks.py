@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.evaluate import list_retention_names
 from pipeline.config.judge import PairwiseScorer
 from pipeline.config.models import SftTraining
+from pipeline.config.pool_checks import find_pool_faults
 from pipeline.config.reward import RewardTraining
 from pipeline.config.sample import ANSWER, KL
 from pipeline.config.score import EnsembleScorer, list_criteria
@@ -27,6 +28,7 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_edits(cfg)
     yield from _check_guards(cfg)
     yield from _check_samples_per_prompt(cfg)
+    yield from find_pool_faults(cfg)
     yield from _check_best_of_n(cfg)
     yield from _check_revise(cfg)
     yield from _check_steps(cfg)
@@ -39,10 +41,10 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_endpoints(cfg)
     yield from _check_gold(cfg)
     yield from _check_names(cfg)
-    if cfg.rounds > 1 and cfg.sample.per_round is None:
+    if cfg.rounds > 1 and cfg.sample.per_round is None and not cfg.sample.reuse_prompts:
         yield (
             f"rounds={cfg.rounds} need fresh prompts each:"
-            " give sample.per_round=N, the prompts of one round."
+            " give sample.per_round=N, the prompts of one round, or sample.reuse_prompts=true."
         )
     yield from _check_reference(cfg)
     yield from _check_sft(cfg)
@@ -201,10 +203,10 @@ def _check_gold(cfg: "Config") -> Iterator[str]:
                     f"{where}.scorers.{name}.gold=true: a gold scorer scores test evaluations"
                     " alone; move it to evaluate.score.scorers."
                 )
-    chief = cfg.score.scorers.get(cfg.pair.pairing_scorer or "")
+    chief = cfg.score.scorers.get(cfg.pairing_scorer or "")
     members = chief.members if isinstance(chief, EnsembleScorer) else []
     for name in cfg.evaluate.gold_scorers:
-        if name in (cfg.pair.pairing_scorer, *members):
+        if name in (cfg.pairing_scorer, *members):
             yield (
                 f"evaluate.score.scorers.{name}.gold=true: {name} makes the pairs"
                 f" (pair.scorer={cfg.pair.scorer}), and a gold scorer never does. Leave it out, or"
@@ -281,10 +283,10 @@ def _check_mix(cfg: "Config") -> Iterator[str]:
             f"rounds={cfg.rounds}: each round takes a separate block of offline rows."
             " Give pair.mix.per_round=ROWS."
         )
-    if not mix.offline and cfg.pair.needs_sft_logps:
+    if not mix.offline and not cfg.sample.pool and cfg.pair.needs_sft_logps:
         yield (
-            "pair.filters.min_reference: it filters offline rows alone, and pair.mix.offline=0"
-            " takes none."
+            "pair.filters.min_reference: it filters answers of others, and there are none:"
+            " pair.mix.offline=0 and sample.pool is empty."
         )
 
 
@@ -296,7 +298,7 @@ def _check_samples_per_prompt(cfg: "Config") -> Iterator[str]:
     one_is_enough = (
         cfg.pair.strategy.kind == "demonstration" or cfg.pair.unpaired_threshold is not None
     )
-    if samples == 1 and cfg.pair.mix.on_policy and not one_is_enough:
+    if samples == 1 and cfg.samples_policy and not cfg.sample.pool and not one_is_enough:
         knob = f"sample.settings.{next(iter(settings))}.n"
         yield (
             f"{knob}=1: one sample of a prompt makes no pair."
@@ -361,8 +363,8 @@ def _check_steps(cfg: "Config") -> Iterator[str]:
         )
     if not cfg.pair.mix.on_policy:
         yield "steps: pair.mix.on_policy=0 samples no solutions. Give steps=none."
-    if cfg.pair.strategy.kind == "demonstration":
-        yield "steps: a demonstration is a whole answer. Give pair=best_worst."
+    if cfg.pair.strategy.kind in ("demonstration", "by_source") or cfg.sample.pool:
+        yield "steps: pairs are of the policy's own steps. Give pair=best_worst and no sample.pool."
     if cfg.pair.edits:
         yield "steps: edits are of whole answers. Give pair.edits={}."
     if cfg.revise and not (cfg.best_of_n and cfg.best_of_n.answers == "revised"):

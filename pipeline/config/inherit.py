@@ -1,20 +1,20 @@
-"""Blocks that are chosen once and used in several places: `score` and `backend`.
+"""Blocks that are chosen once and used in several places: `score`, `backend`, `sample.settings`.
 
 A block in `SOURCES` has the values of its source, except for those that it is given itself. A block
 for which a file is chosen (`backend@sample.backend=endpoint`) inherits nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
 KeyPath = tuple[str, ...]
 
-SOURCES: dict[KeyPath, str] = {
-    ("evaluate", "score"): "score",
-    ("sample", "backend"): "backend",
-    ("revise", "backend"): "backend",
-    ("evaluate", "sample", "backend"): "backend",
+SOURCES: dict[KeyPath, KeyPath] = {
+    ("evaluate", "score"): ("score",),
+    ("sample", "backend"): ("backend",),
+    ("revise", "backend"): ("backend",),
+    ("evaluate", "sample", "backend"): ("backend",),
 }
 
 
@@ -24,19 +24,37 @@ def inherit_blocks(raw: dict[str, Any], choices: Mapping[str, str]) -> dict[KeyP
     Returns which values are only copied, each with its original, where a fault is to be reported.
     """
     echoes: dict[KeyPath, KeyPath] = {}
-    for path, source in SOURCES.items():
+    for path, source in [*SOURCES.items(), *_list_pool_sources(raw)]:
         parent = _find_parent(raw, path)
-        if parent is None or source not in raw or f"{source}@{'.'.join(path)}" in choices:
+        original = (_find_parent(raw, source) or {}).get(source[-1])
+        if parent is None or original is None or f"{source[-1]}@{'.'.join(path)}" in choices:
             continue
-        base = _keep_comparing(raw[source]) if source == "score" else raw[source]
+        base = _keep_comparing(original) if source == ("score",) else original
         block = _merge(base, parent.get(path[-1]) or {})
-        if source == "score":
-            kept = {name: one for name, one in block["scorers"].items() if one is not None}
-            block["scorers"] = kept
+        if source == ("score",):
+            block["scorers"] = _drop_null(block["scorers"])
+        elif path[-1] == "settings":
+            block = _drop_null(block)
         parent[path[-1]] = block
-        echoes |= _find_copies(block, raw[source], path, (source,))
+        echoes |= _find_copies(block, original, path, source)
     raw.pop("backend", None)  # those above have it now
     return echoes
+
+
+def _list_pool_sources(raw: dict[str, Any]) -> Iterator[tuple[KeyPath, KeyPath]]:
+    """A member of the pool samples as the policy does; a served one by its server alone."""
+    pool = (_find_parent(raw, ("sample", "pool")) or {}).get("pool")
+    for name, member in pool.items() if isinstance(pool, dict) else ():
+        if not isinstance(member, dict):
+            continue
+        if member.get("kind") == "checkpoint":
+            yield ("sample", "pool", name, "backend"), ("sample", "backend")
+        yield ("sample", "pool", name, "settings"), ("sample", "settings")
+
+
+def _drop_null(blocks: Any) -> Any:
+    """A name without a block leaves out the one that it would inherit."""
+    return {name: one for name, one in blocks.items() if one is not None}
 
 
 def _find_parent(raw: dict[str, Any], path: KeyPath) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from pipeline.config.base import Block, Limits, Local, Seed, Share
+from pipeline.config.judge import Name
 from pipeline.config.steps import StepCut
 
 
@@ -74,6 +75,28 @@ class Demonstration(Block):
     against: Literal["best", "worst"]
 
 
+class BySource(Block):
+    """A pair's sides by the models that wrote them; None: any of them."""
+
+    kind: Literal["by_source"]
+    chosen: Name | None
+    rejected: Name | None
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in (self.chosen, self.rejected) if name]
+
+    @model_validator(mode="after")
+    def _check_sides(self) -> "BySource":
+        if self.chosen == self.rejected:
+            same = self.chosen or "null"
+            raise ValueError(
+                f"chosen={same} and rejected={same} name no two sources; give two of policy and"
+                " the names of sample.pool, or pair=best_worst for the best and the worst of all"
+            )
+        return self
+
+
 StrategyConfig = Annotated[
     BestWorst
     | BestRandom
@@ -83,7 +106,8 @@ StrategyConfig = Annotated[
     | Sigma
     | MarginBand
     | LengthMatched
-    | Demonstration,
+    | Demonstration
+    | BySource,
     Field(discriminator="kind"),
 ]
 
@@ -113,6 +137,17 @@ class Filters(Block):
     min_reference: float | None
     near_duplicate_threshold: Annotated[float, Field(gt=0, lt=1)] | None
 
+    @property
+    def need_scores(self) -> bool:
+        knobs = (
+            self.pass_rate,
+            self.min_chosen,
+            self.max_rejected,
+            self.max_disagreement,
+            self.max_flip_rate,
+        )
+        return self.min_margin > 0 or any(knob is not None for knob in knobs)
+
 
 class Mix(Block):
     on_policy: Share
@@ -134,6 +169,11 @@ class Budget(Block):
 
     at_most: PositiveInt | None
     balance: str | None
+    per_prompt: PositiveInt | None
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        return frozenset() if self.per_prompt else frozenset({"per_prompt"})
 
     @model_validator(mode="after")
     def _check_balance(self) -> "Budget":
@@ -150,6 +190,7 @@ class PairConfig(Block):
     strategy: StrategyConfig
     scorer: str
     pairs_per_prompt: PositiveInt
+    at_least_one: Name | None
     ties: Literal["drop", "both"]
     filters: Filters
     mix: Mix
@@ -163,11 +204,23 @@ class PairConfig(Block):
 
     @property
     def outside_identity(self) -> frozenset[str]:
-        return frozenset() if self.rank_edits else frozenset({"rank_edits"})
+        unused = {"at_least_one": not self.at_least_one, "rank_edits": not self.rank_edits}
+        return frozenset(name for name, is_unused in unused.items() if is_unused)
+
+    @property
+    def sources(self) -> list[str]:
+        """The models whose answers alone can be in a pair; empty: all."""
+        names = self.strategy.names if isinstance(self.strategy, BySource) else []
+        return names if len(names) == 2 else []
+
+    @property
+    def keeps_ties(self) -> bool:
+        """Whether equally good answers make pairs. Other strategies choose sides without scores."""
+        return self.ties == "both" and self.strategy.kind not in ("demonstration", "by_source")
 
     @property
     def needs_sft_logps(self) -> bool:
-        """Whether a filter reads the log-probabilities of offline rows under the SFT model."""
+        """Whether a filter reads the log-probabilities of others' answers under the SFT model."""
         return self.filters.min_reference is not None
 
     @property
@@ -178,8 +231,7 @@ class PairConfig(Block):
     @property
     def max_pairs_per_prompt(self) -> int:
         """A prompt whose samples all tie makes two pairs where ties are kept."""
-        keeps_ties = self.ties == "both" and self.strategy.kind != "demonstration"
-        return max(self.pairs_per_prompt, 2 if keeps_ties else 1)
+        return max(self.pairs_per_prompt, 2 if self.keeps_ties else 1)
 
     @property
     def needs_prompt_columns(self) -> bool:
@@ -207,10 +259,12 @@ class UserPairConfig(PairConfig):
             )
         return value
 
-    def for_round(self, round: int, steps: StepCut | None = None) -> "PairRound":
+    def for_round(
+        self, round: int, scored: bool = True, steps: StepCut | None = None
+    ) -> "PairRound":
         """A round without edits is the same whatever another round's edits are."""
         own = {**dict(self), "edits": self.edits.get(round)}
-        return PairRound(**own, round=round, steps=steps)
+        return PairRound(**own, round=round, scored=scored, steps=steps)
 
 
 class PairRound(PairConfig):
@@ -218,11 +272,13 @@ class PairRound(PairConfig):
 
     edits: Local | None
     round: PositiveInt
+    scored: bool  # false: nothing scored the samples, and no filter asks for it
     steps: StepCut | None  # the pairs are steps after the beginning of a solution
 
     @property
     def outside_identity(self) -> frozenset[str]:
-        return super().outside_identity | (frozenset() if self.steps else frozenset({"steps"}))
+        unused = {"scored": self.scored, "steps": self.steps is None}
+        return super().outside_identity | {name for name, is_unused in unused.items() if is_unused}
 
     @property
     def continues_answers(self) -> bool:

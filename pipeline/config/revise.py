@@ -76,6 +76,8 @@ class ReviseConfig(Revision):
             "round": round,
             "wave": 0,
             "ties_by": None,
+            "prompt_share": None,
+            "reuse_prompts": False,
         }
         own = {name: value for name, value in self if name != "sampling"}
         return RevisionRequest(**{**own, **changes})

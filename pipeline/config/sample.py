@@ -34,6 +34,8 @@ EVAL_PURPOSE = "exam"
 KL = "kl"  # the setting whose samples serve the KL estimate alone
 ANSWER = "answer"  # the setting that scorers and judges read in evaluations
 LATER_TURN = "turn-"  # plus a number: the settings of a conversation's later turns
+POLICY = "policy"  # the source of the policy's own answers, beside the names of sample.pool
+POOL = "pool"  # the label of a Step that brings in a model of sample.pool, before its name
 
 # Whether each completion has a seed. auto: where seeds make the bytes repeat, on a CPU.
 Seeded = Literal["auto"] | bool
@@ -205,6 +207,20 @@ class Reasoning(Block):
     close: Annotated[str, Field(min_length=1)]
 
 
+class PromptShare(Block):
+    """Which of a round's prompts one model of the pool answers, by a hash of the prompt's id."""
+
+    model: str  # `policy`, or a name of sample.pool
+    share: Annotated[float, Field(gt=0, le=1)]
+    pool: list[str]  # with models_per_prompt: all models that answer, the policy included
+    models_per_prompt: PositiveInt | None
+
+    @property
+    def expected(self) -> float:
+        """The share of the prompts that it answers, in the mean."""
+        return self.models_per_prompt / len(self.pool) if self.models_per_prompt else self.share
+
+
 class SampleRuntime(Block):
     blocks: PositiveInt
     max_failed: Share
@@ -324,11 +340,12 @@ class SampleConfig(SamplingBlock):
         request = self._build_request(
             purpose="steps", round=round, wave=0, ties_by=None, settings={"continue": setting}
         )
-        return request.model_copy(update={"limits": limits, "per_round": None})
+        every = {"per_round": None, "prompt_share": None, "reuse_prompts": False}
+        return request.model_copy(update={"limits": limits, **every})
 
     def _build_request(self, **which: Any) -> "SampleRequest":
-        own = {name: value for name, value in self if name != "resample_ties"}
-        return SampleRequest(**{**own, **which})
+        own = {name: value for name, value in self if name in SampleRequest.model_fields}
+        return SampleRequest(**{"reuse_prompts": False, **own, "prompt_share": None, **which})
 
     def _random_settings(self, n: int = 1) -> dict[str, SamplingSettings]:
         """The settings with a temperature above 0, whose samples differ each time."""
@@ -350,10 +367,18 @@ class SampleRequest(SamplingBlock):
     round: PositiveInt
     wave: NonNegativeInt
     ties_by: str | None  # a later wave: the scorer by which the earlier waves' answers tie
+    prompt_share: PromptShare | None  # None: every prompt
+    reuse_prompts: bool
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """What is not asked for here: requests without it have the identity that they had."""
+        knobs = {"prompt_share": self.prompt_share, "reuse_prompts": self.reuse_prompts}
+        return super().outside_identity | {name for name, value in knobs.items() if not value}
 
     def explain_shortage(self, rows: int, at_most: bool = False) -> str | None:
         """Why this many prompts are too few for all rounds; None: they are enough."""
-        rounds = max(self.runtime.blocks, self.round)
+        rounds = 1 if self.reuse_prompts else max(self.runtime.blocks, self.round)
         if self.per_round is None or rows >= self.per_round * rounds:
             return None
         needed, fits = pluralize(self.per_round * rounds, "prompt"), rows // rounds
@@ -361,7 +386,7 @@ class SampleRequest(SamplingBlock):
         remedies = [
             *([f"sample.per_round={fits}{bound}"] if fits else []),
             *(["sample.per_round=null, which samples all prompts"] if rounds == 1 else []),
-            *(["fewer rounds"] if rounds > 1 else []),
+            *(["sample.reuse_prompts=true", "fewer rounds"] if rounds > 1 else []),
             "more prompts",
         ]
         return (

@@ -47,7 +47,7 @@ class Composition:
         """The key that the user chose this value by."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.copies:
-                return (*self.copies[path[:length]], *path[length:])
+                return self.find_original((*self.copies[path[:length]], *path[length:]))
         return path
 
     def find_file(self, path: KeyPath) -> str:

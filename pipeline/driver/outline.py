@@ -21,9 +21,9 @@ from pipeline.step import STAGE_VERSIONS, Identity, Step, has_floating_revision
 
 
 def select_targets(last: Step, until: str | None) -> list[Step]:
-    """`until=STAGE@R`: the stage's last Step labelled R.
+    """`until=STAGE@R`: the stage's Steps labelled R that no other of them reads.
 
-    Without @R: that with label 0, else 1, else all Steps of the stage in evaluations.
+    Without @R: those with label 0, else 1, else all Steps of the stage in evaluations.
     """
     if until is None:
         return [last]
@@ -32,7 +32,8 @@ def select_targets(last: Step, until: str | None) -> list[Step]:
     of_stage = [step for step in steps if step.stage == stage]
     for wanted in [label] if label else ["0", "1"]:
         if labelled := [step for step in of_stage if str(step.label) == wanted]:
-            return labelled[-1:]
+            read = {id(step) for one in labelled for step in one.ancestors() if step is not one}
+            return [step for step in labelled if id(step) not in read]
     if of_stage and not label:
         return of_stage
     if (new := renamed.BLOCKS.get(stage)) in STAGE_VERSIONS:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, Member
 from pipeline.errors import pluralize
 from pipeline.report.analysis.ancestors import Ancestor
 from pipeline.report.analysis.setup import summarize_setup
@@ -20,8 +20,9 @@ def describe_head(cfg: Config, steps: Sequence[Step]) -> Iterator[str]:
     words = [
         f"model {setup['model']}",
         f"prompts {setup['prompts']} ({split})",
-        f"scorer {cfg.pair.scorer}",
+        f"scorer {cfg.pair.scorer}" if cfg.scores_samples else "pairs without scores",
         f"backend {cfg.sample.backend.kind}",
+        *(f"{name} {_describe_member(member)}" for name, member in cfg.sample.pool.items()),
     ]
     yield " · ".join(words)
     if setup["rounds"]:
@@ -32,6 +33,12 @@ def describe_head(cfg: Config, steps: Sequence[Step]) -> Iterator[str]:
 
 def _describe_step(step: Step) -> Ancestor:
     return Ancestor(step.stage, step.label, Path(), {"config": step.config.model_dump(mode="json")})
+
+
+def _describe_member(member: Member) -> str:
+    """A model of the pool, and how much of the prompts it answers."""
+    share = "" if member.share == 1 else f" ({member.share:.0%} of the prompts)"
+    return f"{member.model}{share}"
 
 
 def _describe_set(rows: Any) -> str:

@@ -1,7 +1,7 @@
 """Samples with their scores, in columns: what strategies choose from. Joins are by id.
 
 `rows`: `p` (number of the prompt), `prompt_id, sample_id, completion, finish_reason, tokens,
-prompt_tokens, second_bos, score`, in the order of prompts.
+prompt_tokens, second_bos, source, score`, in the order of prompts.
 """
 
 import numpy as np
@@ -44,29 +44,55 @@ def _scan_shards(samples: Samples) -> pl.LazyFrame:
     return scan_tables(sorted((samples.path / "samples").glob("*.parquet")))
 
 
-def join_candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.DataFrame:
+def join_candidates(
+    samples: pl.DataFrame, scores: pl.DataFrame | None, scorer: str
+) -> pl.DataFrame:
     """Every sample, its prompt's number and the deciding scorer's score (null without one)."""
+    if scores is None:
+        samples = samples.with_columns(score=pl.lit(None, pl.Float64))
+    else:  # before the samples are sorted: mostly their scores are in the same order
+        samples = samples.with_columns(find_scores(samples["sample_id"], scores, scorer))
     rows, numbers = number_prompts(samples)
+    return rows.with_columns(numbers)
+
+
+def find_scores(ids: pl.Series, scores: pl.DataFrame, scorer: str) -> pl.Series:
+    """The `score` of these sample ids by one scorer."""
     own = scores.lazy().filter(pl.col("scorer") == scorer).select("sample_id", "score").collect()
     if not own.height:
         known = sorted(scores["scorer"].unique())
         raise UserError(
             f"pair.scorer={scorer}: no such scorer in the scores. {suggest(scorer, known)}"
         )
-    return rows.with_columns(numbers, align_scores(rows["sample_id"], own))
+    return align_scores(ids, own)
 
 
 def number_prompts(samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
     """The samples in the order of prompts, and each sample's prompt number `p`.
 
-    Mostly they are in this order already.
+    The samples of one model are in this order already.
     """
     ids = samples["prompt_id"]
     new = np.append(True, (ids[1:] != ids[:-1]).to_numpy()) if len(ids) else np.zeros(0, dtype=bool)
     firsts = ids.filter(pl.Series(new))
     if not firsts.is_sorted():
-        return number_prompts(samples.sort("prompt_id", maintain_order=True))
+        return _sort_by_prompt(samples, firsts, new)
     return samples, pl.Series("p", np.cumsum(new, dtype=np.uint32) - np.uint32(1)).set_sorted()
+
+
+def _sort_by_prompt(
+    samples: pl.DataFrame, firsts: pl.Series, new: np.ndarray
+) -> tuple[pl.DataFrame, pl.Series]:
+    """By numbers, not by texts: each model's samples are a sorted run, which merge in linear time.
+
+    `firsts`: the prompt where `new` says that one begins.
+    """
+    places = firsts.unique().sort().to_frame().with_row_index("p")
+    found = firsts.to_frame().join(places, on=firsts.name, how="left", maintain_order="left")
+    lengths = np.diff(np.append(np.flatnonzero(new), samples.height))
+    numbers = np.repeat(found["p"].to_numpy(), lengths)
+    order = np.argsort(numbers, kind="stable")
+    return samples[order], pl.Series("p", numbers[order]).set_sorted()
 
 
 def align_scores(ids: pl.Series, own: pl.DataFrame) -> pl.Series:

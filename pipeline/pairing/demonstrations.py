@@ -50,6 +50,7 @@ def pair_with_gold(pairs: pl.DataFrame, gold: pl.DataFrame) -> pl.DataFrame:
         chosen_tokens=pl.col("token_ids").list.len(),
         chosen_score=pl.lit(None, pl.Float64),
         margin=pl.lit(None, pl.Float64),
+        chosen_source=pl.lit(DEMONSTRATION),
     )
     table = pairs.join(unscored, on="prompt_id").select(*FILTER_COLUMNS)
     return table.cast(FILTER_COLUMNS)  # type: ignore[arg-type]

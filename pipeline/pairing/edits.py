@@ -134,5 +134,6 @@ def _replace_texts(
             f"{side}_text": texts[side],
             f"{side}_tokens": len(ids),
             f"{side}_score": None,
+            f"{side}_source": EDITED,
         }
     return {**new, **dict.fromkeys(changed), "margin": None, "origin": EDITED}

@@ -12,41 +12,41 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.config import Local, PairConfig
+from pipeline.config import BySource, Local, PairRound
 from pipeline.errors import UserError
 from pipeline.pairing import duplicates
 from pipeline.pairing.arrow_views import match_texts
 from pipeline.text import REFUSAL, REFUSAL_OPENING, check_languages, guess_language
 
-Filter = Callable[[PairConfig], pl.Expr | None]
+Filter = Callable[[PairRound], pl.Expr | None]
 BLANK = rb"[\s\x80-\xff][\0\s\x80-\xff]|\0"  # the first two bytes of every text without a letter
 
 
 # ── samples ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def lacks_score(cfg: PairConfig) -> pl.Expr:
-    return ~pl.col("score").is_finite().fill_null(False)
+def lacks_score(cfg: PairRound) -> pl.Expr | None:
+    return None if not cfg.scored else ~pl.col("score").is_finite().fill_null(False)
 
 
-def is_truncated(cfg: PairConfig) -> pl.Expr | None:
+def is_truncated(cfg: PairRound) -> pl.Expr | None:
     return None if cfg.filters.allow_truncated else pl.col("finish_reason") != "stop"
 
 
-def is_empty(cfg: PairConfig) -> pl.Expr:
+def is_empty(cfg: PairRound) -> pl.Expr:
     return _match_completions(r"^\s*$", BLANK)
 
 
-def has_second_bos(cfg: PairConfig) -> pl.Expr:
+def has_second_bos(cfg: PairRound) -> pl.Expr:
     """A weak model may generate BOS within its answer; only the template writes it."""
     return pl.col("second_bos")
 
 
-def is_refusal(cfg: PairConfig) -> pl.Expr | None:
+def is_refusal(cfg: PairRound) -> pl.Expr | None:
     return None if cfg.filters.allow_refusals else _match_completions(REFUSAL, REFUSAL_OPENING)
 
 
-def is_other_language(cfg: PairConfig) -> pl.Expr | None:
+def is_other_language(cfg: PairRound) -> pl.Expr | None:
     if (wanted := cfg.filters.languages) is None:
         return None
     check_languages(wanted, "pair.filters.languages")
@@ -61,7 +61,7 @@ def _match_completions(pattern: str, opening: bytes) -> pl.Expr:
     )
 
 
-def has_excluded_word(cfg: PairConfig) -> pl.Expr | None:
+def has_excluded_word(cfg: PairRound) -> pl.Expr | None:
     """Such as names of other models, which an answer of theirs brings along."""
     if (listed := cfg.filters.excluded_words) is None:
         return None
@@ -99,28 +99,35 @@ REPEATS = "repeated answer"  # among the samples that remain: see duplicates.fin
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def has_no_usable(cfg: PairConfig) -> pl.Expr:
+def has_no_usable(cfg: PairRound) -> pl.Expr:
     return pl.col("usable") == 0
 
 
-def has_one_usable(cfg: PairConfig) -> pl.Expr | None:
+def has_one_usable(cfg: PairRound) -> pl.Expr | None:
     return None if cfg.strategy.kind == "demonstration" else pl.col("usable") == 1
 
 
-def misses_pass_rate(cfg: PairConfig) -> pl.Expr | None:
+def lacks_source(cfg: PairRound) -> pl.Expr | None:
+    """The two sides need an answer of each source that the strategy names."""
+    return ~pl.col("answered") if isinstance(cfg.strategy, BySource) else None
+
+
+def misses_pass_rate(cfg: PairRound) -> pl.Expr | None:
     if (band := cfg.filters.pass_rate) is None:
         return None
     return ~pl.col("pass_rate").is_between(band.min, band.max)
 
 
-def is_tied(cfg: PairConfig) -> pl.Expr | None:
-    kept = cfg.ties == "both" or cfg.strategy.kind == "demonstration"
+def is_tied(cfg: PairRound) -> pl.Expr | None:
+    kept = cfg.ties == "both" or cfg.strategy.kind == "demonstration" or not cfg.scored
     return None if kept else pl.col("high") == pl.col("low")
 
 
+NOT_BY_BOTH = "not answered by both sources"
 PROMPTS: Mapping[str, Filter] = {
     "no usable sample": has_no_usable,
     "one usable sample": has_one_usable,
+    NOT_BY_BOTH: lacks_source,
     "pass rate outside the band": misses_pass_rate,
     "tie": is_tied,
 }
@@ -130,12 +137,12 @@ UNPAIRED = "no pair fits the strategy"  # among the prompts that remain
 # ── pairs ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def has_equal_answers(cfg: PairConfig) -> pl.Expr:
+def has_equal_answers(cfg: PairRound) -> pl.Expr:
     equal_texts = pl.col("chosen_text") == pl.col("rejected_text")
     return equal_texts | (pl.col("chosen_id") == pl.col("rejected_id"))
 
 
-def has_narrow_margin(cfg: PairConfig) -> pl.Expr:
+def has_narrow_margin(cfg: PairRound) -> pl.Expr:
     """A pair without scores (demonstrations, offline rows) has no margin, and passes.
 
     With `ties: both` a margin of zero passes too.
@@ -144,64 +151,64 @@ def has_narrow_margin(cfg: PairConfig) -> pl.Expr:
     return may_drop & ((pl.col("margin") < cfg.filters.min_margin) | (pl.col("margin") <= 0))
 
 
-def has_poor_chosen(cfg: PairConfig) -> pl.Expr | None:
+def has_poor_chosen(cfg: PairRound) -> pl.Expr | None:
     minimum = cfg.filters.min_chosen
     return None if minimum is None else pl.col("chosen_score") < minimum
 
 
-def has_good_rejected(cfg: PairConfig) -> pl.Expr | None:
+def has_good_rejected(cfg: PairRound) -> pl.Expr | None:
     maximum = cfg.filters.max_rejected
     return None if maximum is None else pl.col("rejected_score") > maximum
 
 
-def exceeds_limits(cfg: PairConfig) -> pl.Expr:
+def exceeds_limits(cfg: PairRound) -> pl.Expr:
     answer = pl.max_horizontal("chosen_tokens", "rejected_tokens")
     if cfg.continues_answers:
         return pl.col("prompt_tokens") + answer > cfg.limits.prompt + cfg.limits.completion
     return (pl.col("prompt_tokens") > cfg.limits.prompt) | (answer > cfg.limits.completion)
 
 
-def exceeds_length_ratio(cfg: PairConfig) -> pl.Expr | None:
+def exceeds_length_ratio(cfg: PairRound) -> pl.Expr | None:
     maximum = cfg.filters.max_length_ratio
     return None if maximum is None else length_ratio() > maximum
 
 
-def exceeds_token_gap(cfg: PairConfig) -> pl.Expr | None:
+def exceeds_token_gap(cfg: PairRound) -> pl.Expr | None:
     """One-sided: a rejected answer may be longer by any number of tokens."""
     maximum = cfg.filters.max_token_gap
     chosen, rejected = (pl.col(f"{side}_tokens").cast(pl.Int64) for side in ("chosen", "rejected"))
     return None if maximum is None else chosen - rejected > maximum
 
 
-def is_disputed(cfg: PairConfig) -> pl.Expr | None:
+def is_disputed(cfg: PairRound) -> pl.Expr | None:
     maximum = cfg.filters.max_disagreement
     return None if maximum is None else pl.col("disagreement") > maximum
 
 
-def is_flipped(cfg: PairConfig) -> pl.Expr | None:
+def is_flipped(cfg: PairRound) -> pl.Expr | None:
     maximum = cfg.filters.max_flip_rate
     return None if maximum is None else pl.col("flip_rate") > maximum
 
 
-def is_unlikely(cfg: PairConfig) -> pl.Expr | None:
+def is_unlikely(cfg: PairRound) -> pl.Expr | None:
     minimum = cfg.filters.min_reference
     return None if minimum is None else pl.col("reference") < minimum
 
 
-def has_near_duplicate_answers(cfg: PairConfig) -> pl.Expr | None:
+def has_near_duplicate_answers(cfg: PairRound) -> pl.Expr | None:
     threshold = cfg.filters.near_duplicate_threshold
     if threshold is None:
         return None
     return duplicates.is_near_duplicate("chosen_text", "rejected_text", threshold)
 
 
-def is_repeated(cfg: PairConfig) -> pl.Expr | None:
+def is_repeated(cfg: PairRound) -> pl.Expr | None:
     if not cfg.filters.repeats:
         return None
     return duplicates.is_repeated("prompt_text", "chosen_text", "rejected_text")
 
 
-def is_near_another(cfg: PairConfig) -> pl.Expr | None:
+def is_near_another(cfg: PairRound) -> pl.Expr | None:
     threshold = cfg.filters.near_duplicate_threshold
     if threshold is None:
         return None
@@ -235,7 +242,7 @@ def length_ratio() -> pl.Expr:
 # ── application ───────────────────────────────────────────────────────────────────────────────────
 
 
-def build_tests(cfg: PairConfig, table: Mapping[str, Filter]) -> dict[str, pl.Expr]:
+def build_tests(cfg: PairRound, table: Mapping[str, Filter]) -> dict[str, pl.Expr]:
     return {reason: test for reason, make in table.items() if (test := make(cfg)) is not None}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.config import PairConfig
+from pipeline.config import PairRound
 from pipeline.data.drop_log import count_reasons
 from pipeline.errors import pluralize
 from pipeline.pairing import filters
@@ -30,7 +30,7 @@ EXAMPLES = (
 )
 
 
-def count_by_filter(cfg: PairConfig, dropped: pl.DataFrame) -> dict[str, int | str]:
+def count_by_filter(cfg: PairRound, dropped: pl.DataFrame) -> dict[str, int | str]:
     """Each filter's count, even if it dropped nothing, and which filters were not asked for."""
     found = count_reasons(dropped)
     tables = {**filters.SAMPLES, **filters.PROMPTS, **filters.PAIRS}
@@ -126,6 +126,9 @@ def format_lines(summary: dict[str, Any]) -> list[str]:
     rows += [("pairs", summary["pairs"]), ("  train", summary["train"]), ("  dev", summary["dev"])]
     easy, hard = summary["ties"]["all_easy"], summary["ties"]["all_hard"]
     rows.append(("  all easy, all hard prompts", f"{easy}, {hard}"))
+    for source, counts in summary.get("sources", {}).items():
+        sides = f"{counts['chosen']}, {counts['rejected']}"
+        rows.append((f"  chosen, rejected from {source}", sides))
     width = max(len(name) for name, _ in rows)
     table = [f"{name:<{width}}  {value:>10}" for name, value in rows]
     heads = "  ".join(f"{name:>10}" for name in POINTS)
@@ -134,7 +137,13 @@ def format_lines(summary: dict[str, Any]) -> list[str]:
         if quantiles := summary[name]:
             values = "  ".join(f"{quantiles[point]:>10.4g}" for point in POINTS)
             table.append(f"{name.replace('_', ' '):<{width}}  {values}")
-    return [*table, *_format_noise(summary)]
+    return [*table, *_format_nats(summary), *_format_noise(summary)]
+
+
+def _format_nats(summary: dict[str, Any]) -> Iterator[str]:
+    for source, counts in summary.get("sources", {}).items():
+        if (nats := counts["nats_per_token"]) is not None:
+            yield f"answers of {source} have {nats:+.2f} nats per token under the SFT model"
 
 
 def _format_noise(summary: dict[str, Any]) -> Iterator[str]:
@@ -158,6 +167,8 @@ def no_pairs_error(summary: dict[str, Any], dropped: Path) -> str:
     )
     unscored = summary["dropped_samples"].get("no score") == summary["samples_in"] > 0
     remedy = UNSCORED.format(scorer=summary["scorer"]) if unscored else REMEDY
+    if filters.NOT_BY_BOTH in summary["dropped_prompts"]:
+        remedy = APART
     return (
         f"pair: no pair is left of {samples} for {prompts}:\n{counts}\n"
         f"  {dropped} names each.\n  {remedy}"
@@ -168,11 +179,20 @@ UNSCORED = (
     "Every score of {scorer} is null: its rows in score's table say why."
     " Fix the scorer, or give pair.scorer=ANOTHER."
 )
+APART = (
+    "A pair needs an answer of each source that the strategy names to the same prompt: raise"
+    " sample.pool.NAME.share or sample.models_per_prompt, or name other sources."
+)
 REMEDY = (
     "Loosen pair.filters or raise limits, choose another pair strategy,"
     " or draw more samples (sample.settings.draw.n). Where demonstrations are missing: give prompts"
     " that have them (pair.strategy.column)."
 )
+
+
+def _name_reason(summary: dict[str, Any]) -> str:
+    scorer = summary["scorer"]
+    return f"with the scores of `{scorer}`" if scorer else "without scores, by who answered"
 
 
 def render_card(summary: dict[str, Any]) -> str:
@@ -197,7 +217,7 @@ tags: [preference, dpo]
 # Preference pairs
 
 TRL's conversational preference format (`prompt, chosen, rejected`), with ids, scores and token ids.
-Chosen by `{summary["strategy"]}` with the scores of `{summary["scorer"]}`.
+Chosen by `{summary["strategy"]}` {_name_reason(summary)}.
 `unpaired.parquet` holds {pluralize(unpaired["up"], "good answer")} and {unpaired["down"]} bad.
 `dropped.parquet` lists what was left out, each with its reason.
 

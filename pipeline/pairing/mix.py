@@ -8,6 +8,7 @@ from pipeline.artifacts import Logps, Pairs
 from pipeline.config import PairRound
 from pipeline.errors import UserError, pluralize
 from pipeline.pairing.selection import FILTER_COLUMNS, OFFLINE, to_dropped
+from pipeline.pairing.sources import SIDES, add_reference
 
 
 def select_block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
@@ -33,23 +34,15 @@ def to_filter_columns(rows: pl.DataFrame, prior: Logps | None) -> pl.DataFrame:
     table = rows.select(
         "prompt_id",
         pl.col("prompt_token_ids").list.len().alias("prompt_tokens"),
-        *(pl.lit(None, pl.UInt32).alias(side) for side in ("chosen", "rejected")),
+        *(pl.lit(None, pl.UInt32).alias(side) for side in SIDES),
         *_side_columns("chosen"),
         *_side_columns("rejected"),
         "margin",
         origin=pl.lit(OFFLINE),
+        **{f"{side}_source": pl.lit(OFFLINE) for side in SIDES},
     )
     table = table.select(*FILTER_COLUMNS).cast(FILTER_COLUMNS)  # type: ignore[arg-type]
-    if prior is None:
-        return table.with_columns(reference=pl.lit(None, pl.Float64))
-    known = prior.read().select("sample_id", reference=pl.col("logp") / pl.col("tokens"))
-    for side in ("chosen", "rejected"):
-        named = known.rename({"sample_id": f"{side}_id", "reference": f"{side}_reference"})
-        table = table.join(
-            named, on=f"{side}_id", how="left", maintain_order="left", validate="m:1"
-        )
-    sides = "chosen_reference", "rejected_reference"
-    return table.with_columns(reference=pl.min_horizontal(*sides)).drop(*sides)
+    return add_reference(table, [prior] if prior else [])
 
 
 def _side_columns(side: str) -> list[pl.Expr]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.config import PairConfig
-from pipeline.pairing import duplicates, filters, strategies
+from pipeline.config import POOL, BySource, PairRound
+from pipeline.pairing import duplicates, filters, sources, strategies
 
 DROPPED = {
     "kind": pl.String,
@@ -38,6 +38,8 @@ FILTER_COLUMNS = {
     "rejected_score": pl.Float64,
     "margin": pl.Float64,
     "origin": pl.String,
+    "chosen_source": pl.String,
+    "rejected_source": pl.String,
 }
 ON_POLICY, DEMONSTRATION, OFFLINE, EDITED = "on-policy", "demonstration", "offline", "edited"
 
@@ -53,7 +55,7 @@ class Proposal:
     usable: int
 
 
-def propose_pairs(cfg: PairConfig, rows: pl.DataFrame) -> Proposal:
+def propose_pairs(cfg: PairRound, rows: pl.DataFrame) -> Proposal:
     codes, reasons = judge_samples(cfg, rows)
     kept = codes == 0
     prompts = describe_prompts(cfg, rows, kept)
@@ -73,7 +75,7 @@ def propose_pairs(cfg: PairConfig, rows: pl.DataFrame) -> Proposal:
 # ── samples ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def judge_samples(cfg: PairConfig, rows: pl.DataFrame) -> tuple[np.ndarray, list[str]]:
+def judge_samples(cfg: PairRound, rows: pl.DataFrame) -> tuple[np.ndarray, list[str]]:
     tests = filters.build_tests(cfg, filters.SAMPLES)
     codes, reasons = filters.find_first_reasons(rows, tests), list(tests)
     if cfg.filters.repeats:
@@ -91,7 +93,7 @@ def list_dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[st
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def describe_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
+def describe_prompts(cfg: PairRound, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
     """One row for each prompt: usable samples, highest and lowest score, pass rate, reason code."""
     firsts, _ = strategies.find_groups(rows["p"].to_numpy())
     at = np.flatnonzero(kept)
@@ -111,9 +113,24 @@ def describe_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> p
     )
     if band:
         table = table.with_columns(pl.col("pass_rate") / pl.col("usable"))
+    if isinstance(cfg.strategy, BySource):
+        table = table.with_columns(answered=_find_answered(cfg.strategy, rows, kept, len(firsts)))
     return table.with_columns(
         code=filters.find_first_reasons(table, filters.build_tests(cfg, filters.PROMPTS))
     )
+
+
+def _find_answered(
+    strategy: BySource, rows: pl.DataFrame, kept: np.ndarray, count: int
+) -> np.ndarray:
+    """Which prompts have a usable sample of each source that the strategy names."""
+    answered = np.ones(count, dtype=bool)
+    for name in strategy.names:
+        is_own = (rows["source"] == name).to_numpy() & kept
+        has = np.zeros(count, dtype=bool)
+        has[rows["p"].to_numpy()[is_own]] = True
+        answered &= has
+    return answered
 
 
 def _flag_unpaired(prompts: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
@@ -125,11 +142,13 @@ def _flag_unpaired(prompts: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     return prompts.with_columns(code=code)
 
 
-def list_dropped_prompts(cfg: PairConfig, prompts: pl.DataFrame) -> pl.DataFrame:
+def list_dropped_prompts(cfg: PairRound, prompts: pl.DataFrame) -> pl.DataFrame:
     gone = prompts.filter(pl.col("code") > 0)
     reasons = list(filters.build_tests(cfg, filters.PROMPTS))
     codes = np.minimum(gone["code"].to_numpy(), len(reasons) + 1)
-    detail = pl.format("{} usable samples, scores from {} to {}", "usable", "low", "high")
+    detail = pl.format("{} usable samples", "usable")
+    if cfg.scored:
+        detail = pl.format("{} usable samples, scores from {} to {}", "usable", "low", "high")
     return to_dropped(
         "prompt",
         gone.with_columns(filters.name_reasons(codes, [*reasons, filters.UNPAIRED]), detail=detail),
@@ -139,12 +158,18 @@ def list_dropped_prompts(cfg: PairConfig, prompts: pl.DataFrame) -> pl.DataFrame
 # ── pairs ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def add_sides(cfg: PairConfig, rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+def add_sides(cfg: PairRound, rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     """The proposals with the columns of their two answers.
 
     A demonstration's chosen side is added later.
     """
-    names = {"id": "sample_id", "text": "completion", "tokens": "tokens", "score": "score"}
+    names = {
+        "id": "sample_id",
+        "text": "completion",
+        "tokens": "tokens",
+        "score": "score",
+        "source": "source",
+    }
     metadata = rows.select(*names.values())
     rejected = pairs["rejected"]
     table = pairs.select("chosen", "rejected").hstack(
@@ -157,13 +182,14 @@ def add_sides(cfg: PairConfig, rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.Da
         return table.with_columns(origin=pl.lit(DEMONSTRATION))
     table = table.hstack(_side_columns(metadata, pairs["chosen"], names, "chosen"))
     margin = pl.col("chosen_score") - pl.col("rejected_score")
-    return table.with_columns(margin=margin, origin=pl.lit(ON_POLICY)).select(*FILTER_COLUMNS)
+    origin = sources.list_origins(ON_POLICY, POOL)
+    return table.with_columns(margin=margin, origin=origin).select(*FILTER_COLUMNS)
 
 
 def _side_columns(
     metadata: pl.DataFrame, at: pl.Series, names: dict[str, str], side: str
 ) -> list[pl.Series]:
-    picked = metadata[at]
+    picked = metadata[at].with_columns(pl.col("source").cast(pl.String))
     return [picked[column].alias(f"{side}_{name}") for name, column in names.items()]
 
 
@@ -175,7 +201,7 @@ def sort_pairs(pairs: pl.DataFrame) -> pl.DataFrame:
     return pairs.sort("prompt_id", "chosen_id", "rejected_id")
 
 
-def filter_pairs(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def filter_pairs(cfg: PairRound, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The pairs that remain, and the others with their reasons. `pairs` are in order."""
     tests = filters.build_tests(cfg, filters.PAIRS)
     alone = {reason: test for reason, test in tests.items() if reason not in filters.COMPARING}
@@ -207,11 +233,13 @@ def to_dropped(kind: str, rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(*absent, kind=pl.lit(kind)).select(*DROPPED)
 
 
-def count_ties(cfg: PairConfig, prompts: pl.DataFrame) -> dict[str, int]:
-    """Prompts whose usable samples score alike.
+def count_ties(cfg: PairRound, prompts: pl.DataFrame) -> dict[str, int]:
+    """Prompts whose usable samples score alike; none where nothing scored them.
 
     They are all easy or all hard where this is the run's best or worst score, or by the pass rate.
     """
+    if not cfg.scored:
+        return {"prompts": 0, "all_easy": 0, "all_hard": 0}
     tied = prompts.filter((pl.col("usable") > 1) & (pl.col("high") == pl.col("low")))
     if (band := cfg.filters.pass_rate) is not None:
         scored = prompts.filter(pl.col("usable") > 1)

@@ -14,6 +14,8 @@ PAIR_COLUMNS = (
     "chosen_score", "rejected_score", "margin",
     "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "origin",
 )  # fmt: skip
+PAIR_IDS = "prompt_id", "chosen_id", "rejected_id"
+SOURCE_COLUMNS = "chosen_source", "rejected_source"
 UNPAIRED_COLUMNS = (
     "prompt",
     "completion",
@@ -36,7 +38,9 @@ def build_pairs(kept: pl.DataFrame, prompts: pl.DataFrame, answers: pl.DataFrame
     table = table.with_columns(
         chosen=to_message("chosen_text"), rejected=to_message("rejected_text")
     )
-    return table.select(*PAIR_COLUMNS).sort("prompt_id", "chosen_id", "rejected_id")
+    return table.select(*PAIR_COLUMNS, *SOURCE_COLUMNS).sort(
+        "prompt_id", "chosen_id", "rejected_id"
+    )
 
 
 def to_message(column: str) -> pl.Expr:
@@ -65,16 +69,35 @@ def spend_budget(
         raise UserError(
             f"pair.budget.balance={column}: no prompt has this column. {suggest(column, names)}"
         )
-    ids = ("prompt_id", "chosen_id", "rejected_id")
-    order = [
-        hashlib.sha256(f"{cfg.seed}:budget:{':'.join(row)}".encode()).hexdigest()
-        for row in train.select(ids).rows()
-    ]
     groups = [str(columns.get(i, {}).get(column or "")) for i in train["prompt_id"]]
-    ranked = train.with_columns(order=pl.Series(order, dtype=pl.String), group=pl.Series(groups))
+    ranked = train.with_columns(order=_hash_pairs(cfg, train), group=pl.Series(groups))
     ranked = ranked.sort("order").with_columns(turn=pl.int_range(pl.len()).over("group"))
     ranked = ranked.sort("turn", "order").drop("order", "group", "turn")
-    return ranked.head(limit).sort(ids), ranked.slice(limit)
+    return ranked.head(limit).sort(PAIR_IDS), ranked.slice(limit)
+
+
+def cap_prompts(
+    cfg: PairConfig, train: pl.DataFrame, earlier: Iterable[pl.DataFrame]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The pairs that a prompt may still have after those of earlier rounds; the others."""
+    if (limit := cfg.budget.per_prompt) is None:
+        return train, train.clear()
+    used = pl.concat([train.select("prompt_id").clear(), *(t.select("prompt_id") for t in earlier)])
+    counts = used.group_by("prompt_id").agg(used=pl.len())
+    ranked = train.with_columns(order=_hash_pairs(cfg, train)).sort("prompt_id", "order")
+    ranked = ranked.with_columns(turn=pl.int_range(pl.len()).over("prompt_id"))
+    ranked = ranked.join(counts, on="prompt_id", how="left", maintain_order="left")
+    fits = pl.col("turn") + pl.col("used").fill_null(0) < limit
+    kept, beyond = (ranked.filter(test).select(train.columns) for test in (fits, ~fits))
+    return kept.sort(PAIR_IDS), beyond
+
+
+def _hash_pairs(cfg: PairConfig, pairs: pl.DataFrame) -> pl.Series:
+    order = [
+        hashlib.sha256(f"{cfg.seed}:budget:{':'.join(row)}".encode()).hexdigest()
+        for row in pairs.select(PAIR_IDS).rows()
+    ]
+    return pl.Series(order, dtype=pl.String)
 
 
 def hold_out(prompt_ids: Iterable[str], dev: DevPairs, seed: int) -> set[str]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from pipeline.config import LengthMatched, MarginBand, PairConfig, Sigma, TopBottom
+from pipeline.config import BySource, LengthMatched, MarginBand, PairRound, Sigma, TopBottom
+from pipeline.pairing.sources import is_from
 
 PROMPTS_AT_ONCE = 8192  # in one self-join of samples
 PAIR = {"p": pl.UInt32, "chosen": pl.UInt32, "rejected": pl.UInt32}
@@ -35,56 +36,117 @@ class UsableSamples:
         return self.rows["sample_id"]
 
 
-Strategy = Callable[[PairConfig, UsableSamples], pl.DataFrame]
+Strategy = Callable[[PairRound, UsableSamples], pl.DataFrame]
 
 
-def propose(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
+def propose(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
     pairs = STRATEGIES[cfg.strategy.kind](cfg, usable).select("p", "chosen", "rejected")
-    if cfg.ties == "both" and cfg.strategy.kind != "demonstration":
-        pairs = pl.concat([pairs, pair_ties(usable)])
+    if cfg.keeps_ties:
+        pairs = pl.concat([pairs, pair_ties(cfg, usable)])
     return pairs.cast(PAIR)  # type: ignore[arg-type]
 
 
 # ── one pair a prompt ─────────────────────────────────────────────────────────────────────────────
 
 
-def best_worst(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
+def best_worst(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
+    if cfg.at_least_one:
+        return _best_worst_with(cfg.at_least_one, usable)
     table = usable.table()
     best, worst = find_extremes(table, "max", usable.ids), find_extremes(table, "min", usable.ids)
     pairs = best.select("p", chosen="row").with_columns(rejected=worst["row"])
     return pairs.filter(best["score"] > worst["score"])
 
 
-def best_random(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
-    table = usable.table("sample_id", "prompt_id")
-    best = find_extremes(table, "max", usable.ids).select("p", chosen="row", top="score")
-    worse = table.join(best, on="p").filter(pl.col("score") < pl.col("top"))
+def _best_worst_with(source: str, usable: UsableSamples) -> pl.DataFrame:
+    """The best of all against the worst of a source, or its best against the worst of all.
+
+    The wider margin; of equal ones the smaller ids, whichever side they are on.
+    """
+    table = usable.table("source")
+    own = table.filter(is_from(source, "source"))
+    both = pl.concat([_join_extremes(usable, table, own), _join_extremes(usable, own, table)])
+    ids = [usable.ids[both[side]].alias(side) for side in ("chosen", "rejected")]
+    low, high = pl.min_horizontal(*ids), pl.max_horizontal(*ids)
+    order = ["p", "margin", "low", "high"]
+    ranked = both.with_columns(low=low, high=high).sort(
+        order, descending=[False, True, False, False]
+    )
+    return ranked.filter(pl.col("margin") > 0).unique("p", keep="first", maintain_order=True)
+
+
+def _join_extremes(usable: UsableSamples, up: pl.DataFrame, down: pl.DataFrame) -> pl.DataFrame:
+    """The best of some samples against the worst of others: `p, chosen, rejected, margin`."""
+    best, worst = find_extremes(up, "max", usable.ids), find_extremes(down, "min", usable.ids)
+    both = best.select("p", "row", "score").join(worst, on="p", maintain_order="left")
+    margin = pl.col("score") - pl.col("score_right")
+    return both.select("p", chosen="row", rejected="row_right", margin=margin)
+
+
+def by_source(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
+    """A named model's answer against another's: the best and the worst where scores are known."""
+    assert isinstance(cfg.strategy, BySource)
+    chosen, rejected, needed = cfg.strategy.chosen, cfg.strategy.rejected, cfg.at_least_one
+    if needed not in (chosen, rejected):
+        chosen, rejected = chosen or needed, rejected or needed
+    table = usable.table("source").with_columns(pl.col("score").fill_null(0.0))
+    up, down = (
+        table.filter(is_from(name, "source")) if name else table for name in (chosen, rejected)
+    )
+    pairs = _join_extremes(usable, up, down)
+    return pairs.filter(pl.col("margin") > 0) if cfg.scored else pairs
+
+
+def best_random(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
+    worse = _list_worse(cfg, usable, "sample_id", "prompt_id")
     first = _take_first(worse.with_columns(order=_hash_order(cfg, worse)), "order")
     return first.select("p", "chosen", rejected="row")
 
 
-def sigma(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
+def _list_worse(cfg: PairRound, usable: UsableSamples, *columns: str) -> pl.DataFrame:
+    """The samples that score below the best one of their prompt, `chosen`."""
+    table = usable.table(*columns, *_source_column(cfg))
+    best = find_extremes(table, "max", usable.ids).select("p", chosen="row", top="score")
+    worse = table.join(best, on="p").filter(pl.col("score") < pl.col("top"))
+    if cfg.at_least_one:
+        sources = usable.rows["source"].cast(pl.String)
+        worse = worse.with_columns(source_best=sources[worse["chosen"]])
+        worse = worse.filter(is_from(cfg.at_least_one, "source", "source_best"))
+    return worse
+
+
+def sigma(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
     """The best, and among the worse the one whose score is nearest to the prompt's µ − below·σ."""
     assert isinstance(cfg.strategy, Sigma)
-    table, score = usable.table("sample_id"), pl.col("score")
-    best = find_extremes(table, "max", usable.ids).select("p", chosen="row", top="score")
-    target = table.group_by("p").agg(target=score.mean() - cfg.strategy.below * score.std(ddof=0))
-    worse = table.join(best, on="p").join(target, on="p").filter(score < pl.col("top"))
+    score, below = pl.col("score"), cfg.strategy.below
+    target = usable.table().group_by("p").agg(target=score.mean() - below * score.std(ddof=0))
+    worse = _list_worse(cfg, usable, "sample_id").join(target, on="p", maintain_order="left")
     first = _take_first(worse.with_columns(order=(score - pl.col("target")).abs()), "order")
     return first.select("p", "chosen", rejected="row")
 
 
-def demonstration(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
+def demonstration(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
     """A sample of each prompt, for its gold answer, which is not a sample."""
     against = "max" if getattr(cfg.strategy, "against", "worst") == "best" else "min"
-    sample = find_extremes(usable.table(), against, usable.ids)
+    table = usable.table(*_source_column(cfg))
+    if cfg.at_least_one:
+        table = table.filter(is_from(cfg.at_least_one, "source"))
+    sample = find_extremes(table, against, usable.ids)
     return sample.select("p", chosen=pl.lit(None, pl.UInt32), rejected="row")
 
 
-def pair_ties(usable: UsableSamples) -> pl.DataFrame:
-    """Where all samples of a prompt tie: its two smallest ids, each over the other."""
+def pair_ties(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
+    """Where all samples of a prompt tie: its two smallest ids, each over the other.
+
+    With `at_least_one` those of that source come first.
+    """
     is_tied = pl.col("score").max().over("p") == pl.col("score").min().over("p")
-    tied = usable.table("sample_id").filter(is_tied).sort("p", "sample_id")
+    tied = usable.table("sample_id", *_source_column(cfg)).filter(is_tied)
+    if cfg.at_least_one:
+        is_own = is_from(cfg.at_least_one, "source")
+        tied = tied.filter(is_own.any().over("p")).sort("p", ~is_own, "sample_id")
+    else:
+        tied = tied.sort("p", "sample_id")
     firsts = tied.group_by("p", maintain_order=True).agg(pl.col("row").head(2))
     two = firsts.filter(pl.col("row").list.len() == 2)
     one, other = pl.col("row").list.get(0), pl.col("row").list.get(1)
@@ -133,8 +195,8 @@ def _take_first(rows: pl.DataFrame, *order: str) -> pl.DataFrame:
 # ── several ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def random_pairs(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
-    table = usable.table("sample_id", "prompt_id")
+def random_pairs(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
+    table = usable.table("sample_id", "prompt_id", *_source_column(cfg))
 
     def cap_random(pairs: pl.DataFrame) -> pl.DataFrame:
         """By the two samples' own numbers, whichever of them is the better one."""
@@ -144,11 +206,11 @@ def random_pairs(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
     return _pair_within_prompts(cfg, table.with_columns(chance=_hash_order(cfg, table)), cap_random)
 
 
-def top_bottom(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
+def top_bottom(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
     """k best × k worst. A sample among both is chosen only against a worse one."""
     assert isinstance(cfg.strategy, TopBottom)
     k, place = cfg.strategy.k, pl.int_range(pl.len()).over("p")
-    down = usable.table("sample_id").sort(
+    down = usable.table("sample_id", *_source_column(cfg)).sort(
         "p", "score", "sample_id", descending=[False, True, False]
     )
     up = down.with_columns(top=place).sort("p", "score", "sample_id")
@@ -162,15 +224,15 @@ def top_bottom(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
     return _pair_within_prompts(cfg, ends, cap_widest)
 
 
-def all_pairs(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
-    table = usable.table("sample_id")
+def all_pairs(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
+    table = usable.table("sample_id", *_source_column(cfg))
     return _pair_within_prompts(cfg, table, lambda pairs: _cap_pairs(cfg, pairs, "-margin"))
 
 
-def margin_band(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
+def margin_band(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
     """Pairs whose margin is between two quantiles of all margins, nearest to the middle first."""
     assert isinstance(cfg.strategy, MarginBand)
-    table = usable.table("sample_id")
+    table = usable.table("sample_id", *_source_column(cfg))
     margins = _pair_within_prompts(cfg, table, lambda pairs: pairs.select("margin"))["margin"]
     if not margins.len():
         return pl.DataFrame(schema=PAIR)
@@ -185,7 +247,7 @@ def margin_band(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
     return _pair_within_prompts(cfg, table, cap_band)
 
 
-def length_matched(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
+def length_matched(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
     assert isinstance(cfg.strategy, LengthMatched)
     longer = pl.max_horizontal("tokens", "tokens_r")
     shorter = pl.min_horizontal("tokens", "tokens_r")
@@ -194,11 +256,12 @@ def length_matched(cfg: PairConfig, usable: UsableSamples) -> pl.DataFrame:
     def cap_matched(pairs: pl.DataFrame) -> pl.DataFrame:
         return _cap_pairs(cfg, pairs.filter(is_matched), "-margin")
 
-    return _pair_within_prompts(cfg, usable.table("sample_id", "tokens"), cap_matched)
+    table = usable.table("sample_id", "tokens", *_source_column(cfg))
+    return _pair_within_prompts(cfg, table, cap_matched)
 
 
 def _pair_within_prompts(
-    cfg: PairConfig, table: pl.DataFrame, take: Callable[[pl.DataFrame], pl.DataFrame]
+    cfg: PairRound, table: pl.DataFrame, take: Callable[[pl.DataFrame], pl.DataFrame]
 ) -> pl.DataFrame:
     """What `take` leaves of all pairs of samples of a prompt that differ enough.
 
@@ -211,14 +274,16 @@ def _pair_within_prompts(
     return pl.concat([take(_join_pairs(cfg, part)) for part in parts])
 
 
-def _join_pairs(cfg: PairConfig, part: pl.DataFrame) -> pl.DataFrame:
+def _join_pairs(cfg: PairRound, part: pl.DataFrame) -> pl.DataFrame:
     pairs = part.join(part, on="p", suffix="_r")
+    if cfg.at_least_one:
+        pairs = pairs.filter(is_from(cfg.at_least_one, "source", "source_r"))
     pairs = pairs.with_columns(margin=pl.col("score") - pl.col("score_r"))
     enough = (pl.col("margin") > 0) & (pl.col("margin") >= cfg.filters.min_margin)
     return pairs.filter(enough).rename({"row": "chosen", "row_r": "rejected"})
 
 
-def _cap_pairs(cfg: PairConfig, pairs: pl.DataFrame, *order: str) -> pl.DataFrame:
+def _cap_pairs(cfg: PairRound, pairs: pl.DataFrame, *order: str) -> pl.DataFrame:
     """The first `pairs_per_prompt` of each prompt, in this order. `-margin`: the widest first.
 
     Equal ones go by their two ids.
@@ -234,7 +299,12 @@ def _cap_pairs(cfg: PairConfig, pairs: pl.DataFrame, *order: str) -> pl.DataFram
     return first.select("p", "chosen", "rejected")
 
 
-def _hash_order(cfg: PairConfig, rows: pl.DataFrame) -> pl.Series:
+def _source_column(cfg: PairRound) -> list[str]:
+    """Read where a pair needs an answer of one source."""
+    return ["source"] if cfg.at_least_one else []
+
+
+def _hash_order(cfg: PairRound, rows: pl.DataFrame) -> pl.Series:
     """A number for each sample, from the seed, the prompt and the sample's place among its ids."""
     ranks = rows.select(pl.col("sample_id").rank("ordinal").over("p")).to_series()
     place = ranks.to_numpy().astype(np.uint64)
@@ -255,4 +325,5 @@ STRATEGIES: Mapping[str, Strategy] = {
     "margin_band": margin_band,
     "length_matched": length_matched,
     "demonstration": demonstration,
+    "by_source": by_source,
 }

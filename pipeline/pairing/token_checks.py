@@ -2,8 +2,9 @@
 
 With the policy's tokenizer, for every pair: a prompt's tokens are those of its rendered template,
 whose BOS is not doubled; an answer contains no BOS; both answers end with a stop token; the
-template of the whole conversation begins with the sampled prompt. Where a pair continues an answer,
-the tokens of its beginning follow the template's, and a side may end without a stop token.
+template of the whole conversation begins with the sampled prompt. The tokens of an answer that the
+policy sampled read as its text. Where a pair continues an answer, the tokens of its beginning
+follow the template's, and a side may end without a stop token.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.backends.chat import ModelTokenizer, describe_difference
-from pipeline.config import PairConfig
+from pipeline.config import POLICY, POOL, PairConfig
 from pipeline.errors import UserError
 from pipeline.models.bos import REMEDY, contains_bos, starts_with_two_bos
 from pipeline.pairing.selection import OFFLINE, ON_POLICY
@@ -80,7 +81,7 @@ def _find_faults_of_side(
     cfg: PairConfig, row: dict[str, Any], chat: ModelTokenizer, rendered: str, side: str
 ) -> Iterator[tuple[TokenFault, str]]:
     ids, text = row[f"{side}_token_ids"], row[side][-1]["content"]
-    is_sampled = row["origin"] == ON_POLICY
+    is_sampled = row["origin"] in (ON_POLICY, POOL) and row[f"{side}_source"] == POLICY
     messages, begun = split_beginning(row["prompt"])
     may_be_open = cfg.filters.allow_truncated or begun is not None
     if not ids or (ids[-1] not in chat.stop_ids and not may_be_open):

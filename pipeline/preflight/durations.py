@@ -162,13 +162,19 @@ class Durations:
         prompts = cfg.per_round or (known or {}).get(part.part)
         each = sum(setting.n for name, setting in cfg.settings.items() if name != excluded)
         turns = cfg.turns if isinstance(cfg, ConversationRequest) else 1
-        return prompts * each * turns if prompts else None
+        share = cfg.prompt_share.expected if cfg.prompt_share else 1
+        return round(prompts * share) * each * turns if prompts else None
 
     def _count_rows(self, source: Step) -> int | None:
-        """Completions to compute log-probabilities of: KL samples, or both sides of pairs."""
+        """Completions to compute log-probabilities of.
+
+        KL samples, all samples of a model of the pool, or both sides of pairs.
+        """
         if isinstance(source.config, SampleRequest):
             kl = source.config.settings.get(KL)
             every = self._count_completions(source)
+            if source.config.prompt_share:
+                return every
             each = sum(setting.n for setting in source.config.settings.values())
             return every // each * kl.n if kl and every else None
         pairs = count_pairs_at_most(self._run_plan, source)

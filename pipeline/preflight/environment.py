@@ -42,15 +42,16 @@ def check_packages(stages: set[str]) -> None:
 
 
 def check_engine(step: Step, backend: BackendConfig | TextModel, workers: Workers) -> None:
+    stage = "sample" if step.pool_member else step.knob  # which has `runtime` for the pool too
     match backend:
         case VllmBackend():
             if find_spec("vllm") is None:
                 error = ModuleNotFoundError("No module named 'vllm'")
                 raise inference_memory.missing_vllm(f"{step.knob}.backend", error)
             tensor, stages = backend.runtime.tensor_parallel, backend.pipeline_stages
-            check_gpus(f"{step.knob}.backend", tensor, step.knob, workers, stages)
+            check_gpus(f"{step.knob}.backend", tensor, stage, workers, stages)
         case TransformersBackend():
-            check_gpus(f"{step.knob}.backend", 1, step.knob, workers)
+            check_gpus(f"{step.knob}.backend", 1, stage, workers)
         case EndpointBackend():
             api_client.fetch_model_card(f"{step.knob}.backend", backend.runtime, backend.model)
 

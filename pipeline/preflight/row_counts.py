@@ -21,7 +21,9 @@ def count_training_rows(run_plan: RunPlan, step: Step, rows_per_pair: int) -> in
 
 def count_pairs_at_most(run_plan: RunPlan, source: Step) -> int | None:
     """The most pairs of a Step; None with offline rows, whose number is not known yet."""
-    configs = [step.config for step in source.inputs.get("samples", [])]
+    pool = source.inputs.get("pool", {}).values()
+    sampled = [*source.inputs.get("samples", []), *(step for steps in pool for step in steps)]
+    configs = [step.config for step in sampled]
     requests = [config for config in configs if isinstance(config, SampleRequest)]
     prompts = requests[0].per_round if requests else None
     prompts = prompts or (count_published_prompts(run_plan) or {}).get("train")

@@ -20,6 +20,7 @@ from pipeline.backends import (
     CompletionRequest,
     FailedRequest,
     Message,
+    TrainedTokenizer,
 )
 from pipeline.config import SampleRequest
 from pipeline.errors import StageError, pluralize
@@ -111,9 +112,14 @@ class SampleCollector:
         knob: str = "sample",
         groups: Mapping[str, list[str]] | None = None,
         is_paid: bool = False,
+        trained: TrainedTokenizer | None = None,
     ):
-        """`groups`: the shards that are claimed by the first. `is_paid`: completions cost money."""
+        """`groups`: the shards that are claimed by the first. `is_paid`: completions cost money.
+
+        `trained`: of the model that trains on the answers, where `policy` is another one.
+        """
         self.cfg, self.policy, self.tokenizer = cfg, policy, tokenizer
+        self.trained = trained
         self.shards, self.worker = shards, worker
         self._groups = groups or {}
         self._group_of = {name: first for first, names in self._groups.items() for name in names}
@@ -222,10 +228,10 @@ class SampleCollector:
 
     def _fill_columns(self, row: dict[str, Any], completion: Completion) -> dict[str, Any]:
         text = completion.text
+        text = self.tokenizer.decode(completion) if text is None else text
         return {
-            "completion": self.tokenizer.decode(completion) if text is None else text,
-            "token_ids": completion.token_ids,
-            "logprob": completion.logprob,
+            "completion": text,
+            **self._fill_tokens(row, completion, text),
             "finish_reason": completion.finish_reason,
             "reasoning_tokens": stop_strings.count_reasoning_tokens(
                 self.tokenizer,
@@ -234,6 +240,16 @@ class SampleCollector:
                 completion,
             ),
         }
+
+    def _fill_tokens(
+        self, row: dict[str, Any], completion: Completion, text: str
+    ) -> dict[str, Any]:
+        """As they were sampled; an answer to be trained by another model has that model's."""
+        if self.trained is None:
+            return {"token_ids": completion.token_ids, "logprob": completion.logprob}
+        ids = self.trained.encode_answer(row["prompt"], text, self.cfg.template_kwargs)
+        is_cut = completion.finish_reason == "length"  # it has no end to learn
+        return {"token_ids": ids[:-1] if is_cut else ids, "logprob": None}
 
     def finish(self) -> None:
         """After the last completion: wait for the writer, and check that nothing is missing."""
@@ -305,12 +321,13 @@ class SampleCollector:
         `prefix`: of an answer that is to be continued. It ends the row's prompt and its tokens.
         """
         cfg = self.cfg
-        ids = [*self.tokenizer.encode(prompt, cfg.template_kwargs), *prefix_token_ids]
+        own_ids = [*self.tokenizer.encode(prompt, cfg.template_kwargs), *prefix_token_ids]
+        ids = self.trained.encode(prompt, cfg.template_kwargs) if self.trained else own_ids
         shown = prompt if prefix is None else asking.begin_answer(prompt, prefix)
         # By name, because the order of the settings in the config is not part of its identity.
         for name, setting in sorted(cfg.settings.items()):
             messages = asking.build_messages(setting, prompt)
-            asked_ids = None
+            asked_ids = None if ids == own_ids else own_ids
             if setting.has_extra_context:
                 encoded = self.tokenizer.encode(messages, cfg.template_kwargs)
                 asked_ids = [*encoded, *prefix_token_ids]

@@ -1,6 +1,7 @@
 """Selects the prompts to sample: the round's block, in a later wave those whose scores tie.
 
-Of these, the prompts that fit. A prompt is dropped and counted, never cut.
+Of these, the ones that a model of the pool answers, and that fit. A prompt is dropped and counted,
+never cut.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,8 +11,9 @@ import polars as pl
 
 from pipeline.artifacts import Prompts, Scores
 from pipeline.backends import ChatTokenizer, Message, PromptEncoder
-from pipeline.config import SampleRequest
+from pipeline.config import PromptShare, SampleRequest
 from pipeline.errors import UserError, pluralize
+from pipeline.hashing import hash_json
 from pipeline.sampling import asking
 
 PREFIX = "prefix_token_ids"
@@ -25,11 +27,24 @@ DROPPED_SCHEMA: dict[str, Any] = {
 
 
 def select_prompts(cfg: SampleRequest, prompts: Prompts, scores: list[Scores]) -> pl.DataFrame:
-    """The round's prompts; in a later wave those of them whose scores tie."""
+    """The round's prompts that this model answers; in a later wave those whose scores tie."""
     rows = select_block(cfg, prompts)
+    if share := cfg.prompt_share:
+        rows = rows.filter([answers_prompt(share, cfg.seed, key) for key in rows["prompt_id"]])
     if not cfg.ties_by:
         return rows
     return rows.join(find_tied_prompts(cfg, scores), on="prompt_id", how="semi")
+
+
+def answers_prompt(share: PromptShare, seed: int, prompt_id: str) -> bool:
+    """Whether a model of the pool answers a prompt: more of its share keep all that it answers."""
+
+    def place(model: str) -> float:
+        return int(hash_json([seed, "pool", model, prompt_id])[:12], 16) / 16**12
+
+    if share.models_per_prompt:
+        return share.model in sorted(share.pool, key=place)[: share.models_per_prompt]
+    return place(share.model) < share.share
 
 
 def find_tied_prompts(cfg: SampleRequest, scores: list[Scores]) -> pl.DataFrame:
@@ -52,14 +67,23 @@ def select_block(cfg: SampleRequest, prompts: Prompts) -> pl.DataFrame:
         return rows
     if short := cfg.explain_shortage(rows.height):
         raise UserError(short)
-    return rows.slice((cfg.round - 1) * cfg.per_round, cfg.per_round)
+    start = (cfg.round - 1) * cfg.per_round
+    if cfg.reuse_prompts:
+        return rows[[(start + at) % rows.height for at in range(cfg.per_round)]]
+    return rows.slice(start, cfg.per_round)
 
 
 def split_by_length(
-    cfg: SampleRequest, open_tokenizer: Callable[[], ChatTokenizer], rows: pl.DataFrame
+    cfg: SampleRequest,
+    open_tokenizer: Callable[[], ChatTokenizer],
+    rows: pl.DataFrame,
+    trained: ChatTokenizer | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The prompts that fit, by id, and the list of dropped ones."""
-    if cfg.ties_by and rows.is_empty():  # a wave without prompts needs no tokenizer
+    """The prompts that fit, by id, and the list of dropped ones.
+
+    `trained`: of the model that trains on the answers, where another one is sampled.
+    """
+    if (cfg.ties_by or cfg.prompt_share) and rows.is_empty():  # there is nothing to measure
         return rows, pl.DataFrame(schema=DROPPED_SCHEMA)
     tokenizer, rows = open_tokenizer(), rows.sort("prompt_id")
     faults, longest = [], []
@@ -71,8 +95,8 @@ def split_by_length(
             faults.append({"prompt_id": row["prompt_id"], **fault})
     if len(faults) == rows.height and not cfg.ties_by:
         raise UserError(describe_none_fits(cfg, tokenizer.context, longest))
-    if cfg.purpose == "train":
-        check_prompt_prefixes(cfg, tokenizer, rows)
+    if trained or cfg.purpose == "train":
+        check_prompt_prefixes(cfg, trained or tokenizer, rows)
     dropped = pl.DataFrame(faults, schema=DROPPED_SCHEMA)
     kept = rows.join(dropped, on="prompt_id", how="anti", maintain_order="left") if faults else rows
     return kept, dropped

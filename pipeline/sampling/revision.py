@@ -1,6 +1,5 @@
 """Revision: the prompts of its two turns; the revised answers as samples of the plain prompt."""
 
-from collections.abc import Callable
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -8,14 +7,12 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Prompts, Samples, read_table, write_table
-from pipeline.backends import Message
 from pipeline.config import Revision
 from pipeline.sampling.collector import MESSAGES, SAMPLE
 from pipeline.sampling.multi_turn import append_turn
 from pipeline.sampling.principles import draw_principle
 
 PROMPTS: dict[str, Any] = {"prompt_id": pl.String, "prompt": MESSAGES, "columns": pl.String}
-EncodeAnswer = Callable[[list[Message], str], list[int]]
 
 
 def read_first_answers(samples: Samples, setting: str) -> pl.DataFrame:
@@ -38,13 +35,8 @@ def write_requests(
     return Prompts(out)
 
 
-def publish_revised(
-    out: Path, first: pl.DataFrame, revised: Samples, encode_answer: EncodeAnswer | None
-) -> int:
-    """Write the revised answers as samples of the plain prompt. Return how many there are.
-
-    `encode_answer`: for texts of another model, whose tokens are not the policy's.
-    """
+def publish_revised(out: Path, first: pl.DataFrame, revised: Samples) -> int:
+    """Write the revised answers as samples of the plain prompt. Return how many there are."""
     plain = first.select("prompt_id", "prompt", "prompt_token_ids")
     asked = pl.coalesce("asked_token_ids", "prompt_token_ids")
     count = 0
@@ -53,15 +45,6 @@ def publish_revised(
         rows = rows.drop("prompt", "prompt_token_ids").join(
             plain, on="prompt_id", how="left", maintain_order="left", validate="1:1"
         )
-        if encode_answer:
-            tokens = [_encode_row(row, encode_answer) for row in rows.iter_rows(named=True)]
-            rows = rows.with_columns(token_ids=pl.Series(tokens, dtype=pl.List(pl.Int64)))
         write_table(out / "samples" / file.name, rows.select(*SAMPLE))
         count += rows.height
     return count
-
-
-def _encode_row(row: dict[str, Any], encode_answer: EncodeAnswer) -> list[int]:
-    """A truncated answer has no stop token."""
-    ids = encode_answer(row["prompt"], row["completion"])
-    return ids if row["finish_reason"] == "stop" else ids[:-1]

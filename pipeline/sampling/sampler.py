@@ -21,7 +21,7 @@ from pipeline.artifacts import (
     read_cost,
     write_table,
 )
-from pipeline.backends import open_backend
+from pipeline.backends import TrainedTokenizer, open_backend
 from pipeline.backends.lora_support import is_quantized, runs_unmerged
 from pipeline.config import (
     EndpointBackend,
@@ -65,16 +65,21 @@ def sample_prompts(
     policy: Model,
     prompts: Prompts,
     scores: list[Scores] | None = None,
+    tokens_of: Model | None = None,
     knob: str = "sample",
     backend_knob: str | None = None,
 ) -> Samples:
-    """`backend_knob`: what `open_backend` takes as knob, where it is another one."""
+    """`tokens_of`: the model that trains on the answers, where another one is sampled.
+
+    `backend_knob`: what `open_backend` takes as knob, where it is another one.
+    """
     backend_knob = backend_knob or knob
     shards = Shards(out, cfg.shard)
     kept, dropped = split_by_length(
         cfg,
         lambda: open_backend(cfg.backend, policy, backend_knob).tokenizer,
         select_prompts(cfg, prompts, scores or []),
+        open_trained(tokens_of),
     )
     write_table(out / DROPPED_FILE, dropped)
     finished = ShardList(shards, shards.write_prompts(kept), count_grouped(cfg, policy))
@@ -84,7 +89,8 @@ def sample_prompts(
         name = "00000.parquet"
         finished.add({name: shards.write_samples(name, make_empty_samples())})
     if finished.find_missing() or (wanted and lacks_quantization_gap(cfg, out, policy)):
-        sample_missing(cfg, shards, finished, policy, wanted, knob, backend_knob)
+        knobs = knob, backend_knob
+        sample_missing(cfg, shards, finished, policy, wanted, knobs, tokens_of)
     shards.remove_prompts()
     totals = finished.sum_figures()
     note_cost(out, **price_tokens(read_prices(cfg), totals))
@@ -93,14 +99,20 @@ def sample_prompts(
     return Samples(out)
 
 
+def open_trained(model: Model | None) -> TrainedTokenizer | None:
+    from pipeline.backends.chat import ModelTokenizer
+
+    return ModelTokenizer(model) if model else None
+
+
 def sample_missing(
     cfg: SampleRequest,
     shards: Shards,
     finished: ShardList,
     policy: Model,
     asked: int,
-    knob: str,
-    backend_knob: str,
+    knobs: tuple[str, str],
+    tokens_of: Model | None,
 ) -> None:
     """By all workers. This process keeps the list of finished shards."""
     out, samples_each = shards.out, sum(setting.n for setting in cfg.settings.values())
@@ -110,11 +122,13 @@ def sample_missing(
         engine_model = prepare_policy(cfg, policy, out)
         if missing := finished.find_missing():
             print_phase(describe_start(cfg))
-            knobs = knob, backend_knob
-            work = partial(sample_shards, cfg, shards, finished.groups, policy, engine_model, knobs)
+            groups = finished.groups
+            work = partial(
+                sample_shards, cfg, shards, groups, policy, engine_model, knobs, tokens_of
+            )
             if isinstance(cfg.backend, ENGINES):
                 note_cost(out, **parameter_cost(policy.weights, policy.revision))
-            environments, logs = choose_environments(cfg, knob), out / "scratch" / "workers"
+            environments, logs = choose_environments(cfg, knobs[0]), out / "scratch" / "workers"
             on_finish = partial(note_shards, out, meter, finished)
             run_shards(missing, work, environments, logs, on_finish, meter.update)
             note_cost(out, **meter.measure_cost())
@@ -167,7 +181,13 @@ def choose_environments(cfg: SampleRequest, knob: str) -> list[Environment]:
     if not isinstance(cfg.backend, ENGINES):
         return [{}] * (1 if cfg.runtime.workers == "auto" else cfg.runtime.workers)
     gpus_each = cfg.backend.gpus if isinstance(cfg.backend, VllmBackend) else 1
-    return worker_environments(cfg.runtime.workers, f"{knob}.runtime.workers", gpus_each)
+    workers = f"{find_runtime_knob(cfg, knob)}.runtime.workers"
+    return worker_environments(cfg.runtime.workers, workers, gpus_each)
+
+
+def find_runtime_knob(cfg: SampleRequest, knob: str) -> str:
+    """The block that `runtime` is in: a member of the pool has that of `sample`."""
+    return "sample" if cfg.prompt_share else knob
 
 
 def sample_shards(
@@ -177,6 +197,7 @@ def sample_shards(
     policy: Model,
     engine_model: Model,
     knobs: tuple[str, str],
+    tokens_of: Model | None,
     worker: Worker,
 ) -> None:
     """One worker's part.
@@ -193,9 +214,10 @@ def sample_shards(
         backend.tokenizer,
         shards,
         worker,
-        knob,
+        find_runtime_knob(cfg, knob),
         groups=groups,
         is_paid=journal is not None,
+        trained=open_trained(tokens_of),
     )
     started = time.monotonic()
     try:

@@ -1,4 +1,4 @@
-"""The best pairs of the samples and offline rows. Every sample, prompt and pair is accounted for.
+"""Pairs of the samples of all sources, and offline rows. Every row is accounted for.
 
 Joins are by id. Nothing here depends on the order of rows; ties between equal scores go by sample
 id.
@@ -23,7 +23,7 @@ from pipeline.artifacts import (
     write_table,
     write_text,
 )
-from pipeline.config import Demonstration, PairRound
+from pipeline.config import POLICY, Demonstration, PairRound
 from pipeline.data.drop_log import count_reasons
 from pipeline.data.jsonl import find_unwritable, read_jsonl
 from pipeline.errors import StageError, UserError
@@ -34,11 +34,12 @@ from pipeline.pairing import (
     label_noise,
     mix,
     selection,
+    sources,
     split,
     step_pairs,
     token_checks,
 )
-from pipeline.pairing.candidates import join_candidates, read_samples, scan_metadata
+from pipeline.pairing.candidates import join_candidates, read_samples
 from pipeline.progress import print_note
 
 if TYPE_CHECKING:
@@ -57,36 +58,45 @@ def run(
     *,
     policy: Model,
     samples: list[Samples] | None = None,
+    pool: dict[str, list[Samples]] | None = None,
     scores: list[Scores] | None = None,
     prompts: Prompts | None = None,
     offline: Pairs | None = None,
     prior: Logps | None = None,
+    pool_logps: list[Logps] | None = None,
+    earlier: list[Pairs] | None = None,
     steps: Prompts | None = None,
 ) -> Pairs:
-    """`steps`: wrong steps of solutions; `samples` are continuations from before them."""
+    """`pool`: answers of other sources than the policy, in its tokens.
+
+    `prior` and `pool_logps` are under SFT, of offline rows and of the pool's answers. `earlier`:
+    the pairs of the rounds before, where a prompt has a budget over all rounds. `steps`: wrong
+    steps of solutions; then `samples` are continuations from before them.
+    """
     from pipeline.backends.chat import ModelTokenizer
 
-    builder = PairBuilder(cfg, out, ModelTokenizer(policy))
+    builder = PairBuilder(cfg, out, ModelTokenizer(policy), has_pool=bool(pool))
     if steps:
         samples, scores, builder.summary["steps"] = step_pairs.write_candidates(
             cfg, out / "scratch" / "steps", builder.chat, steps, samples or [], scores or []
         )
-    if samples:
-        builder.add_samples(samples, scores or [], prompts)
+    if samples or pool:
+        answers = {**(pool or {}), POLICY: samples or []}  # the order of the scores
+        builder.add_samples(answers, scores or [], prompts, pool_logps or [])
     builder.prompt_columns = prompts.read_columns() if prompts and cfg.budget.balance else {}
     if offline:
         builder.add_offline(offline, prior)
     builder.filter()
     builder.apply_edits()
-    builder.publish()
+    builder.publish(earlier or [])
     return Pairs(out)
 
 
 class PairBuilder:
     """Proposals on their way, what was dropped, and the tokens of prompts and answers by id."""
 
-    def __init__(self, cfg: PairRound, out: Path, chat: "ModelTokenizer"):
-        self.cfg, self.out, self.chat = cfg, out, chat
+    def __init__(self, cfg: PairRound, out: Path, chat: "ModelTokenizer", has_pool: bool = False):
+        self.cfg, self.out, self.chat, self.has_pool = cfg, out, chat, has_pool
         self.pairs: list[pl.DataFrame] = []
         self.dropped: list[pl.DataFrame] = []
         self.prompts = pl.DataFrame(schema=PROMPTS)
@@ -95,7 +105,7 @@ class PairBuilder:
         self.prompt_columns: dict[str, dict[str, Any]] = {}
         self.summary: dict[str, Any] = {
             "strategy": cfg.strategy.kind,
-            "scorer": cfg.scorer,
+            "scorer": cfg.scorer if cfg.scored else None,
             "samples_in": 0,
             "waves": [],
             "dropped_samples": {},
@@ -109,22 +119,34 @@ class PairBuilder:
     # ── input ────────────────────────────────────────────────────────────────────────────────────
 
     def add_samples(
-        self, samples: list[Samples], scores: list[Scores], prompts: Prompts | None
+        self,
+        answers: dict[str, list[Samples]],
+        scores: list[Scores],
+        prompts: Prompts | None,
+        pool_logps: list[Logps],
     ) -> None:
-        cfg, table = self.cfg, pl.concat([each.read() for each in scores])
-        waves = [scan_metadata(each, self.chat.leading_bos) for each in samples]
-        self.summary["waves"] = [wave.height for wave in waves]
-        rows = join_candidates(pl.concat(waves), table, cfg.scorer)
+        cfg = self.cfg
+        table = pl.concat([each.read() for each in scores]) if cfg.scored else None
+        self.summary["waves"], candidates = sources.scan_sources(answers, self.chat.leading_bos)
+        rows = join_candidates(candidates, table, cfg.scorer)
         proposal = selection.propose_pairs(cfg, rows)
         self.summary |= self._summarize_samples(rows, proposal)
+        if self.has_pool:
+            nats = sources.read_nats(pool_logps)
+            self.summary["sources"] = sources.count_samples(rows, nats)
         self.dropped += [proposal.dropped_samples, proposal.dropped_prompts]
-        self._read_tokens(samples, rows, proposal.pairs)
+        self._read_tokens(
+            [each for some in answers.values() for each in some], rows, proposal.pairs
+        )
         pairs = proposal.pairs
         if isinstance(cfg.strategy, Demonstration):
             assert prompts is not None, "the plan gives a demonstration its prompts"
             pairs = self._add_demonstrations(cfg.strategy, pairs, prompts)
-        signed = label_noise.add_signs(pairs, table, cfg.scorer)
-        self.pairs.append(signed.with_columns(reference=pl.lit(None, pl.Float64)))
+        if table is None:
+            signed = label_noise.add_empty_signs(pairs)
+        else:
+            signed = label_noise.add_signs(pairs, table, cfg.scorer)
+        self.pairs.append(sources.add_reference(signed, pool_logps))
 
     def _summarize_samples(
         self, rows: pl.DataFrame, proposal: selection.Proposal
@@ -251,15 +273,13 @@ class PairBuilder:
 
     # ── output ───────────────────────────────────────────────────────────────────────────────────
 
-    def publish(self) -> None:
+    def publish(self, earlier: list[Pairs]) -> None:
         pairs = split.build_pairs(self.kept, self.prompts, self.answers)
         train, dev = split.split_pairs(self.cfg, pairs)
-        if self.cfg.budget.at_most is not None:
-            train, surplus = split.spend_budget(self.cfg, train, self.prompt_columns)
-            beyond = surplus.with_columns(reason=pl.lit(OVER_BUDGET))
-            self.dropped.append(selection.to_dropped("pair", beyond))
+        if self.cfg.budget.at_most is not None or self.cfg.budget.per_prompt is not None:
+            train = self._spend_budget(train, earlier)
             pairs = pl.concat([train, dev])
-            self.kept = self.kept.join(pairs, on=PAIR_IDS, how="semi", maintain_order="left")
+            self.kept = self.kept.join(pairs, on=split.PAIR_IDS, how="semi", maintain_order="left")
         dropped = pl.concat(self.dropped).sort(
             "prompt_id", "sample_id", "chosen_id", "rejected_id", nulls_last=True
         )
@@ -270,12 +290,22 @@ class PairBuilder:
         if not pairs.height and not any(each.height for each in self.unpaired):
             raise UserError(funnel.no_pairs_error(self.summary, self.out / DROPPED_FILE))
         token_checks.check_pairs(self.cfg, pairs, self.chat)
-        write_table(self.out / "train.parquet", train)
-        write_table(self.out / "dev.parquet", dev)
+        unnamed = () if self.has_pool else split.SOURCE_COLUMNS  # the policy's, as `origin` says
+        write_table(self.out / "train.parquet", train.drop(unnamed))
+        write_table(self.out / "dev.parquet", dev.drop(unnamed))
         write_table(self.out / "unpaired.parquet", unpaired)
         write_text(self.out / "README.md", funnel.render_card(self.summary))
         for line in funnel.format_lines(self.summary):
             print_note(line)
+
+    def _spend_budget(self, train: pl.DataFrame, earlier: list[Pairs]) -> pl.DataFrame:
+        """What is trained on: first within each prompt's budget, then within the round's."""
+        train, crowded = split.cap_prompts(self.cfg, train, (one.read_train() for one in earlier))
+        train, surplus = split.spend_budget(self.cfg, train, self.prompt_columns)
+        for rows, reason in ((crowded, OVER_PROMPT_BUDGET), (surplus, OVER_BUDGET)):
+            beyond = rows.with_columns(reason=pl.lit(reason))
+            self.dropped.append(selection.to_dropped("pair", beyond))
+        return train
 
     def _collect_unpaired(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """The scored samples where a threshold labels them, else the sides of the pairs."""
@@ -301,12 +331,19 @@ class PairBuilder:
             "unpaired": {"up": up, "down": unpaired.height - up},
             "examples": funnel.pick_examples(self.kept, self.prompts),
         }
+        if self.has_pool:
+            counts = sources.count_sides(self.kept)
+            known = self.summary["sources"]
+            self.summary["sources"] = {
+                source: {**sources.NO_PAIR, **known.get(source, {}), **counts.get(source, {})}
+                for source in [*known, *(name for name in counts if name not in known)]
+            }
         pairs_in = self.summary["pairs_in"]
         if lost := pairs_in - out - gone.height:
             raise StageError(f"pair: {lost} of {pairs_in} proposed pairs are unaccounted for.")
 
 
-PAIR_IDS = ["prompt_id", "chosen_id", "rejected_id"]
 OVER_BUDGET = "over the budget"
+OVER_PROMPT_BUDGET = "over the budget of its prompt"
 SIGNS = "disagreement", "flip_rate", "annotators", "reference"
 COLUMNS_WITH_SIGNS = [*selection.FILTER_COLUMNS, *SIGNS]

@@ -79,7 +79,11 @@ def collect_completions(rows: Pairs | Samples) -> "pl.DataFrame":
 
     if isinstance(rows, Samples):
         columns = "sample_id", "prompt_id", "prompt_token_ids", "token_ids"
-        table = rows.read(setting=KL).select(columns)
+        table = rows.read()
+        is_kl = pl.col("setting") == KL
+        if table.select(is_kl.any()).item():  # an evaluation's; of a pool, all answers
+            table = table.filter(is_kl)
+        table = table.select(columns)
     else:
         table = pl.concat(_split_sides(pl.concat([rows.read_train(), rows.read_dev()])))
     table = table.unique("sample_id").with_columns(

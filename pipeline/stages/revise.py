@@ -7,23 +7,17 @@ ordinary sampling run in a folder of its own: a killed run resumes in the turn t
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model, Samples, note_cost
-from pipeline.backends import Completion, Message
 from pipeline.config import CRITIQUE, REVISED, RevisionRequest, ServedModel
 from pipeline.sampling.multi_turn import merge_records, turn_folder
 from pipeline.sampling.principles import read_principles
 from pipeline.sampling.revision import (
-    EncodeAnswer,
     publish_revised,
     read_first_answers,
     write_requests,
 )
 from pipeline.sampling.sampler import sample_prompts
-
-if TYPE_CHECKING:
-    from pipeline.backends.chat import ModelTokenizer
 
 
 def run(
@@ -31,8 +25,12 @@ def run(
 ) -> Samples:
     principles = read_principles(cfg, knob)
     first = read_first_answers(samples, cfg.setting)
-    served = f"{knob}.backend" if isinstance(cfg.backend, ServedModel) else knob
-    ask = partial(sample_prompts, policy=policy, knob=knob, backend_knob=served)
+    is_served = isinstance(cfg.backend, ServedModel)
+    backend_knob = f"{knob}.backend" if is_served else knob
+    tokens_of = policy if is_served else None
+    ask = partial(
+        sample_prompts, policy=policy, tokens_of=tokens_of, knob=knob, backend_knob=backend_knob
+    )
     answers, folders = first, list[Path]()
     for turn, (name, request) in enumerate([(CRITIQUE, cfg.critique), (REVISED, cfg.revision)], 1):
         folder = turn_folder(out, turn)
@@ -41,22 +39,5 @@ def run(
         answers = sampled.read()
         folders.append(folder)
     merge_records(out, folders)
-    note_cost(out, prompts=publish_revised(out, first, sampled, open_encoder(cfg, policy)))
+    note_cost(out, prompts=publish_revised(out, first, sampled))
     return Samples(out)
-
-
-def open_encoder(cfg: RevisionRequest, policy: Model) -> EncodeAnswer | None:
-    if not isinstance(cfg.backend, ServedModel):
-        return None
-    from pipeline.backends.chat import ModelTokenizer
-
-    return partial(encode_text_answer, ModelTokenizer(policy), kwargs=cfg.template_kwargs)
-
-
-def encode_text_answer(
-    chat: "ModelTokenizer", messages: list[Message], text: str, kwargs: dict[str, Any]
-) -> list[int]:
-    """As the template closes an answer; a special token spelled in it stays text."""
-    ids = chat.encode_answer(messages, text, kwargs)
-    reads_alike = chat.decode(Completion("", ids, None, "stop")) == text
-    return ids if reads_alike else [*chat.encode_literal(text), ids[-1]]

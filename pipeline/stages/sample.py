@@ -16,11 +16,21 @@ def run(
     policy: Model,
     prompts: Prompts,
     scores: list[Scores] | None = None,
+    tokens_of: Model | None = None,
     knob: str = "sample",
 ) -> Samples:
+    """`tokens_of`: the model that trains on the answers, where another one is sampled."""
     if isinstance(cfg, ConversationRequest):
         return converse(cfg, out, policy, prompts, knob)
-    return sample_prompts(cfg, out, policy=policy, prompts=prompts, scores=scores, knob=knob)
+    return sample_prompts(
+        cfg,
+        out,
+        policy=policy,
+        prompts=prompts,
+        scores=scores,
+        tokens_of=tokens_of,
+        knob=knob,
+    )
 
 
 def converse(

@@ -58,6 +58,31 @@ def test_the_order_of_rows_changes_nothing(prompts, budget, random):
     )
 
 
+@thoroughly
+@given(numbers, st.lists(numbers, max_size=2), st.integers(1, 3), st.randoms())
+def test_over_all_rounds_a_prompt_has_no_more_pairs_than_its_budget(prompts, before, each, random):
+    cfg = capped(each)
+    pairs, earlier = pairs_of([1, *prompts]), list[pl.DataFrame]()
+    for counts in before:  # as each round left them
+        earlier.append(split.cap_prompts(cfg, pairs_of(counts), earlier)[0])
+    kept, beyond = split.cap_prompts(cfg, pairs, earlier)
+    assert sorted([*kept.rows(), *beyond.rows()]) == sorted(pairs.rows())
+    found = pl.concat([*earlier, kept]).group_by("prompt_id").len()
+    assert found["len"].max() in (None, *range(1, each + 1))
+    wider, _ = split.cap_prompts(capped(each + 1), pairs, earlier)
+    assert set(kept.rows()) <= set(wider.rows())
+    rows = pairs.rows()
+    random.shuffle(rows)
+    mixed = pl.DataFrame(rows, schema=pairs.schema, orient="row")
+    assert split.cap_prompts(cfg, mixed, earlier)[0].equals(kept)
+
+
+def capped(per_prompt: int):
+    cfg = config("best_worst")
+    budget = cfg.budget.model_copy(update={"per_prompt": per_prompt})
+    return cfg.model_copy(update={"budget": budget})
+
+
 def test_another_seed_chooses_others_and_no_budget_takes_all():
     pairs = pairs_of([1] * 40)
     chosen = [split.spend_budget(spending(10, seed=seed), pairs, {})[0] for seed in (1, 2)]

@@ -19,6 +19,7 @@ from tests.support.house import composed
 SYMMETRIC = ["best_worst", "random", "top_bottom", "all_pairs", "margin_band", "length_matched"]
 OTHERS = ["best_random", "sigma"]
 RANKED = ["best_worst", "best_random", "random", "top_bottom", "all_pairs", "length_matched"]
+POOL = ["policy", "strong", "weak"]  # the answers of a prompt are theirs by turns
 ASKED = (
     "pair.filters={allow_refusals: false, repeats: true, pass_rate: {threshold: 0.5, min: 0.1,"
     " max: 0.9}, min_margin: 0.1, "
@@ -55,8 +56,12 @@ def table(
         rows, schema={**dict.fromkeys(list(rows[0])[:4], pl.String), "score": pl.Float64}
     )
     tokens = pl.col("completion").str.len_bytes().cast(pl.UInt32)
+    place = pl.col("sample_id").str.split("-").list.get(0).cast(pl.Int64) % len(POOL)
     samples = whole.drop("score").with_columns(
-        tokens=tokens, prompt_tokens=pl.lit(3, pl.UInt32), second_bos=pl.lit(False)
+        tokens=tokens,
+        prompt_tokens=pl.lit(3, pl.UInt32),
+        second_bos=pl.lit(False),
+        source=place.replace_strict(dict(enumerate(POOL)), return_dtype=pl.Enum(POOL)),
     )
     return samples, whole.select("sample_id", "score", scorer=pl.lit("rules"), detail=pl.lit(""))
 

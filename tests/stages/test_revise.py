@@ -22,6 +22,12 @@ from tests.support.servers import serving
 from tests.support.tiny import tiny_model
 
 PRINCIPLES = ["Be brief.", "Be kind.", "Be true."]
+REVISED_OVER_FIRST = [
+    "pair=by_source",
+    "pair.strategy.chosen=revised",
+    "pair.strategy.rejected=policy",
+]
+STRONG = ["+member@sample.pool.strong=checkpoint", "sample.pool.strong.model=./strong"]
 SERVED = ["+baseline@revise.backend=served", "revise.backend.model=judge"]
 
 
@@ -121,10 +127,20 @@ def test_a_conversation_that_does_not_fit_is_dropped_with_its_reason(tmp_path, p
 def test_revised_answers_are_scored_and_paired_and_other_steps_stay_as_they_are():
     without, steps = (named(plan(composed(*SMALL, *more))) for more in ([], ["revise=default"]))
     revised, pair = steps["revise@1"], steps["pair@1"]
-    assert revised in pair.inputs["samples"] and steps["score@1"] in pair.inputs["scores"]
-    assert steps["score@1"].inputs["samples"] is revised
+    assert pair.inputs["pool"] == {"revised": [revised]}
+    assert pair.inputs["samples"] == [steps["sample@1"]]
+    scored = {id(score.inputs["samples"]): score for score in pair.inputs["scores"]}
+    assert set(scored) == {id(revised), id(steps["sample@1"])}
+    assert scored[id(revised)].label_text == "round 1 revised"
     assert revised.inputs == {"policy": steps["sft@0"], "samples": steps["sample@1"]}
     assert identity_of(steps["sample@1"]) == identity_of(without["sample@1"])
+
+
+def test_one_answer_each_needs_no_score_to_be_paired():
+    words = ["revise=default", "sample.settings.draw.n=1", *REVISED_OVER_FIRST]
+    steps = named(plan(composed(*SMALL, *words)))
+    assert "score@1" not in steps and "scores" not in steps["pair@1"].inputs
+    assert steps["pair@1"].inputs["pool"] == {"revised": [steps["revise@1"]]}
 
 
 def test_the_revised_answers_alone_are_demonstrations():
@@ -169,6 +185,11 @@ def test_a_file_without_principles_is_refused_before_anything_is_built(tmp_path)
         (["revise.critique=Improve it."], r"revise\.critique.*name the principle"),
         (["revise.revision='Of $law'"], r"revise\.revision.*\$principle alone"),
         (SERVED, r"revise\.backend\.runtime\.base_url"),
+        (
+            ["pair=by_source", "pair.strategy={chosen: policy, rejected: strong}", *STRONG],
+            "revised answers are in no pair",
+        ),
+        (["score=pairwise", "score.scorers.pairwise.engine.model=m"], "revised ones are another"),
         (["pair.mix.on_policy=0", "pair.mix.offline=1"], "there are no samples to revise"),
     ],
 )
@@ -178,8 +199,11 @@ def test_what_cannot_be_revised_is_refused(words, said):
     assert re.search(said, str(error.value)), str(error.value)
 
 
-def test_nothing_revised_is_no_demonstration():
-    words = ["init=best_of_n", "best_of_n=default", "best_of_n.answers=revised"]
+@pytest.mark.parametrize(
+    "words",
+    [["init=best_of_n", "best_of_n=default", "best_of_n.answers=revised"], REVISED_OVER_FIRST],
+)
+def test_without_revision_nothing_is_revised(words):
     with pytest.raises(UserError, match="nothing is revised. Give revise=default"):
         composed(*SMALL, *words)
 
@@ -189,6 +213,7 @@ def test_nothing_revised_is_no_demonstration():
 
 def served(url: str) -> ServedModel:
     words = [*SERVED, f"revise.backend.runtime.base_url={url}", "revise.backend.runtime.retries=0"]
+    words += ["revise.backend.runtime.concurrency=1"]
     backend = composed(*SMALL, "revise=default", *words).revise.backend
     assert isinstance(backend, ServedModel)
     return backend
@@ -201,7 +226,7 @@ def test_the_server_is_asked_for_by_its_own_knob():
 
 
 def answer_as_judge(body):
-    said = f"<|end|> better: {len(body['messages'])}"
+    said = f" better: {len(body['messages'])}"
     return {"message": {"content": said}, "finish_reason": "stop"}
 
 
@@ -213,7 +238,7 @@ def test_a_judge_s_answers_are_written_in_the_policy_s_tokens(tmp_path, prompts)
         cfg = request(backend=served(server.base_url))
         rows = revise.run(cfg, tmp_path / "out", policy=policy, samples=samples).read()
     chat = ModelTokenizer(policy)
-    assert set(rows["completion"]) == {"<|end|> better: 5"} and rows["logprob"].null_count() == 20
+    assert set(rows["completion"]) == {" better: 5"} and rows["logprob"].null_count() == 20
     for row in rows.iter_rows(named=True):
         assert row["token_ids"][-1] in chat.stop_ids
         assert chat.tokenizer.decode(row["token_ids"][:-1]) == row["completion"]

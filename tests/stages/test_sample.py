@@ -47,6 +47,8 @@ CONFIG = {
     "round": 1,
     "wave": 0,
     "ties_by": None,
+    "prompt_share": None,
+    "reuse_prompts": False,
 }
 
 

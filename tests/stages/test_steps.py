@@ -294,7 +294,7 @@ def test_pairs_are_of_continuations_and_of_what_they_continue():
     [
         ([*SMALL, "steps=default"], "pair.scorer=rules is of kind rules and knows no result"),
         ([*MATH, "steps=default", "pair.mix={on_policy: 0, offline: 1}"], "samples no solutions"),
-        ([*MATH, "steps=default", "pair=demonstration"], "a demonstration is a whole answer"),
+        ([*MATH, "steps=default", "pair=demonstration"], "pairs are of the policy's own steps"),
         ([*MATH, "steps=default", "pair.edits.1=e.jsonl"], "edits are of whole answers"),
         ([*MATH, "steps=default", "revise=default"], "pairs of steps have no revised answers"),
         ([*MATH, "steps=default", "steps.split=sentences"], "steps.split"),

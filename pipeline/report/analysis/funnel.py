@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import FUNNEL_FILE, Pairs, read_table
+from pipeline.config import REVISED
 from pipeline.report.analysis.ancestors import Ancestor, read_ancestors
 
 PRUNED = "reasons no longer kept"
@@ -16,15 +17,49 @@ PRUNED = "reasons no longer kept"
 
 def read_funnel(out: Path, pairs: list[Pairs]) -> dict[str, Any]:
     steps = read_ancestors(out)
-    samples = [describe_samples(step) for step in steps if step.stage == "sample"]
+    samples = [describe_samples(step) for step in steps if step.stage in ("sample", "revise")]
     prompts = (read_prompt_funnel(step) for step in steps if step.stage == "prompts")
     return {
         "prompts": next(prompts, None),
         "samples": sorted(samples, key=_sort_key),
         "pairs": [
-            {"round": number, **made.read_funnel()} for number, made in enumerate(pairs, start=1)
+            {"round": number, **read_pair_funnel(steps, made, number)}
+            for number, made in enumerate(pairs, start=1)
         ],
     }
+
+
+def read_pair_funnel(steps: list[Ancestor], made: Pairs, number: int) -> dict[str, Any]:
+    """With the reference model's nats per token of each source's answers, where they are there."""
+    funnel = made.read_funnel()
+    if "sources" not in funnel:
+        return funnel
+    nats = measure_nats(steps, made, number)
+    sources = {
+        source: {**counts, "nats_per_token": nats.get(source, counts["nats_per_token"])}
+        for source, counts in funnel["sources"].items()
+    }
+    return {**funnel, "sources": sources}
+
+
+def measure_nats(steps: list[Ancestor], made: Pairs, number: int) -> dict[str, float]:
+    """By source: the mean log-probability per token of its answers in the round's pairs."""
+    import polars as pl
+
+    of_round = [step for step in steps if step.stage == "reference" and step.label == number]
+    files = [step.path / "logps.parquet" for step in of_round]
+    tables = [read_table(file) for file in files if file.is_file()]
+    if not tables or not (made.path / "train.parquet").is_file():
+        return {}
+    pairs = pl.concat([made.read_train(), made.read_dev()])
+    answers = pl.concat(
+        pairs.select(sample_id=f"{side}_id", source=f"{side}_source")
+        for side in ("chosen", "rejected")
+    )
+    known = pl.concat(tables).unique("sample_id", keep="last")
+    joined = answers.unique("sample_id").join(known, on="sample_id")
+    nats = (pl.col("logp") / pl.col("tokens")).mean()
+    return dict(joined.group_by("source").agg(nats).rows())
 
 
 def read_prompt_funnel(step: Ancestor) -> dict[str, Any] | None:
@@ -41,6 +76,7 @@ def describe_samples(step: Ancestor) -> dict[str, Any]:
     reasoning = cost.get("reasoning_tokens")
     return {
         "label": step.label,
+        **_name_model(step),
         "wave": step.config.get("wave", 0),
         "fingerprint": step.fingerprint,
         "prompts": cost.get("prompts", 0),
@@ -53,6 +89,14 @@ def describe_samples(step: Ancestor) -> dict[str, Any]:
         "reasoning_tokens": reasoning / completions if reasoning else None,
         "quantization_difference": cost.get("quantization_difference"),
     }
+
+
+def _name_model(step: Ancestor) -> dict[str, str]:
+    """Of answers that are not plainly the policy's."""
+    if step.stage == "revise":
+        return {"model": REVISED}
+    share = step.config.get("prompt_share")
+    return {"model": share["model"]} if share else {}
 
 
 def _count_reasons(step: Ancestor, what: str) -> dict[str, int]:

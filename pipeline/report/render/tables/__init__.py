@@ -31,6 +31,7 @@ def build_tables(report: ReportRow) -> list[ReportTable]:
         origins.build_prompts(report),
         origins.build_samples(report),
         origins.build_ties(report),
+        origins.build_sources(report),
         origins.build_training(report),
     )
     return [table for table in tables if table.rows]

@@ -56,8 +56,9 @@ def _samples_row(samples: ReportRow) -> list[Cell]:
 def _name_samples(samples: ReportRow) -> str:
     if isinstance(samples["label"], str):
         return samples["label"]
+    model = f", {samples['model']}" if samples.get("model") else ""
     wave = f", wave {samples['wave']}" if samples["wave"] else ""
-    return f"round {samples['label']}{wave}"
+    return f"round {samples['label']}{model}{wave}"
 
 
 def _reasons_cell(reasons: Mapping[str, int]) -> Cell:
@@ -95,6 +96,31 @@ def _ties_row(pairs: ReportRow) -> list[Cell]:
     tied = Cell(format_count(ties["prompts"]), format_share(ties["prompts"] / prompts))
     easy, hard = (Cell(format_count(ties[which])) for which in ("all_easy", "all_hard"))
     return [Cell(f"round {pairs['round']}"), Cell(format_count(prompts)), tied, easy, hard]
+
+
+def build_sources(report: ReportRow) -> ReportTable:
+    columns = ("round", "source", "samples", "chosen", "rejected", "nats per token")
+    note = (
+        "Which model wrote the answers of the pairs. Nats per token are of its answers in the"
+        " pairs under the reference model: the lower, the further they are from what the policy"
+        " writes."
+    )
+    rows = [
+        _source_row(pairs, source, counts)
+        for pairs in report["funnel"]["pairs"]
+        for source, counts in pairs.get("sources", {}).items()
+    ]
+    return ReportTable("Sources of the pairs", note, columns, rows)
+
+
+def _source_row(pairs: ReportRow, source: str, counts: ReportRow) -> list[Cell]:
+    shares = [
+        Cell(format_count(counts[side]), format_share(counts[side] / max(pairs["pairs"], 1)))
+        for side in ("chosen", "rejected")
+    ]
+    nats = Cell(format_number(counts["nats_per_token"], 2))
+    samples = Cell(format_count(counts["samples"]))
+    return [Cell(f"round {pairs['round']}"), Cell(source), samples, *shares, nats]
 
 
 def _describe_ending(row: ReportRow) -> str:
