@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 PIPELINE := $(PYTHON) -m pipeline
-STAGES := prompts base sft reward offline sample score pair reference train gate benchmark duel evaluate
+STAGES := prompts base sft reward offline sample revise score steps pair reference train gate benchmark duel evaluate
 # The slow tests in parts; CI runs one by turn.
 SLOW_1 := tests/e2e --ignore=tests/e2e/test_twins.py
 SLOW_2 := tests/faults tests/report tests/driver tests/commands

@@ -34,6 +34,7 @@ from pipeline.backends.vllm_engine import open_platform
 from pipeline.config import SampleRequest, Seeded
 from pipeline.config.compose import Arguments, compose
 from pipeline.resources.inference_memory import missing_vllm
+from pipeline.sampling import sampler
 from pipeline.sampling.collector import needs_logprob
 from pipeline.stages import sample
 
@@ -114,7 +115,7 @@ class Sides:
         self.backend, self.llm = self._start("auto")
         unseeded, _ = self._start(False)
         running = {"auto": self._stay_open(self.backend), False: self._stay_open(unseeded)}
-        sample.open_backend = lambda *given: running[[*given, "auto"][3]]
+        sampler.open_backend = lambda *given: running[[*given, "auto"][3]]
         self.rows = prompts.read()["prompt"].to_list()[:PROMPTS]
         self.ids = [
             self.backend.tokenizer.encode(row, self.cfg.template_kwargs) for row in self.rows

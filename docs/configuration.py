@@ -9,7 +9,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 PAGE = Path(__file__).with_suffix(".md")
 # The order of a run; groups that are mounted into others follow.
-STAGES = "prompts base sft reward offline sample score pair reference train best_of_n gate"
+STAGES = (
+    "prompts base sft reward offline sample revise score steps pair reference train best_of_n gate"
+)
 EVALUATION = "evaluate benchmark duel tracker"
 HEAD = """# Configuration
 

@@ -447,6 +447,8 @@ MADE_BY: dict[str, type[Artifact]] = {
     "sft": Model,
     "reward": Model,
     "sample": Samples,
+    "revise": Samples,
+    "steps": Prompts,
     "score": Scores,
     "offline": Pairs,
     "pair": Pairs,

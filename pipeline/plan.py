@@ -5,11 +5,13 @@ A Step is one stage on given inputs (see step.py). The plan is the returned Step
 
 from pipeline.config import (
     POOL,
+    REVISED,
     BestOfNConfig,
     Config,
     RewardTraining,
     ServedMember,
     SftTraining,
+    StepsConfig,
 )
 from pipeline.evals import EvalPlan, EvalSteps
 from pipeline.step import Input, Part, Step
@@ -35,28 +37,39 @@ def plan(cfg: Config) -> Step:
     for r in range(1, cfg.rounds + 1):
         samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
         pool, pool_scores = plan_pool(cfg, r, members, sft, prompts / "train", reward)
+        revised, revised_scores = plan_revision(cfg, r, policy, samples, prompts / "train", reward)
+        steps, own, own_scores = None, samples, scores  # the policy's, for pairs
+        if cfg.steps:
+            steps, own, own_scores = plan_steps(
+                cfg, cfg.steps, r, policy, samples, scores, prompts / "train", reward
+            )
+        else:
+            pool, pool_scores = pool | revised, pool_scores + revised_scores
         pool_logps = list[Step]()
         if cfg.pair.needs_sft_logps:
             pool_logps = [plan_reference(cfg, r, sft, each) for each in pool.values()]
         pair = Step(
             "pair",
-            cfg.pair.for_round(r, cfg.scores_samples),
+            cfg.pair.for_round(r, cfg.scores_samples, cfg.steps.cut if cfg.steps else None),
             at=r,
             policy=policy,
             offline=offline,
             prior=prior,
             pool={name: [each] for name, each in pool.items()},
             pool_logps=pool_logps,
-            samples=samples,
-            scores=[*pool_scores, *scores],
+            samples=own,
+            scores=[*pool_scores, *own_scores],
             earlier=list(pairs) if cfg.pair.budget.per_prompt else None,
+            steps=steps,
             prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
         )
         pairs += [pair]
 
         best_of_n = None
         if cfg.best_of_n:
-            best_of_n = plan_best_of_n(cfg.best_of_n, r, policy, samples, scores)
+            of_revised = [*revised.values()], revised_scores
+            answers = {"samples": (samples, scores), "revised": of_revised}
+            best_of_n = plan_best_of_n(cfg.best_of_n, r, policy, *answers[cfg.best_of_n.answers])
         init = {"previous": policy, "sft": sft, "best_of_n": best_of_n}[cfg.init]
         references = {"previous": policy, "sft": sft, "init": init}
         reference = references[cfg.reference.model] if cfg.train.reference_logps != "none" else None
@@ -116,6 +129,43 @@ def plan_samples(
         samples += [wave]
         scores += plan_scores(cfg, r, wave, prompts, reward)
     return samples, scores
+
+
+def plan_revision(
+    cfg: Config, r: int, policy: Step, samples: list[Step], prompts: Part, reward: Step | None
+) -> tuple[dict[str, Step], list[Step]]:
+    """The revised first answers of the first wave by their source, and their scores."""
+    if not cfg.revise or not samples:
+        return {}, []
+    revised = Step("revise", cfg.revise.for_round(r), at=r, policy=policy, samples=samples[0])
+    return {REVISED: revised}, plan_scores(cfg, r, revised, prompts, reward)
+
+
+def plan_steps(
+    cfg: Config,
+    block: StepsConfig,
+    r: int,
+    policy: Step,
+    samples: list[Step],
+    scores: list[Step],
+    prompts: Part,
+    reward: Step | None,
+) -> tuple[Step, list[Step], list[Step]]:
+    """Where solutions go wrong; how the policy goes on from before that, and the scores of this."""
+    scorer = reward if cfg.score.uses_reward_stage else None
+    steps = Step(
+        "steps",
+        block.search(cfg.pair.scorer),
+        at=r,
+        policy=policy,
+        samples=samples,
+        scores=scores,
+        prompts=prompts,
+    )
+    request = cfg.sample.request_continuations(r, block.sampling)
+    continued = Step("sample", request, at=r, policy=policy, prompts=steps)
+    scored = Step("score", cfg.score, at=r, samples=continued, prompts=steps, reward=scorer)
+    return steps, [continued], [scored]
 
 
 def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:

@@ -11,7 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
-from pipeline.config import POLICY, Block, Function, HubDataset, Local, PromptShare, Weights
+from pipeline.config import (
+    POLICY,
+    REVISED,
+    Block,
+    Function,
+    HubDataset,
+    Local,
+    PromptShare,
+    Weights,
+)
 from pipeline.errors import UserError, run_all
 from pipeline.hashing import hash_json
 
@@ -22,6 +31,8 @@ STAGE_VERSIONS = {
     "sft": 3,
     "reward": 2,
     "sample": 2,
+    "revise": 1,
+    "steps": 1,
     "score": 2,
     "offline": 2,
     "pair": 3,
@@ -73,8 +84,10 @@ class Step:
 
     @property
     def pool_member(self) -> str | None:
-        """The model of sample.pool whose answers it samples or scores, if any."""
+        """The model of sample.pool whose answers it samples or scores, if any; or `revised`."""
         sampling = self.inputs.get("samples", self)
+        if self.stage == "score" and getattr(sampling, "stage", None) == "revise":
+            return REVISED
         share = getattr(getattr(sampling, "config", None), "prompt_share", None)
         return share.model if isinstance(share, PromptShare) and share.model != POLICY else None
 

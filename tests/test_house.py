@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "status": "step store",
     "models": "artifacts config data errors hashing progress store",
     "backends": "artifacts config data errors hardware hashing models progress resources",
-    "sampling": "artifacts backends config errors hashing progress resources text",
+    "sampling": "artifacts backends config errors hardware hashing models progress resources text",
     "scorers": "artifacts backends config data errors hashing models progress resources text",
     "pairing": "artifacts backends config data errors hashing models text",
     "benchmarks": "artifacts backends config errors models progress resources scorers",
@@ -76,7 +76,7 @@ MAY_IMPORT = {
     " training.monitoring",
     "training": "artifacts config errors hardware models progress resources training.distributed"
     " training.monitoring training.trainers",
-    "stages": "artifacts backends benchmarks config data errors hardware hashing models pairing"
+    "stages": "artifacts backends benchmarks config data errors hashing models pairing"
     " progress"
     " report.analysis report.render resources sampling scorers training training.monitoring"
     " training.trainers",
@@ -320,6 +320,8 @@ BESIDE = {
         for name in ("rubric", "pairwise")
     },
     "conf/score/reward.yaml": [*GIVEN, "reward=train"],
+    "conf/steps/default.yaml": [*GIVEN[:2], "score=math"],
+    "conf/steps/judged.yaml": [*GIVEN[:2], "score=math", "steps.judge.engine.model=judge"],
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
     "conf/member/checkpoint.yaml": [*GIVEN, STRONG[1]],
     "conf/member/served.yaml": [*GIVEN, "sample.pool.strong" + ASKED_ELSEWHERE[1][17:]],
@@ -380,7 +382,7 @@ def test_every_recipe_composes_and_plans(recipe):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (143, 38)
+    assert (len(CONF), len(RECIPES)) == (148, 38)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -433,6 +435,8 @@ PLANS = [
     [*SMALL, *STRONG, *ONE_EACH],
     ["recipes=best_of_n_smoke", "rounds=2", "sample.per_round=200"],
     ["recipes=overoptimise"],
+    [*GIVEN[:2], "score=math", "steps=default"],
+    [*SMALL, "revise=default", "init=best_of_n", "best_of_n=default", "best_of_n.answers=revised"],
     ["recipes=smoke", *REWARDED, "reward=checkpoint", "reward.model=./reward"],
     [
         "recipes=smoke",

@@ -38,14 +38,14 @@ def write_data_folder(
     """`generators`: the models that wrote the candidates, as the card names them."""
     folder.mkdir()
     samples, scores = _list_rounds(run, "sample"), _list_rounds(run, "score")
-    pairs = _list_rounds(run, "pair")
+    revised, pairs = _list_rounds(run, "revise"), _list_rounds(run, "pair")
     if not pairs:
         raise UserError(
             f"{run}: this run has no pairs, so there is no data set to publish.\n"
             "  Type its command again to resume, or publish the model alone: data=none."
         )
     for number, steps in samples.items():
-        table = join_scores(steps, scores.get(number, []))
+        table = join_scores([*steps, *revised.get(number, [])], scores.get(number, []))
         write_table(folder / CANDIDATES / f"round-{number}.parquet", table)
     for number, steps in pairs.items():
         for part in SPLITS:

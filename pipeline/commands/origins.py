@@ -19,6 +19,7 @@ UNKNOWN = "unknown"
 OWN_DATA = "Strop's own generator"
 OWN_LICENCE = "apache-2.0"  # of Strop, and of the texts that it makes
 START = "model at the start"
+REVISER = "server that revised"
 MEMBER = "model whose answers became pairs"
 # A knob of a stage that names something from outside → what that is to the result.
 ROLES = {
@@ -34,6 +35,8 @@ ROLES = {
     ("reward", "dataset"): "preferences of the reward model",
     ("reward", "path"): "preferences of the reward model",
     ("sample", "model"): "server that sampled",
+    ("revise", "model"): REVISER,
+    ("steps", "model"): "judge of steps",
     ("score", "model"): "scorer or judge",
     ("score", "path"): "annotators' labels",
     ("train", "dataset"): "demonstrations for rehearsal",

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pipeline.commands.data_folder import write_data_folder
 from pipeline.commands.export import lock_readable, write_model_folder
 from pipeline.commands.find_model import FoundModel, find_trained_model
-from pipeline.commands.origins import MEMBER, START, Origin
+from pipeline.commands.origins import MEMBER, REVISER, START, Origin
 from pipeline.commands.table import describe_usage, parse_words, reports_errors
 from pipeline.errors import DONE, StageError, UserError, pluralize, unwind_on_signals
 
@@ -159,6 +159,7 @@ def list_generators(origins: list[Origin], repository: str) -> list[str]:
         *(names or ["a model trained from random weights"]),
         f"in later rounds, what preference training made of it on the way to {repository}",
         *(f"{one.name} (licence {one.licence})" for one in origins if one.role == MEMBER),
+        *(f"{one.name}, which revised answers" for one in origins if one.role == REVISER),
     ]
 
 

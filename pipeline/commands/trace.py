@@ -42,7 +42,7 @@ def trace_prompt(prompt_id: str, run: Path) -> list[str]:
     lines: list[str] = []
     for step in steps:
         stage, _, label = step.name.partition("-")[2].partition("-")
-        if stage == "sample":
+        if stage in ("sample", "revise"):
             lines += describe_samples(Samples(step), label, prompt_id, scores)
         elif stage == "pair":
             lines += describe_pairs(Pairs(step), label, prompt_id)

@@ -118,6 +118,7 @@ from pipeline.config.prompts import (
     PromptSplit,
     UserPrompts,
 )
+from pipeline.config.revise import CRITIQUE, REVISED, ReviseConfig, Revision, RevisionRequest
 from pipeline.config.reward import (
     PlaygroundPreferences,
     PreferencesConfig,
@@ -184,6 +185,7 @@ from pipeline.config.score import (
     ScoreRuntime,
     TrainingReference,
 )
+from pipeline.config.steps import StepCut, StepJudge, StepsConfig, StepSearch
 from pipeline.config.tracker import Tensorboard, TrackerConfig, Wandb
 from pipeline.config.training import (
     AdapterConfig,
@@ -227,6 +229,8 @@ class Config(Block):
     sft: SftConfig
     reward: RewardConfig | None
     sample: TrainingSampleConfig
+    revise: ReviseConfig | None
+    steps: StepsConfig | None
     score: ScoreConfig
     pair: UserPairConfig
     reference: TrainingReference
@@ -252,7 +256,7 @@ class Config(Block):
     def samples_policy(self) -> bool:
         """Whether anything reads the policy's own answers to training prompts."""
         sources = self.pair.sources
-        is_read = not sources or POLICY in sources or self.best_of_n is not None
+        is_read = not sources or POLICY in sources or bool(self.best_of_n or self.revise)
         return is_read and self.pair.mix.on_policy > 0
 
     @property
@@ -265,7 +269,7 @@ class Config(Block):
         reads_scores = pair.filters.need_scores or pair.unpaired_threshold is not None
         if not sources or reads_scores or self.best_of_n:
             return True
-        counts = (self.sample.count_answers(source) for source in sources)
+        counts = (self.sample.count_answers(name) for name in sources if name != REVISED)
         return max(counts) > 1 or (POLICY in sources and bool(self.sample.resample_ties))
 
     @property

@@ -9,7 +9,7 @@ from pipeline.config.judge import PairwiseScorer
 from pipeline.config.models import SftTraining
 from pipeline.config.pool_checks import find_pool_faults
 from pipeline.config.reward import RewardTraining
-from pipeline.config.sample import ANSWER
+from pipeline.config.sample import ANSWER, KL
 from pipeline.config.score import EnsembleScorer, list_criteria
 from pipeline.config.training import FullAdapter
 from pipeline.errors import suggest
@@ -30,6 +30,8 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_samples_per_prompt(cfg)
     yield from find_pool_faults(cfg)
     yield from _check_best_of_n(cfg)
+    yield from _check_revise(cfg)
+    yield from _check_steps(cfg)
     if cfg.evaluate.sample.resample_ties:
         yield (
             "evaluate.sample.resample_ties: all models give equally many answers."
@@ -312,6 +314,7 @@ def _check_samples_per_prompt(cfg: "Config") -> Iterator[str]:
     """A pair needs two samples, unless a demonstration is one side or samples stay unpaired."""
     settings = cfg.sample.settings
     samples = sum(setting.n for setting in settings.values()) + sum(cfg.sample.resample_ties)
+    samples += cfg.revise is not None
     one_is_enough = (
         cfg.pair.strategy.kind == "demonstration" or cfg.pair.unpaired_threshold is not None
     )
@@ -340,6 +343,52 @@ def _check_best_of_n(cfg: "Config") -> Iterator[str]:
             "init=best_of_n: with offline rows only, there are no samples to start from."
             " Give init=sft best_of_n=none."
         )
+
+
+def _check_revise(cfg: "Config") -> Iterator[str]:
+    """What is revised is the first sample of a setting."""
+    if cfg.revise is None:
+        if cfg.best_of_n and cfg.best_of_n.answers == "revised":
+            yield "best_of_n.answers=revised: nothing is revised. Give revise=default too."
+        return
+    if cfg.revise.setting not in cfg.sample.settings:
+        known = suggest(cfg.revise.setting, [*cfg.sample.settings])
+        yield f"revise.setting={cfg.revise.setting}: nothing is sampled by this setting. {known}"
+    if not cfg.pair.mix.on_policy:
+        yield (
+            "revise: with offline rows only, there are no samples to revise."
+            " Give revise=none, or pair.mix.on_policy above 0."
+        )
+    served = cfg.revise.backend.kind
+    if served == "endpoint" and cfg.rounds > 1:
+        yield (
+            f"rounds={cfg.rounds}: round 2 revises by the model that round 1 trained, which the"
+            " endpoint does not serve. Give rounds=1, or backend@revise.backend=vllm."
+        )
+    if served == "served" and cfg.revise.sampling.min_p:
+        yield "revise.sampling.min_p: not every server knows it. Give revise.sampling.min_p=0."
+    if cfg.revise.setting == KL:
+        yield f"revise.setting={KL}: its samples are not scored. Give another setting."
+
+
+def _check_steps(cfg: "Config") -> Iterator[str]:
+    """Steps are cut from the policy's solutions, whose results are right or wrong."""
+    if cfg.steps is None:
+        return
+    scorer = cfg.score.scorers.get(cfg.pair.scorer)
+    if scorer and scorer.kind not in ("math", "function"):
+        yield (
+            f"steps: pair.scorer={cfg.pair.scorer} is of kind {scorer.kind} and knows no result."
+            " Give score=math with prompts that have a column of results, or score=function."
+        )
+    if not cfg.pair.mix.on_policy:
+        yield "steps: pair.mix.on_policy=0 samples no solutions. Give steps=none."
+    if cfg.pair.strategy.kind in ("demonstration", "by_source") or cfg.sample.pool:
+        yield "steps: pairs are of the policy's own steps. Give pair=best_worst and no sample.pool."
+    if cfg.pair.edits:
+        yield "steps: edits are of whole answers. Give pair.edits={}."
+    if cfg.revise and not (cfg.best_of_n and cfg.best_of_n.answers == "revised"):
+        yield "steps: pairs of steps have no revised answers. Give revise=none or steps=none."
 
 
 def _check_reward(cfg: "Config") -> Iterator[str]:

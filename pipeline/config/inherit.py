@@ -13,6 +13,7 @@ KeyPath = tuple[str, ...]
 SOURCES: dict[KeyPath, KeyPath] = {
     ("evaluate", "score"): ("score",),
     ("sample", "backend"): ("backend",),
+    ("revise", "backend"): ("backend",),
     ("evaluate", "sample", "backend"): ("backend",),
 }
 
@@ -36,7 +37,7 @@ def inherit_blocks(raw: dict[str, Any], choices: Mapping[str, str]) -> dict[KeyP
             block = _drop_null(block)
         parent[path[-1]] = block
         echoes |= _find_copies(block, original, path, source)
-    raw.pop("backend", None)  # the two above have it now
+    raw.pop("backend", None)  # those above have it now
     return echoes
 
 

@@ -67,8 +67,14 @@ class BestOfNConfig(Optimization):
     """SFT on the best samples of a round."""
 
     kind: Literal["best_of_n"]
+    answers: Literal["samples", "revised"]
     scorer: str
     min_score: float | None
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """The Step's inputs are these answers."""
+        return frozenset({"answers"})
 
 
 # A baseline in the table: a checkpoint opened here, a model behind a server, published answers.

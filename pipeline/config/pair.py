@@ -15,6 +15,7 @@ from pydantic import (
 
 from pipeline.config.base import Block, Limits, Local, Seed, Share
 from pipeline.config.judge import Name
+from pipeline.config.steps import StepCut
 
 
 class DevPairs(Block):
@@ -196,6 +197,7 @@ class PairConfig(Block):
     filters: Filters
     mix: Mix
     budget: Budget
+    rank_edits: bool
     unpaired_threshold: float | None
     limits: Limits
     template_kwargs: dict[str, JsonValue]
@@ -205,8 +207,9 @@ class PairConfig(Block):
     @property
     def outside_identity(self) -> frozenset[str]:
         """The first two refuse a scorer and change no pair."""
-        unused = set() if self.at_least_one else {"at_least_one"}
-        return frozenset({"min_scorer_accuracy", "unqualified", *unused})
+        unused = {"at_least_one": not self.at_least_one, "rank_edits": not self.rank_edits}
+        left_out = {name for name, is_unused in unused.items() if is_unused}
+        return frozenset({"min_scorer_accuracy", "unqualified", *left_out})
 
     @property
     def sources(self) -> list[str]:
@@ -223,6 +226,11 @@ class PairConfig(Block):
     def needs_sft_logps(self) -> bool:
         """Whether a filter reads the log-probabilities of others' answers under the SFT model."""
         return self.filters.min_reference is not None
+
+    @property
+    def continues_answers(self) -> bool:
+        """Whether a pair's prompt holds the beginning of the answer as well."""
+        return False
 
     @property
     def max_pairs_per_prompt(self) -> int:
@@ -255,10 +263,12 @@ class UserPairConfig(PairConfig):
             )
         return value
 
-    def for_round(self, round: int, scored: bool = True) -> "PairRound":
+    def for_round(
+        self, round: int, scored: bool = True, steps: StepCut | None = None
+    ) -> "PairRound":
         """A round without edits is the same whatever another round's edits are."""
         own = {**dict(self), "edits": self.edits.get(round)}
-        return PairRound(**own, round=round, scored=scored)
+        return PairRound(**own, round=round, scored=scored, steps=steps)
 
 
 class PairRound(PairConfig):
@@ -267,10 +277,16 @@ class PairRound(PairConfig):
     edits: Local | None
     round: PositiveInt
     scored: bool  # false: nothing scored the samples, and no filter asks for it
+    steps: StepCut | None  # the pairs are steps after the beginning of a solution
 
     @property
     def outside_identity(self) -> frozenset[str]:
-        return super().outside_identity | (frozenset({"scored"}) if self.scored else frozenset())
+        unused = {"scored": self.scored, "steps": self.steps is None}
+        return super().outside_identity | {name for name, is_unused in unused.items() if is_unused}
+
+    @property
+    def continues_answers(self) -> bool:
+        return self.steps is not None
 
     @property
     def edits_knob(self) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.judge import PairwiseScorer
 from pipeline.config.pair import BySource
 from pipeline.config.pool import ServedMember
+from pipeline.config.revise import REVISED
 from pipeline.config.sample import POLICY, EndpointBackend
 from pipeline.config.score import EnsembleScorer
 from pipeline.errors import pluralize, suggest
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 # What a side of a pair is called that no model of the pool has written, and the policy's name.
-TAKEN = {POLICY, "offline", "demonstration", "edited", "revised"}
+TAKEN = {POLICY, "offline", "demonstration", "edited", REVISED}
 
 
 def find_pool_faults(cfg: "Config") -> Iterator[str]:
@@ -39,9 +40,12 @@ def _check_names(cfg: "Config") -> Iterator[str]:
         "pair.strategy.chosen": sides.get("chosen"),
         "pair.strategy.rejected": sides.get("rejected"),
     }
+    answering = [POLICY, *pool, *([REVISED] if cfg.revise else [])]
     for knob, name in named.items():
-        if name and name not in (POLICY, *pool):
-            known = suggest(name, [POLICY, *pool])
+        if name == REVISED and not cfg.revise:
+            yield f"{knob}={REVISED}: nothing is revised. Give revise=default too."
+        elif name and name not in answering:
+            known = suggest(name, answering)
             yield (
                 f"{knob}={name}: no model of this name answers. {known}"
                 f" To add it: +member@sample.pool.{name}=checkpoint sample.pool.{name}.model=…"
@@ -62,6 +66,12 @@ def _check_use(cfg: "Config") -> Iterator[str]:
             " Give pair.mix.on_policy above 0, or no pool."
         )
     sources = cfg.pair.sources
+    reads_revised = cfg.best_of_n and cfg.best_of_n.answers == "revised"
+    if cfg.revise and sources and REVISED not in sources and not reads_revised:
+        yield (
+            f"revise: the strategy pairs {' with '.join(sources)} alone, so the revised answers are"
+            f" in no pair. Give revise=none, or pair.strategy.chosen={REVISED}."
+        )
     for name in cfg.sample.pool:
         if sources and name not in sources:
             yield (
@@ -115,13 +125,14 @@ def _check_backends(cfg: "Config") -> Iterator[str]:
 
 def _check_scorer(cfg: "Config") -> Iterator[str]:
     """Scores that only rank one model's answers cannot compare those of several."""
-    if not cfg.sample.pool or cfg.pairing_scorer is None:
+    if not (cfg.sample.pool or cfg.revise) or cfg.pairing_scorer is None:
         return
+    several = "sample.pool has several models" if cfg.sample.pool else "revised ones are another's"
     chief = cfg.score.scorers.get(cfg.pairing_scorer)
     is_joint = isinstance(chief, EnsembleScorer) and chief.is_within_prompt
     if isinstance(chief, PairwiseScorer) or is_joint:
         yield (
             f"pair.scorer={cfg.pairing_scorer}: it compares the answers of one model with each"
-            " other, and sample.pool has several models. Give a scorer of single answers, such as"
+            f" other, and {several}. Give a scorer of single answers, such as"
             " score=reward or score=rubric."
         )

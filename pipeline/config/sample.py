@@ -332,6 +332,17 @@ class SampleConfig(SamplingBlock):
         ]
         return [first, *later]
 
+    def request_continuations(self, round: int, setting: SamplingSettings) -> "SampleRequest":
+        """A request for ways to go on from the beginnings of answers, which are in the prompts."""
+        limits = Limits(
+            prompt=self.limits.prompt + self.limits.completion, completion=self.limits.completion
+        )
+        request = self._build_request(
+            purpose="steps", round=round, wave=0, ties_by=None, settings={"continue": setting}
+        )
+        every = {"per_round": None, "prompt_share": None, "reuse_prompts": False}
+        return request.model_copy(update={"limits": limits, **every})
+
     def _build_request(self, **which: Any) -> "SampleRequest":
         own = {name: value for name, value in self if name in SampleRequest.model_fields}
         return SampleRequest(**{"reuse_prompts": False, **own, "prompt_share": None, **which})

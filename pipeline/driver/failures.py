@@ -19,7 +19,17 @@ from pipeline.progress import SIGN, read_faults, read_lines
 LAST_BYTES = 200_000  # of a log, where its end tells why
 MAX_ERROR = 3  # lines of the error that are shown
 MAX_LINE = 240  # characters
-MEMORY_STEPS = ("train", "sft", "reward", "sample", "reference", "score", "duel", "benchmark")
+MEMORY_STEPS = (
+    "train",
+    "sft",
+    "reward",
+    "sample",
+    "revise",
+    "reference",
+    "score",
+    "duel",
+    "benchmark",
+)
 
 Record = Mapping[str, Any]
 
@@ -130,7 +140,7 @@ def _list_memory_knobs(record: Record) -> Iterator[str]:
     match record["stage"]:
         case "train" | "sft" | "reward":
             yield from _list_training_knobs(knob, config)
-        case "sample":
+        case "sample" | "revise":
             yield from _list_sampling_knobs(f"{knob}.backend", config["backend"])
             yield from _halve(f"{knob}.runtime", config["runtime"], "workers")
         case "reference":

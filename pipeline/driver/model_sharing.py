@@ -13,6 +13,8 @@ from pipeline.config import (
     ReferenceConfig,
     SampleRequest,
     ScoreConfig,
+    StepJudge,
+    StepSearch,
     TransformersBackend,
     VllmBackend,
     VllmEngine,
@@ -34,6 +36,8 @@ def opens_model(step: Step) -> bool:
         case ScoreConfig():
             return bool(step.config.local_model_scorers)
         case DuelConfig(engine=engine):
+            return isinstance(engine, VllmEngine)
+        case StepSearch(judge=StepJudge(engine=engine)):
             return isinstance(engine, VllmEngine)
     return step.stage in MODEL_STAGES
 

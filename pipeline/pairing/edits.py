@@ -48,13 +48,17 @@ def check_lines(knob: str, path: str, bad: list[tuple[int, str]]) -> None:
 
 
 def apply_edits(
-    knob: str, pairs: pl.DataFrame, edits: Iterable[Row], tokenise: Tokenise
+    knob: str, pairs: pl.DataFrame, edits: Iterable[Row], tokenise: Tokenise, ranked: bool = False
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, list[int]]]:
     """The pairs after the edits, the dropped ones, and the tokens of each new text by its new
-    id."""
+    id.
+
+    `ranked`: an edited chosen answer is also chosen over the one that it replaces, and that pair
+    stays.
+    """
     rows = {(row["chosen_id"], row["rejected_id"]): row for row in pairs.iter_rows(named=True)}
     new_tokens: dict[str, list[int]] = {}
-    dropped = []
+    dropped, ranking = [], dict[tuple[str, str], list[Row]]()
     for number, edit in enumerate(edits, 1):
         key, place = (edit["chosen_id"], edit["rejected_id"]), f"{knob}, line {number}"
         if key not in rows:
@@ -74,8 +78,11 @@ def apply_edits(
             case "swap":
                 rows[key] = _swap_sides(row)
             case "replace":
-                rows[key] = _replace_texts(place, edit, row, tokenise, new_tokens)
-    kept = pl.DataFrame(list(rows.values()), schema=pairs.schema)
+                rows[key] = new = _replace_texts(place, edit, row, tokenise, new_tokens)
+                if ranked and new["chosen_id"] != row["chosen_id"]:
+                    ranking[key] = [row, _put_over_chosen(new, row)]
+    every = [one for key, row in rows.items() for one in (row, *ranking.get(key, ()))]
+    kept = pl.DataFrame(every, schema=pairs.schema)
     gone = pl.DataFrame(dropped, schema={**pairs.schema, "reason": pl.String, "detail": pl.String})
     return kept, to_dropped("pair", gone), new_tokens
 
@@ -98,6 +105,12 @@ def _swap_sides(row: Row) -> Row:
             if name.startswith(side):
                 swapped[name] = row[name.replace(side, other[side], 1)]
     return {**row, **swapped, "margin": None}
+
+
+def _put_over_chosen(new: Row, row: Row) -> Row:
+    """A pair of an edited answer and the chosen one that it was made of."""
+    columns = [name for name in row if name.startswith("chosen")]
+    return {**new, **{name.replace("chosen", "rejected", 1): row[name] for name in columns}}
 
 
 def _replace_texts(

@@ -163,6 +163,8 @@ def has_good_rejected(cfg: PairRound) -> pl.Expr | None:
 
 def exceeds_limits(cfg: PairRound) -> pl.Expr:
     answer = pl.max_horizontal("chosen_tokens", "rejected_tokens")
+    if cfg.continues_answers:
+        return pl.col("prompt_tokens") + answer > cfg.limits.prompt + cfg.limits.completion
     return (pl.col("prompt_tokens") > cfg.limits.prompt) | (answer > cfg.limits.completion)
 
 

@@ -3,7 +3,8 @@
 With the policy's tokenizer, for every pair: a prompt's tokens are those of its rendered template,
 whose BOS is not doubled; an answer contains no BOS; both answers end with a stop token; the
 template of the whole conversation begins with the sampled prompt. The tokens of an answer that the
-policy sampled read as its text.
+policy sampled read as its text. Where a pair continues an answer, the tokens of its beginning
+follow the template's, and a side may end without a stop token.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pipeline.config import POLICY, POOL, PairConfig
 from pipeline.errors import UserError
 from pipeline.models.bos import REMEDY, contains_bos, starts_with_two_bos
 from pipeline.pairing.selection import OFFLINE, ON_POLICY
+from pipeline.pairing.step_pairs import split_beginning
 
 SIDES = "chosen", "rejected"
 AROUND = 4  # tokens shown before and after the first one that differs
@@ -54,8 +56,15 @@ def _find_faults(
     cfg: PairConfig, row: dict[str, Any], chat: ModelTokenizer
 ) -> Iterator[tuple[TokenFault, str]]:
     prompt = row["prompt_token_ids"]
-    rendered = chat.render(row["prompt"], cfg.template_kwargs, generation=True)
+    messages, begun = split_beginning(row["prompt"])
+    rendered = chat.render(messages, cfg.template_kwargs, generation=True)
     expected = chat.encode_text(rendered)
+    if begun is not None:  # the sampler's own tokens of the answer's beginning follow
+        beginning = prompt[len(expected) :]
+        prompt = prompt[: len(expected)]
+        if (decoded := _decode_answer(chat, beginning)) != begun:
+            what = "the tokens of the answer's beginning do not read as its text"
+            yield TokenFault(what, _remedy(row, chat)), describe_difference(begun, decoded)
     if starts_with_two_bos(expected, chat.bos):
         what = "the chat template's prompt begins with two BOS"
         yield TokenFault(what, REMEDY), _show_start(chat, expected)
@@ -73,7 +82,9 @@ def _find_faults_of_side(
 ) -> Iterator[tuple[TokenFault, str]]:
     ids, text = row[f"{side}_token_ids"], row[side][-1]["content"]
     is_sampled = row["origin"] in (ON_POLICY, POOL) and row[f"{side}_source"] == POLICY
-    if not ids or (ids[-1] not in chat.stop_ids and not cfg.filters.allow_truncated):
+    messages, begun = split_beginning(row["prompt"])
+    may_be_open = cfg.filters.allow_truncated or begun is not None
+    if not ids or (ids[-1] not in chat.stop_ids and not may_be_open):
         what = f"{side} does not end with a stop token"
         yield (
             TokenFault(what, _remedy(row, chat)),
@@ -84,7 +95,8 @@ def _find_faults_of_side(
         if has_bos:
             detail = f"{chat.tokenizer.bos_token} in {text[:80]!r}"
             yield TokenFault(f"{side} contains a BOS", REMOVE_BOS), detail
-    whole = chat.render([*row["prompt"], *row[side]], cfg.template_kwargs, generation=False)
+    answer = {"role": "assistant", "content": (begun or "") + text}
+    whole = chat.render([*messages, answer], cfg.template_kwargs, generation=False)
     if not whole.startswith(rendered):
         what = f"the prompt is not a prefix of the conversation with {side}"
         yield TokenFault(what, KEEP_PROMPT), describe_difference(rendered, whole[: len(rendered)])

@@ -76,10 +76,10 @@ def describe_memory(run_plan: RunPlan, fits: TrainingFits, to_do: list[Step]) ->
     labels: dict[str, list[str]] = {}
     for step, needs, place in _list_engines(run_plan, to_do):
         there = f"there are {place}" if place else "on a GPU (here there is none: main memory)"
-        labels.setdefault(f"memory {needs} · {there}", []).append(step.label_text)
+        labels.setdefault(f"memory {needs} · {there}", []).append(f"{step.stage} {step.label_text}")
     for need, alike in labels.items():
         others = f" and {len(alike) - 1} more" if alike[1:] else ""
-        yield f"  sample {alike[0]}{others}: {need}"
+        yield f"  {alike[0]}{others}: {need}"
     for step in to_do:
         if isinstance(step.config, TrainConfig):
             (first, *rest) = fits.describe(step, step.config)

@@ -16,6 +16,7 @@ from pipeline.config import (
     Block,
     ConversationRequest,
     ReferenceConfig,
+    RevisionRequest,
     SampleRequest,
     ScoreConfig,
     TrainConfig,
@@ -27,10 +28,20 @@ from pipeline.preflight.training_fits import TrainingFits
 from pipeline.progress import LOAD, PHASES, START, WORK
 from pipeline.resources.training_fit import format_duration
 from pipeline.status import RunPlan
-from pipeline.step import Step
+from pipeline.step import Part, Step
 
 # Stages that may take hours.
-LONG_STAGES = ("sft", "reward", "sample", "score", "reference", "train", "benchmark", "duel")
+LONG_STAGES = (
+    "sft",
+    "reward",
+    "sample",
+    "revise",
+    "score",
+    "reference",
+    "train",
+    "benchmark",
+    "duel",
+)
 REFRESH_SECONDS = 15.0  # between two estimates while a step runs
 
 
@@ -139,7 +150,14 @@ class Durations:
         cfg = step.config
         if not isinstance(cfg, SampleRequest) or cfg.wave:
             return None
+        if isinstance(cfg, RevisionRequest):  # two completions for each prompt's first answer
+            first = step.inputs["samples"]
+            every = self._count_completions(first)
+            each = sum(setting.n for setting in first.config.settings.values())
+            return 2 * every // each if every else None
         part = step.inputs["prompts"]
+        if not isinstance(part, Part):  # how many solutions are wrong is not known
+            return None
         known = self._parts if part.step.label == 0 else None
         prompts = cfg.per_round or (known or {}).get(part.part)
         each = sum(setting.n for name, setting in cfg.settings.items() if name != excluded)

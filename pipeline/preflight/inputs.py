@@ -59,9 +59,11 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
         cfg = step.config
         if not isinstance(cfg, SampleRequest) or isinstance(cfg.backend, ScriptedBackend):
             continue
+        if not isinstance(step.inputs.get("prompts"), Part):  # answers to come are in its prompts
+            continue
         if made not in trace_lineage(step.inputs["policy"]):
             continue
-        part: Part = step.inputs["prompts"]
+        part = step.inputs["prompts"]
         table = folder_of(part.step) / part.part
         template, context = find_later_template(made, step), find_context(step)
         identity = cfg.model_dump_json(exclude={"seed", "wave", "purpose", "runtime"})

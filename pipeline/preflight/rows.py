@@ -31,6 +31,7 @@ from pipeline.config import (
     PromptsConfig,
     RefusalScorer,
     RehearsalConfig,
+    RevisionRequest,
     RewardTraining,
     ScoreConfig,
     SftTraining,
@@ -45,6 +46,7 @@ from pipeline.data.safety import check_labels, describe_one_sided
 from pipeline.errors import UserError, collect_faults, run_all
 from pipeline.preflight.prompts import list_prompt_checks
 from pipeline.preflight.scorers import exists
+from pipeline.sampling.principles import read_principles
 from pipeline.scorers.ifeval import NEED_PUNKT, NO_PUNKT, has_punkt
 from pipeline.scorers.judging.columns import read_guide
 from pipeline.step import Step
@@ -74,6 +76,8 @@ def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[],
             yield partial(_read_preferences, data, "reward.data")
         case PairRound(edits=str(path)) as cfg if _is_small(path):
             yield partial(_read_edits, cfg.edits_knob, path)
+        case RevisionRequest(principles=str(path)) as cfg if _is_small(path):
+            yield partial(read_principles, cfg, step.knob)
 
 
 def _find_excluded(cfg: PromptsConfig) -> JsonlDemonstrations | None:

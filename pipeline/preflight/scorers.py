@@ -16,12 +16,15 @@ from pipeline.config import (
     ReportConfig,
     RubricScorer,
     ScoreConfig,
+    StepJudge,
+    StepSearch,
 )
 from pipeline.config.score import count_gpus
 from pipeline.data.label_files import read_sample_labels, read_votes
 from pipeline.preflight.environment import check_gpus
 from pipeline.scorers.judging import PACKAGES, not_installed_error
 from pipeline.scorers.judging.template import (
+    FIRST_WRONG_FIELDS,
     PAIRWISE_FIELDS,
     REFERENCE,
     RUBRIC_FIELDS,
@@ -46,6 +49,8 @@ def list_scorer_checks(step: Step) -> Iterator[Callable[[], object]]:
                 )
         case DuelConfig() as judge:
             yield from list_judge_checks(judge, step.knob)
+        case StepSearch(judge=StepJudge() as judge):
+            yield from list_judge_checks(judge, f"{step.knob}.judge")
         case PairRound(filters=filters) if filters.languages:
             yield partial(check_languages, filters.languages, "pair.filters.languages")
         case ReportConfig(labels=labels):
@@ -61,13 +66,24 @@ def exists(path: str) -> bool:
 
 def list_judge_checks(cfg: Judge, knob: str) -> Iterator[Callable[[], object]]:
     yield partial(check_package, cfg, f"{knob}.engine")
-    needs = RUBRIC_FIELDS if isinstance(cfg, RubricScorer) else PAIRWISE_FIELDS
+    needs = find_fields(cfg)
     if exists(cfg.template):
         yield partial(JudgeTemplate, cfg.template, needs, cfg.form, cfg.seed)
     if cfg.reference_column and exists(cfg.reference_template):
         yield partial(
             JudgeTemplate, cfg.reference_template, {*needs, REFERENCE}, cfg.form, cfg.seed
         )
+
+
+def find_fields(cfg: Judge) -> set[str]:
+    """What a judge's template has to use."""
+    match cfg:
+        case RubricScorer():
+            return RUBRIC_FIELDS
+        case StepJudge():
+            return FIRST_WRONG_FIELDS
+        case _:
+            return PAIRWISE_FIELDS
 
 
 def check_package(cfg: Judge, knob: str) -> None:

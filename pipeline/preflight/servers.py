@@ -14,10 +14,13 @@ from pipeline.config import (
     DuelConfig,
     EndpointBackend,
     Judge,
+    RevisionRequest,
     SampleRequest,
     ScoreConfig,
     ServedModel,
     ServiceRuntime,
+    StepJudge,
+    StepSearch,
 )
 from pipeline.config.base import Server
 from pipeline.step import Step
@@ -29,12 +32,16 @@ PORTS = {"http": 80, "https": 443}
 def list_servers(step: Step) -> Iterator[tuple[str, Server]]:
     """The servers that a Step asks, each with the knob of its block."""
     match step.config:
+        case RevisionRequest(backend=ServedModel() as model):
+            yield f"{step.knob}.backend", model.runtime
         case SampleRequest(backend=ServedModel() as model):
             yield step.knob, model.runtime
         case SampleRequest(backend=EndpointBackend() as backend):
             yield f"{step.knob}.backend", backend.runtime
         case DuelConfig() as judge:
             yield from _list_judge_servers(step.knob, judge)
+        case StepSearch(judge=StepJudge() as judge):
+            yield from _list_judge_servers(f"{step.knob}.judge", judge)
         case ScoreConfig(scorers=scorers):
             for name, scorer in scorers.items():
                 yield from _list_judge_servers(f"{step.knob}.scorers.{name}", scorer)

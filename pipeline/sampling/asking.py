@@ -4,6 +4,11 @@ from pipeline.backends import Message
 from pipeline.config import SamplingSettings
 
 
+def begin_answer(prompt: list[Message], prefix: str) -> list[Message]:
+    """A prompt whose last message is the beginning of its answer."""
+    return [*prompt, {"role": "assistant", "content": prefix}]
+
+
 def build_messages(setting: SamplingSettings, prompt: list[Message]) -> list[Message]:
     """The setting's system text precedes the prompt's own, its examples the prompt's first turn."""
     own = [message for message in prompt[:1] if message["role"] == "system"]

@@ -6,7 +6,7 @@ A shard is written when its last completion has arrived.
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -316,25 +316,34 @@ class SampleCollector:
         self._reported_at = time.monotonic()
 
     def _build_requests(
-        self, prompt_id: str, prompt: list[Message]
+        self,
+        prompt_id: str,
+        prompt: list[Message],
+        prefix: str | None = None,
+        prefix_token_ids: Sequence[int] = (),
     ) -> Iterator[tuple[dict[str, Any], CompletionRequest]]:
-        """A prompt's rows, without their completions yet, and their requests."""
+        """A prompt's rows, without their completions yet, and their requests.
+
+        `prefix`: of an answer that is to be continued. It ends the row's prompt and its tokens.
+        """
         cfg = self.cfg
-        own_ids = self.tokenizer.encode(prompt, cfg.template_kwargs)
+        own_ids = [*self.tokenizer.encode(prompt, cfg.template_kwargs), *prefix_token_ids]
         ids = self.trained.encode(prompt, cfg.template_kwargs) if self.trained else own_ids
+        shown = prompt if prefix is None else asking.begin_answer(prompt, prefix)
         # By name, because the order of the settings in the config is not part of its identity.
         for name, setting in sorted(cfg.settings.items()):
             messages = asking.build_messages(setting, prompt)
             asked_ids = None if ids == own_ids else own_ids
             if setting.has_extra_context:
-                asked_ids = self.tokenizer.encode(messages, cfg.template_kwargs)
+                encoded = self.tokenizer.encode(messages, cfg.template_kwargs)
+                asked_ids = [*encoded, *prefix_token_ids]
             for index in range(setting.n):
                 sample_id = derive_sample_id(cfg, name, prompt_id, index, self.policy)
                 row = {
                     "prompt_id": prompt_id,
                     "sample_id": sample_id,
                     "round": cfg.round,
-                    "prompt": prompt,
+                    "prompt": shown,
                     "prompt_token_ids": ids,
                     "asked_token_ids": asked_ids,
                     "setting": name,

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import write_table
-from pipeline.config import AnswersFile, SampleRequest, TextModel
+from pipeline.config import AnswersFile, SampleRequest
 from pipeline.errors import StageError, pluralize
 from pipeline.sampling.shards import Shards
 
@@ -27,7 +27,7 @@ class Failures:
     def __init__(self, cfg: SampleRequest, shards: Shards, knob: str):
         self._cfg, self._shards, self._max_share = cfg, shards, cfg.runtime.max_failed
         # A baseline known by its texts has its own block, but the limit of all evaluations.
-        self._limits = "evaluate.sample" if isinstance(cfg.backend, TextModel) else knob
+        self._limits = "evaluate.sample" if knob.startswith("evaluate.baselines.") else knob
         self._file = shards.out / "failed.parquet"
         self._rows: list[dict[str, str]] = []
         self._file.unlink(missing_ok=True)

@@ -72,12 +72,17 @@ def merge_turns(out: Path, turns: int) -> Samples:
     for turn, folder in enumerate(folders, 1):
         for shard in sorted((folder / "samples").glob("*.parquet")):
             shutil.copyfile(shard, out / "samples" / f"turn-{turn}-{shard.name}")
+    merge_records(out, folders)
+    return Samples(out)
+
+
+def merge_records(out: Path, folders: list[Path]) -> None:
+    """Merge all turns' lists of dropped and failed rows, and their costs."""
     for name in LIST_FILES:
         tables = [read_table(folder / name) for folder in folders if (folder / name).exists()]
         if tables:
             write_table(out / name, pl.concat(tables))
     note_cost(out, **_sum_costs(folders))
-    return Samples(out)
 
 
 def _sum_costs(folders: list[Path]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from pipeline.errors import UserError, pluralize
 from pipeline.hashing import hash_json
 from pipeline.sampling import asking
 
+PREFIX = "prefix_token_ids"
 # Tokens, and what they include besides the prompt, as a clause for a message.
 PromptLength = tuple[int, str]
 DROPPED_SCHEMA: dict[str, Any] = {
@@ -55,8 +56,13 @@ def find_tied_prompts(cfg: SampleRequest, scores: list[Scores]) -> pl.DataFrame:
 
 
 def select_block(cfg: SampleRequest, prompts: Prompts) -> pl.DataFrame:
-    """This round's prompts: all of them, or the round's block in the order of the file."""
-    rows = prompts.read().select("prompt_id", "prompt")
+    """This round's prompts: all of them, or the round's block in the order of the file.
+
+    Where answers have begun, with their beginnings: `prefix, prefix_token_ids`.
+    """
+    table = prompts.read()
+    names = "prompt_id", "prompt", "prefix", PREFIX
+    rows = table.select(name for name in names if name in table.columns)
     if cfg.per_round is None:
         return rows
     if short := cfg.explain_shortage(rows.height):
@@ -82,7 +88,8 @@ def split_by_length(
     tokenizer, rows = open_tokenizer(), rows.sort("prompt_id")
     faults, longest = [], []
     for row in rows.iter_rows(named=True):
-        lengths = list(measure_lengths(cfg, tokenizer, row["prompt"]))
+        begun = len(row.get(PREFIX) or ())
+        lengths = list(measure_lengths(cfg, tokenizer, row["prompt"], begun))
         longest.append(max(lengths))
         if fault := find_length_fault(cfg, tokenizer.context, lengths):
             faults.append({"prompt_id": row["prompt_id"], **fault})
@@ -136,14 +143,17 @@ def describe_none_fits(cfg: SampleRequest, context: int | None, longest: list[Pr
 
 
 def measure_lengths(
-    cfg: SampleRequest, encoder: PromptEncoder, prompt: list[Message]
+    cfg: SampleRequest, encoder: PromptEncoder, prompt: list[Message], begun: int = 0
 ) -> Iterator[PromptLength]:
-    """The prompt's tokens as trained, then as shown by each setting that adds to it."""
-    yield len(encoder.encode(prompt, cfg.template_kwargs)), ""
+    """The prompt's tokens as trained, then as shown by each setting that adds to it.
+
+    `begun`: tokens of an answer that is to be continued.
+    """
+    yield len(encoder.encode(prompt, cfg.template_kwargs)) + begun, ""
     for name, setting in sorted(cfg.settings.items()):
         if setting.has_extra_context:
             ids = encoder.encode(asking.build_messages(setting, prompt), cfg.template_kwargs)
-            yield len(ids), f" with what the setting {name} shows"
+            yield len(ids) + begun, f" with what the setting {name} shows"
 
 
 def find_length_fault(

@@ -36,6 +36,7 @@ from pipeline.pairing import (
     selection,
     sources,
     split,
+    step_pairs,
     token_checks,
 )
 from pipeline.pairing.candidates import join_candidates, read_samples
@@ -64,15 +65,21 @@ def run(
     prior: Logps | None = None,
     pool_logps: list[Logps] | None = None,
     earlier: list[Pairs] | None = None,
+    steps: Prompts | None = None,
 ) -> Pairs:
     """`pool`: answers of other sources than the policy, in its tokens.
 
     `prior` and `pool_logps` are under SFT, of offline rows and of the pool's answers. `earlier`:
-    the pairs of the rounds before, where a prompt has a budget over all rounds.
+    the pairs of the rounds before, where a prompt has a budget over all rounds. `steps`: wrong
+    steps of solutions; then `samples` are continuations from before them.
     """
     from pipeline.backends.chat import ModelTokenizer
 
     builder = PairBuilder(cfg, out, ModelTokenizer(policy), has_pool=bool(pool))
+    if steps:
+        samples, scores, builder.summary["steps"] = step_pairs.write_candidates(
+            cfg, out / "scratch" / "steps", builder.chat, steps, samples or [], scores or []
+        )
     if samples or pool:
         answers = {**(pool or {}), POLICY: samples or []}  # the order of the scores
         builder.add_samples(answers, scores or [], prompts, pool_logps or [])
@@ -255,7 +262,11 @@ class PairBuilder:
         def tokenise(prompt_id: str, text: str) -> list[int]:
             return self.chat.encode_answer(asked[prompt_id], text, self.cfg.template_kwargs)
 
-        self.kept, dropped, tokens = edits.apply_edits(knob, self.kept, lines.rows, tokenise)
+        before = self.kept.height
+        self.kept, dropped, tokens = edits.apply_edits(
+            knob, self.kept, lines.rows, tokenise, self.cfg.rank_edits
+        )
+        self.summary["pairs_in"] += self.kept.height + dropped.height - before
         self.dropped.append(dropped)
         new = {"sample_id": list(tokens), "token_ids": list(tokens.values())}
         self._add_answers(pl.DataFrame(new, schema=ANSWERS))

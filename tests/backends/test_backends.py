@@ -29,8 +29,8 @@ from pipeline.config import BackendConfig, Limits, vllm_args
 from pipeline.data import synthetic
 from pipeline.errors import UserError
 from pipeline.models.quantization_gap import measure_gap
+from pipeline.sampling import sampler
 from pipeline.sampling.stop_strings import cut_at_stop
-from pipeline.stages import sample
 from tests.stages import test_sample
 from tests.support.house import HOUSE, composed
 from tests.support.tiny import CHAT, WORDS, tiny_model, tiny_tokenizer
@@ -347,7 +347,7 @@ def test_what_vllm_cannot_run_beside_its_base_is_merged(
 ):
     card(80)
     adapter, _ = write_adapter(policy, name, **shape)
-    served = sample.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path)
+    served = sampler.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path)
     assert (served.adapter is None) == (beside is None)
     if beside:
         assert choose_engine_rank(served.adapter) == beside
@@ -358,7 +358,7 @@ def test_on_a_cpu_every_adapter_is_merged_for_vllm(card, lora, tmp_path):
     """There vLLM copies an adapter's matrices for each token of a prompt, which takes minutes."""
     adapter, adapted = lora
     card()
-    served = sample.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path)
+    served = sampler.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path)
     assert served.adapter is None
     import torch
     from transformers import AutoModelForCausalLM
@@ -369,7 +369,7 @@ def test_on_a_cpu_every_adapter_is_merged_for_vllm(card, lora, tmp_path):
         assert (merged - adapted(ids).logits).abs().max() < 1e-4
     card(80)
     assert (
-        sample.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path / "gpu").adapter
+        sampler.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path / "gpu").adapter
         == adapter.adapter
     )
 
@@ -379,7 +379,7 @@ def test_the_difference_between_a_policy_and_what_is_sampled_for_it_is_measured(
     policy, lora, tmp_path
 ):
     adapter, _ = lora
-    merged = sample.prepare_policy(test_sample.config(backend=transformers(8)), adapter, tmp_path)
+    merged = sampler.prepare_policy(test_sample.config(backend=transformers(8)), adapter, tmp_path)
     rows = test_sample.run(
         tmp_path / "out", write_prompts(tmp_path), adapter, backend=transformers(8), **SMALL
     )
@@ -394,7 +394,8 @@ def test_an_adapter_of_a_quantised_base_is_merged_and_its_difference_noted(lora,
     quantised = Model(shutil.copytree(adapter.path, adapter.path.with_name("00000000000q")))
     (quantised.path / "model.json").write_text(json.dumps({**adapter.record, "quantization": bits}))
     assert (
-        sample.prepare_policy(test_sample.config(backend=VLLM), quantised, tmp_path).adapter is None
+        sampler.prepare_policy(test_sample.config(backend=VLLM), quantised, tmp_path).adapter
+        is None
     )
     test_sample.run(
         tmp_path / "out", write_prompts(tmp_path), quantised, backend=transformers(8), **SMALL
@@ -660,7 +661,7 @@ def draw(out: Path, prompts: Prompts, policy: Model, workers: int = 1) -> None:
     runtime = {**test_sample.CONFIG["runtime"], "workers": workers}
     how = {"limits": LIMITS.model_dump(), "shard": 3, "runtime": runtime}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "count_grouped", lambda *_: 7)
+        patch.setattr(sampler, "count_grouped", lambda *_: 7)
         test_sample.run(out, prompts, policy, backend=VLLM, **how)
 
 
@@ -695,7 +696,7 @@ def test_vllm_hands_and_their_stage_killed_leave_the_bytes_of_one_engine(
     assert 7 <= len(listed) < 200 and len(listed) % 7 == 0
 
     assert child(workers=1).wait() == 0
-    monkeypatch.setattr(sample, "open_backend", lambda *_: make_running(fast))
+    monkeypatch.setattr(sampler, "open_backend", lambda *_: make_running(fast))
     draw(tmp_path / "whole", prompts, policy)
     assert test_sample.files(out) == test_sample.files(tmp_path / "whole")
 
@@ -708,7 +709,7 @@ def wait_for_shards(out: Path, count: int, stage: "subprocess.Popen[bytes]") -> 
 
 @model
 def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "open_backend", lambda *_: make_running(fast))
+    monkeypatch.setattr(sampler, "open_backend", lambda *_: make_running(fast))
     prompts = write_prompts(tmp_path)
     first = test_sample.run(
         tmp_path / "out", prompts, policy, backend=VLLM, limits=LIMITS.model_dump()
@@ -727,7 +728,7 @@ def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, mon
 def test_vllm_runs_an_adapter_beside_its_base_as_if_merged(card, lora, tmp_path):
     card(80)  # where it does so
     adapter, _ = lora
-    assert sample.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path).adapter
+    assert sampler.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path).adapter
     prompts = test_sample.ask(
         tmp_path / "train", *(f"name {at} facts about the river" for at in range(100))
     )

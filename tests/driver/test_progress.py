@@ -16,7 +16,7 @@ from pipeline.driver.ledger import Ledger
 from pipeline.driver.worker_log import LogWatch
 from pipeline.plan import plan
 from pipeline.progress import Progress, format_clock, print_phase
-from pipeline.sampling import throughput
+from pipeline.sampling import sampler, throughput
 from pipeline.stages import reference, sample
 from tests.stages.test_sample import CONFIG, POLICY, ask
 from tests.stages.test_sample import config as drawing
@@ -113,7 +113,7 @@ def watched(
             lines.append((ticking.now, self.time_left, self.done))
 
     monkeypatch.setattr(throughput, "Progress", Recorded)
-    monkeypatch.setattr(sample, "open_backend", lambda *_: engine)
+    monkeypatch.setattr(sampler, "open_backend", lambda *_: engine)
     asked = ask(tmp_path / "train", *(f"say {at} things" for at in range(prompts)))
     limits = {"prompt": 64, "completion": LIMIT}
     rows = sample.run(
@@ -204,7 +204,7 @@ def test_what_is_counted_of_a_completion_goes_when_it_is_finished(tmp_path):
     asked = ask(tmp_path / "train", *(f"say {at} things" for at in range(6)))
     engine, real = Counting(Clock(), []), throughput.ThroughputMeter.update
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "open_backend", lambda *_: engine)
+        patch.setattr(sampler, "open_backend", lambda *_: engine)
         patch.setattr(
             throughput.ThroughputMeter,
             "update",
@@ -338,5 +338,5 @@ def test_each_engine_says_what_is_waited_for():
     backends = {"scripted": "first completions", "vllm": "vLLM engine", "transformers": "loading"}
     for name, said in backends.items():
         cfg = composed(*SMALL, f"backend@sample.backend={name}").sample.request("train")
-        assert said in sample.describe_start(cfg)
+        assert said in sampler.describe_start(cfg)
     assert CONFIG["backend"]["kind"] == "scripted" and isinstance(POLICY, Model)

@@ -525,6 +525,27 @@ def test_edits_keep_drop_swap_and_replace_by_id(edited, chat):
     assert pairs.read_funnel()["origin"] == {"edited": 1, "on-policy": 3}
 
 
+def test_an_edited_answer_can_be_put_over_the_one_that_it_was_made_of(tmp_path, paired):
+    file = tmp_path / "pairs.jsonl"
+    lines = line("replace", "p", chosen="by hand"), line("replace", "q", rejected="worse")
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    pairs = paired(HAND, f"pair.edits.1={file}", "pair.rank_edits=true")
+    ranked = all_pairs(pairs).filter(prompt_id="p")
+    texts = {
+        (row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in ranked.to_dicts()
+    }
+    assert texts == {
+        ("by hand", "a good one"),
+        ("by hand", "a bad one"),
+        ("a good one", "a bad one"),
+    }
+    assert all_pairs(pairs).filter(prompt_id="q").height == 1, "a rejected answer replaces its own"
+    funnel = pairs.read_funnel()
+    assert (funnel["pairs_in"], funnel["pairs"]) == (7, 7)
+    over = ranked.filter(pl.col("rejected_id") == "p-0")
+    assert over["rejected_score"].to_list() == [1.0] and over["margin"].to_list() == [None]
+
+
 def test_what_the_model_wrote_comes_back_as_it_is(edited):
     odd = {"p": [("a\0b", 1.0, "stop"), ("a bad one", 0.0, "stop")]}
     pairs = edited(line("swap", "p", chosen="a\0b", rejected="a bad one"), answers=HAND | odd)

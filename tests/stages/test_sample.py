@@ -23,7 +23,7 @@ from pipeline.driver.ledger import summarize_cost
 from pipeline.errors import StageError, UserError
 from pipeline.plan import plan
 from pipeline.resources import worker_pool
-from pipeline.sampling import collector, prompt_selection, shards, throughput
+from pipeline.sampling import collector, prompt_selection, sampler, shards, throughput
 from pipeline.stages import sample
 from tests.support.house import HOUSE, SMALL, Toys, composed, named
 
@@ -291,7 +291,7 @@ def test_only_what_is_missing_or_cut_short_is_drawn_again_and_comes_out_the_same
 
 def test_shards_that_are_sampled_together_are_missing_together(tmp_path, prompts, monkeypatch):
     run(tmp_path / "apart", prompts, shard=2)
-    monkeypatch.setattr(sample, "count_grouped", lambda *_: 2)
+    monkeypatch.setattr(sampler, "count_grouped", lambda *_: 2)
     out = tmp_path / "together"
     run(out, prompts, shard=2)
     whole = files(out)
@@ -323,17 +323,17 @@ def test_only_a_small_model_s_shards_are_sampled_together(
     monkeypatch, parameters, changes, expected
 ):
     known = {} if parameters is None else {"parameters": parameters}
-    monkeypatch.setattr(sample, "parameter_cost", lambda *_: known)
+    monkeypatch.setattr(sampler, "parameter_cost", lambda *_: known)
     backend = composed("recipes=smoke").sample.backend.model_dump()
     cfg = config(**{"backend": backend, "shard": 128} | changes)
-    assert sample.count_grouped(cfg, WEIGHTS) == expected
+    assert sampler.count_grouped(cfg, WEIGHTS) == expected
 
 
 def test_on_a_gpu_nothing_drains_and_each_shard_is_by_itself(card, monkeypatch):
     card(80)
-    monkeypatch.setattr(sample, "parameter_cost", lambda *_: {"parameters": 10**6})
+    monkeypatch.setattr(sampler, "parameter_cost", lambda *_: {"parameters": 10**6})
     cfg = config(backend=composed("recipes=smoke").sample.backend.model_dump())
-    assert sample.count_grouped(cfg, WEIGHTS) == 1
+    assert sampler.count_grouped(cfg, WEIGHTS) == 1
 
 
 def test_a_shard_that_is_not_listed_does_not_count(tmp_path, prompts):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import FUNNEL_FILE, Pairs, read_table
+from pipeline.config import REVISED
 from pipeline.report.analysis.ancestors import Ancestor, read_ancestors
 
 PRUNED = "reasons no longer kept"
@@ -16,7 +17,7 @@ PRUNED = "reasons no longer kept"
 
 def read_funnel(out: Path, pairs: list[Pairs]) -> dict[str, Any]:
     steps = read_ancestors(out)
-    samples = [describe_samples(step) for step in steps if step.stage == "sample"]
+    samples = [describe_samples(step) for step in steps if step.stage in ("sample", "revise")]
     prompts = (read_prompt_funnel(step) for step in steps if step.stage == "prompts")
     return {
         "prompts": next(prompts, None),
@@ -75,7 +76,7 @@ def describe_samples(step: Ancestor) -> dict[str, Any]:
     reasoning = cost.get("reasoning_tokens")
     return {
         "label": step.label,
-        **({"model": share["model"]} if (share := step.config.get("prompt_share")) else {}),
+        **_name_model(step),
         "wave": step.config.get("wave", 0),
         "fingerprint": step.fingerprint,
         "prompts": cost.get("prompts", 0),
@@ -88,6 +89,14 @@ def describe_samples(step: Ancestor) -> dict[str, Any]:
         "reasoning_tokens": reasoning / completions if reasoning else None,
         "quantization_difference": cost.get("quantization_difference"),
     }
+
+
+def _name_model(step: Ancestor) -> dict[str, str]:
+    """Of answers that are not plainly the policy's."""
+    if step.stage == "revise":
+        return {"model": REVISED}
+    share = step.config.get("prompt_share")
+    return {"model": share["model"]} if share else {}
 
 
 def _count_reasons(step: Ancestor, what: str) -> dict[str, int]:

@@ -17,6 +17,7 @@ from pipeline.scorers.judging import JudgeRequest
 SPLIT = "\n---\n"
 PAIRWISE_FIELDS = {"first", "second"}  # that a template has to use
 RUBRIC_FIELDS = {"answer", "criterion"}
+FIRST_WRONG_FIELDS = {"answer"}
 REFERENCE = "reference"  # that a template for prompts with a reference has to use as well
 # What a template may use besides: $labels says what each label of a comparison means.
 OPTIONAL_FIELDS = {"first": {"labels"}, "criterion": {"low", "high"}}

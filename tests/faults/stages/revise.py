@@ -1,0 +1,1 @@
+from tests.support.toys.revise import run as run

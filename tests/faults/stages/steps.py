@@ -1,0 +1,1 @@
+from tests.support.toys.steps import run as run
