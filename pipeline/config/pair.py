@@ -153,6 +153,8 @@ class PairConfig(Block):
     filters: Filters
     mix: Mix
     budget: Budget
+    score_scale: PositiveFloat | None
+    weight: Literal["margin", "confidence", "rows"] | None
     unpaired_threshold: float | None
     limits: Limits
     template_kwargs: dict[str, JsonValue]

@@ -1,7 +1,7 @@
 """Offline preferences in common shapes; each row becomes pairs and unpaired answers, or a fault.
 
-A pair: `prompt` (messages), `chosen`, `rejected` (texts), `chosen_score`, `rejected_score` (or
-None). An unpaired answer: `prompt`, `completion`, `label`.
+A pair: `prompt` (messages), `chosen`, `rejected` (texts), `chosen_score`, `rejected_score`,
+`p_chosen`, `weight` (or None). An unpaired answer: `prompt`, `completion`, `label`.
 """
 
 import math
@@ -219,6 +219,7 @@ TURNS = "conversations", "messages", "prompt"  # columns that may hold all turns
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
 _SCORES = (("chosen_score", "score_chosen"), ("rejected_score", "score_rejected"))
+_OTHERS = "p_chosen", "weight"  # of a pair
 _LISTS = (
     ("all_generated_responses", "all_rm_scores"),
     ("responses", "rewards"),
@@ -239,7 +240,10 @@ def _make_pair(prompt: Messages, chosen: str, rejected: str, row: Row) -> Row:
     scores = {}
     for ours, theirs in _SCORES:
         scores[ours] = _parse_number(row.get(ours, row.get(theirs)))
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **scores}
+    others = {name: _parse_number(row.get(name)) for name in _OTHERS}
+    if (probability := others["p_chosen"]) is not None and not 0 <= probability <= 1:
+        raise RowFault(f"p_chosen={probability:g} is not a probability, from 0 to 1")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **scores, **others}
 
 
 def _parse_number(value: Any) -> float | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from pipeline.config import PairConfig
@@ -16,12 +17,16 @@ SHOWN = 240  # characters of an answer in an example
 POINTS = {"least": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "most": 1.0}
 QUANTITIES = (
     "margin",
+    "p_chosen",
+    "weight",
     "chosen_score",
     "rejected_score",
     "chosen_tokens",
     "rejected_tokens",
     "length_ratio",
 )
+STRENGTHS = "margin", "p_chosen", "weight"  # how much better chosen is: distributions in the report
+BINS = 12
 # Examples: name, the column that they are sorted by, whether descending, how many.
 EXAMPLES = (
     ("most_certain", "margin", True, 7),
@@ -48,11 +53,18 @@ def compute_quantiles(values: pl.Series) -> dict[str, float]:
     return {name: round(float(values.quantile(point) or 0), 6) for name, point in POINTS.items()}
 
 
+def count_bins(values: pl.Series) -> dict[str, list[float]]:
+    """A histogram. A bin excludes its upper edge, but for the last."""
+    counts, edges = np.histogram(values.drop_nulls().to_numpy(), BINS)
+    return {"edges": [round(float(edge), 6) for edge in edges], "pairs": counts.tolist()}
+
+
 def describe_pairs(pairs: pl.DataFrame) -> dict[str, Any]:
     """Of the pairs that `selection.filter_pairs` leaves."""
     return {
         "origin": dict(sorted(pairs["origin"].value_counts().rows())),
-        "margin": compute_quantiles(pairs["margin"]),
+        **{name: compute_quantiles(pairs[name]) for name in STRENGTHS},
+        "histograms": {name: count_bins(pairs[name]) for name in STRENGTHS if pairs[name].count()},
         "chosen_score": compute_quantiles(pairs["chosen_score"]),
         "rejected_score": compute_quantiles(pairs["rejected_score"]),
         "chosen_tokens": compute_quantiles(pairs["chosen_tokens"]),

@@ -26,7 +26,7 @@ def select_block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
 
 
 def to_filter_columns(rows: pl.DataFrame, prior: Logps | None) -> pl.DataFrame:
-    """Offline rows in the columns that the filters read.
+    """Offline rows in the columns that the filters read, and their own `weight`.
 
     `reference` is the log-probability per token, in nats, of the less likely side.
     """
@@ -40,6 +40,7 @@ def to_filter_columns(rows: pl.DataFrame, prior: Logps | None) -> pl.DataFrame:
         origin=pl.lit(OFFLINE),
     )
     table = table.select(*FILTER_COLUMNS).cast(FILTER_COLUMNS)  # type: ignore[arg-type]
+    table = table.with_columns(rows["weight"])
     if prior is None:
         return table.with_columns(reference=pl.lit(None, pl.Float64))
     known = prior.read().select("sample_id", reference=pl.col("logp") / pl.col("tokens"))

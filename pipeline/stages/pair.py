@@ -35,6 +35,7 @@ from pipeline.pairing import (
     mix,
     selection,
     split,
+    strength,
     token_checks,
 )
 from pipeline.pairing.candidates import join_candidates, read_samples, scan_metadata
@@ -117,7 +118,8 @@ class PairBuilder:
             assert prompts is not None, "the plan gives a demonstration its prompts"
             pairs = self._add_demonstrations(cfg.strategy, pairs, prompts)
         signed = label_noise.add_signs(pairs, table, cfg.scorer)
-        self.pairs.append(signed.with_columns(reference=pl.lit(None, pl.Float64)))
+        unknown = (pl.lit(None, pl.Float64).alias(name) for name in ("reference", "weight"))
+        self.pairs.append(signed.with_columns(unknown))
 
     def _summarize_samples(
         self, rows: pl.DataFrame, proposal: selection.Proposal
@@ -186,6 +188,7 @@ class PairBuilder:
     def add_offline(self, offline: Pairs, prior: Logps | None) -> None:
         rows = mix.select_block(self.cfg, offline)
         table = label_noise.add_empty_signs(mix.to_filter_columns(rows, prior))
+        table = table.with_columns(rows["p_chosen"])
         self.pairs.append(table.select(*COLUMNS_WITH_SIGNS))
         known = self.prompts.select("prompt_id")
         offline_prompts = rows.select(*PROMPTS).unique("prompt_id", keep="any")
@@ -241,6 +244,7 @@ class PairBuilder:
     # ── output ───────────────────────────────────────────────────────────────────────────────────
 
     def publish(self) -> None:
+        self.kept = strength.add_strength(self.cfg, self.kept)
         pairs = split.build_pairs(self.kept, self.prompts, self.answers)
         train, dev = split.split_pairs(self.cfg, pairs)
         if self.cfg.budget.at_most is not None:
@@ -297,5 +301,4 @@ class PairBuilder:
 
 PAIR_IDS = ["prompt_id", "chosen_id", "rejected_id"]
 OVER_BUDGET = "over the budget"
-SIGNS = "disagreement", "flip_rate", "annotators", "reference"
-COLUMNS_WITH_SIGNS = [*selection.FILTER_COLUMNS, *SIGNS]
+COLUMNS_WITH_SIGNS = [*selection.FILTER_COLUMNS, *label_noise.SIGNS, "reference", "weight"]
