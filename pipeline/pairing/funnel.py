@@ -1,5 +1,6 @@
 """The funnel of the pairs: counts, quantiles and examples, as JSON, table and dataset card."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ QUANTITIES = (
     "length_ratio",
 )
 STRENGTHS = "margin", "p_chosen", "weight"  # how much better chosen is: distributions in the report
-BINS = 12
+BINS = 12  # at most, of a histogram
 # Examples: name, the column that they are sorted by, whether descending, how many.
 EXAMPLES = (
     ("most_certain", "margin", True, 7),
@@ -54,9 +55,22 @@ def compute_quantiles(values: pl.Series) -> dict[str, float]:
 
 
 def count_bins(values: pl.Series) -> dict[str, list[float]]:
-    """A histogram. A bin excludes its upper edge, but for the last."""
-    counts, edges = np.histogram(values.drop_nulls().to_numpy(), BINS)
-    return {"edges": [round(float(edge), 6) for edge in edges], "pairs": counts.tolist()}
+    """A histogram with round edges. A bin excludes its upper edge, but for the last."""
+    known = values.drop_nulls().to_numpy()
+    low, high = float(known.min()), float(known.max())
+    differs = high - low > 1e-9 * max(abs(low), abs(high))  # more than floating point makes of it
+    step = _round_up((high - low) / BINS) if differs else 1.0
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)
+    edges = [float(f"{step * number:.12g}") for number in range(first, last + 1)]
+    counts, _ = np.histogram(np.clip(known, edges[0], edges[-1]), edges)
+    return {"edges": edges, "pairs": counts.tolist()}
+
+
+def _round_up(width: float) -> float:
+    """To 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(width))
+    return power * next(factor for factor in (1, 2, 5, 10) if factor * power >= width)
 
 
 def describe_pairs(pairs: pl.DataFrame) -> dict[str, Any]:

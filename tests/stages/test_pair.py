@@ -346,8 +346,9 @@ def test_the_weight_is_the_margin_over_its_mean_or_the_probability_s_distance(
     assert {p: row[2] for p, row in strength(pairs).items()} == pytest.approx(expected, abs=1e-6)
     funnel = pairs.read_funnel()
     assert funnel["weight"]["most"] == pytest.approx(expected["q"], abs=1e-6)
-    assert sum(funnel["histograms"]["weight"]["pairs"]) == 2
-    assert len(funnel["histograms"]["weight"]["edges"]) == 13
+    histogram = funnel["histograms"]["weight"]
+    assert histogram["edges"][:2] == {"margin": [0.5, 0.6], "confidence": [0.45, 0.5]}[weight]
+    assert sum(histogram["pairs"]) == 2 and histogram["pairs"][0] == histogram["pairs"][-1] == 1
 
 
 def test_what_a_person_swapped_has_no_probability_and_no_weight(paired, tmp_path):
