@@ -30,16 +30,8 @@ def main() -> None:
 
 def table() -> dict[str, dict[str, Any]]:
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
-    from trl.experimental.cpo import CPOConfig, CPOTrainer
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-    trainers = {
-        DPOConfig: DPOTrainer,
-        SFTConfig: SFTTrainer,
-        KTOConfig: KTOTrainer,
-        CPOConfig: CPOTrainer,
-        ORPOConfig: ORPOTrainer,
-    }
+    trainers = {DPOConfig: DPOTrainer, SFTConfig: SFTTrainer, KTOConfig: KTOTrainer}
     return {config.__name__: facts(config, trainer) for config, trainer in trainers.items()}
 
 

@@ -27,6 +27,7 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_mix(cfg)
     yield from _check_edits(cfg)
     yield from _check_guards(cfg)
+    yield from _check_pair_columns(cfg)
     yield from _check_samples_per_prompt(cfg)
     yield from find_pool_faults(cfg)
     yield from _check_best_of_n(cfg)
@@ -307,6 +308,22 @@ def _check_mix(cfg: "Config") -> Iterator[str]:
         yield (
             "pair.filters.min_reference: it filters answers of others, and there are none:"
             " pair.mix.offline=0 and sample.pool is empty."
+        )
+
+
+def _check_pair_columns(cfg: "Config") -> Iterator[str]:
+    """What the training reads of the pairs has to be known of them."""
+    column = cfg.train.weight.column
+    if column == "weight" and cfg.pair.weight is None:
+        yield (
+            "train.weight.column=weight: pair.weight is null, so no pair has one."
+            " Give pair.weight=margin, confidence or rows"
+        )
+    unknown = {*cfg.train.pair_columns, column} & {"margin", "p_chosen"}
+    if unknown and cfg.pair.strategy.kind == "demonstration" and cfg.pair.mix.on_policy:
+        yield (
+            f"pair.strategy.kind=demonstration: a demonstration has no score, so its pairs have no"
+            f" {min(unknown)}, which the training reads. Give another pair=, or train=dpo"
         )
 
 

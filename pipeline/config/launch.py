@@ -30,7 +30,7 @@ class TrainerRuntime(Block):
 
 
 class LaunchedRuntime(TrainerRuntime):
-    """`typical_learning_rate` is what the learning rate is held against; `gpu_hour` is a price."""
+    """`typical_…` is what the learning rate and β are held against; `gpu_hour` is a price."""
 
     micro_batch: PositiveInt | Literal["auto"]  # type: ignore[assignment]
     processes: PositiveInt | Literal["auto"]
@@ -44,6 +44,7 @@ class LaunchedRuntime(TrainerRuntime):
     memory: PositiveFloat
     keep_checkpoints: bool
     typical_learning_rate: PositiveFloat
+    typical_beta: PositiveFloat | None
     gpu_hour: NonNegativeFloat | None
 
     @model_validator(mode="after")

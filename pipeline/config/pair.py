@@ -198,6 +198,8 @@ class PairConfig(Block):
     mix: Mix
     budget: Budget
     rank_edits: bool
+    score_scale: PositiveFloat | None
+    weight: Literal["margin", "confidence", "rows"] | None
     unpaired_threshold: float | None
     limits: Limits
     template_kwargs: dict[str, JsonValue]

@@ -17,8 +17,24 @@ from pipeline.config.base import Block, Seed, Share, TrainingDtype
 from pipeline.config.demonstrations import OptionalRehearsal
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.launch import SHARDED_WEIGHTS, LaunchedRuntime, TrainerRuntime
-from pipeline.config.trl_args import check_args, couples_rows
+from pipeline.config.trl_args import LOSS_COLUMNS, check_args, couples_rows
 from pipeline.errors import pluralize
+
+# The values of β that are published and in use, by loss. A margin per token needs a larger one.
+TYPICAL_BETA: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("sigmoid", "cdpo", "robust", "hinge", "exo_pair", "aot", "aot_unpaired", "apo_zero",
+         "apo_down", "discopop", "soft_sigmoid", "kto", "apo_zero_unpaired"),
+        (0.01, 0.5),
+    ),
+    **dict.fromkeys(("bco_pair", "nca_pair"), (0.001, 0.1)),
+    **dict.fromkeys(("ipo", "soft_ipo"), (0.01, 1.0)),
+    **dict.fromkeys(("sppo", "sppo_hard"), (0.001, 0.1)),
+    "reward_aware": (0.001, 0.5),
+    **dict.fromkeys(("sigmoid_norm", "simpo"), (2.0, 10.0)),
+    "orpo": (0.05, 1.0),
+}  # fmt: skip
+MAX_BETA_FACTOR = 20
 
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
 
@@ -109,10 +125,38 @@ AdapterConfig = Annotated[
 ]
 
 
+def explain_unusual_beta(losses: list[str], beta: float, typical: float | None) -> str | None:
+    """What is unusual about β, 20 times off or further; None: nothing is."""
+    for name in losses:
+        low, high = (typical, typical) if typical else TYPICAL_BETA.get(name, (beta, beta))
+        if low / MAX_BETA_FACTOR < beta < high * MAX_BETA_FACTOR:
+            continue
+        way = "less" if beta < low else "more"
+        usually = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        return (
+            f"beta={beta:g} is {MAX_BETA_FACTOR} times {way} than {name} usually has"
+            f" ({usually}), or further off"
+        )
+    return None
+
+
+class PairWeight(Block):
+    """What multiplies each pair's gradient: a column of the pairs."""
+
+    column: Literal["weight", "margin"] | None
+    scale: PositiveFloat
+
+
+class TokenMask(Block):
+    format_tokens: bool
+
+
 class TrainConfig(Optimization):
-    trainer: Literal["dpo", "cpo", "orpo", "kto"]
+    trainer: Literal["dpo", "kto"]
     loss: Annotated[list[str], Field(min_length=1)]
     loss_weights: list[float] | None
+    weight: PairWeight
+    mask: TokenMask
     beta: PositiveFloat
     reference_logps: Literal["precomputed", "online", "none"]
     loss_group: PositiveInt | None
@@ -122,6 +166,17 @@ class TrainConfig(Optimization):
     rehearsal: OptionalRehearsal
     args: dict[str, JsonValue]
     runtime: LaunchedRuntime
+
+    @property
+    def outside_identity(self) -> frozenset[str]:
+        """A training that uses neither of these is what it was without the knob."""
+        used = {"weight": self.weight.column, "mask": self.mask.format_tokens}
+        return frozenset(name for name, value in used.items() if not value)
+
+    @property
+    def pair_columns(self) -> list[str]:
+        """The columns of the pairs that the losses read."""
+        return sorted({LOSS_COLUMNS[name] for name in self.loss if name in LOSS_COLUMNS})
 
     @model_validator(mode="after")
     def _check_learning_rate(self) -> Self:
@@ -135,6 +190,28 @@ class TrainConfig(Optimization):
                 f"learning_rate={self.learning_rate:g} is over {in_words} times the usual rate"
                 f" ({usual:g}): it breaks models more often than it trains them;"
                 f" give train.runtime.typical_learning_rate={self.learning_rate:g} if you mean it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_pair_knobs(self) -> Self:
+        """What holds for pairs means nothing for single answers, and a mask changes references."""
+        if self.trainer == "kto" and (self.weight.column or self.mask.format_tokens):
+            knob = "weight.column" if self.weight.column else "mask.format_tokens"
+            raise ValueError(
+                f"{knob}: kto trains on unpaired answers, and this is of pairs;"
+                " its own weights are args.desirable_weight and args.undesirable_weight"
+            )
+        if self.weight.column and (sorting := {"aot", "aot_unpaired"} & {*self.loss}):
+            raise ValueError(
+                f"weight.column: {min(sorting)} compares sorted values, which belong to no pair"
+            )
+        if self.mask.format_tokens and "orpo" in self.loss:
+            raise ValueError("mask.format_tokens: the likelihood of orpo is of prompts as well")
+        if self.mask.format_tokens and self.reference_logps == "precomputed":
+            raise ValueError(
+                "mask.format_tokens: precomputed reference values are of whole answers;"
+                " give reference_logps=online"
             )
         return self
 
@@ -155,6 +232,15 @@ class TrainConfig(Optimization):
         return self
 
     @model_validator(mode="after")
+    def _check_beta(self) -> Self:
+        if fault := explain_unusual_beta(self.loss, self.beta, self.runtime.typical_beta):
+            raise ValueError(
+                f"{fault}: each loss has its own scale;"
+                f" give train.runtime.typical_beta={self.beta:g} if you mean it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_sharding(self) -> Self:
         launch = self.runtime.launch
         if launch in SHARDED_WEIGHTS and self.adapter.kind == "qlora":
@@ -168,7 +254,7 @@ class TrainConfig(Optimization):
     @model_validator(mode="after")
     def _check_loss_group(self) -> Self:
         """`loss_group` counts the rows that a loss couples: `runtime` must not change results."""
-        coupled = couples_rows(self.trainer, self.args, self.loss)
+        coupled = couples_rows(self.trainer, self.loss)
         names, micro = ", ".join(self.loss), self.runtime.micro_batch
         if not coupled and self.loss_group is not None:
             raise ValueError(

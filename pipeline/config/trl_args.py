@@ -11,45 +11,43 @@ from typing import Any
 
 from pipeline.errors import suggest
 
-CONFIG_CLASS = {"dpo": "DPOConfig", "cpo": "CPOConfig", "orpo": "ORPOConfig", "kto": "KTOConfig"}
+CONFIG_CLASS = {"dpo": "DPOConfig", "kto": "KTOConfig"}
 
 DPO_LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard",
     "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 )  # fmt: skip
+# Ours, in training/trainers/losses.py. cdpo is composed of TRL's: it dropped label smoothing from
+# sigmoid.
+OWN_LOSSES = ("soft_sigmoid", "soft_ipo", "sppo", "reward_aware", "simpo", "orpo")
 LOSSES = {
-    "dpo": (*DPO_LOSSES, "cdpo"),  # cdpo is ours: TRL dropped label smoothing from sigmoid
-    "cpo": ("sigmoid", "hinge", "ipo", "simpo"),
-    "orpo": ("orpo",),
+    "dpo": (*DPO_LOSSES, "cdpo", *OWN_LOSSES),
     "kto": ("kto", "apo_zero_unpaired"),
 }
-SMOOTHED_LOSSES = {
-    "dpo": ("cdpo", "robust", "exo_pair", "aot", "aot_unpaired"),
-    "cpo": ("sigmoid", "simpo"),
+# The column of the pairs that a loss reads.
+LOSS_COLUMNS = {
+    "soft_sigmoid": "p_chosen",
+    "soft_ipo": "p_chosen",
+    "sppo": "p_chosen",
+    "reward_aware": "margin",
 }
-LOGPS_BY_TRAINER = {
-    "dpo": ("precomputed", "online"),
-    "kto": ("online",),
-    "cpo": ("none",),
-    "orpo": ("none",),
-}
+SMOOTHED_LOSSES = {"dpo": ("cdpo", "robust", "exo_pair", "aot", "aot_unpaired", "simpo")}
+# Arguments of our own losses, which TRL's config does not have.
+OWN_ARGS = {"simpo_gamma": "simpo", "alpha": "simpo", "reward_scale": "reward_aware"}
+LOGPS_BY_TRAINER = {"dpo": ("precomputed", "online", "none"), "kto": ("online",)}
+# These have no reference; the others of the second line mean something without one.
+FREE_LOSSES = ("simpo", "orpo")
+LOSSES_WITHOUT_REFERENCE = (*FREE_LOSSES, "sft", "sigmoid", "cdpo", "hinge", "ipo", "sigmoid_norm")
 # Losses of a row that depend on the other rows: these sort rows, or average over their tokens.
-COUPLED_LOSSES = {
-    "dpo": ("aot", "aot_unpaired", "sft"),
-    "cpo": (),
-    "orpo": ("orpo",),
-    "kto": ("kto",),
-}
+COUPLED_LOSSES = {"dpo": ("aot", "aot_unpaired", "sft", "orpo"), "kto": ("kto",)}
 
 # In older guides but not in the installed TRL: what to use instead.
 REMOVED_LOSSES = {
     "kto": "KTO is a separate trainer: use train=kto",
     "kto_pair": "KTO is a separate trainer: use train=kto",
     "bco": "use train=bco_pair",
-    "simpo": "SimPO has no reference: use train=simpo",
-    "cpo": "CPO has no reference: use train=cpo",
+    "cpo": "use train=cpo",
     "alphapo": "use train=simpo train.args.alpha=0.25",
-    "orpo": "ORPO is a separate trainer: use train=orpo",
     "aot_pair": "use train=aot",
     "rpo": "use train=rpo",
     "apo_zero_unpaired": "it learns from unpaired answers: use train=apo_zero_unpaired",
@@ -57,12 +55,16 @@ REMOVED_LOSSES = {
 REMOVED_ARGS = {
     "max_prompt_length": "prompts are never cut: limits.prompt drops longer ones and counts them",
     "max_target_length": "use limits.completion",
+    "max_completion_length": "use limits.completion; training cuts nothing",
+    "generate_during_eval": "use train.guards.prompts, the dev prompts that are answered",
+    "padding_value": "the tokenizer's own is used",
     "reference_free": "use train=simpo or train=cpo, which need no reference",
     "force_use_ref_model": "use train.reference_logps=online and reference.model=sft|previous|init",
     "ref_model_init_kwargs": "the reference is loaded like the policy",
     "model_adapter_name": "a model has at most one adapter",
     "ref_adapter_name": "use reference.model=sft|previous|init",
     "rpo_alpha": "use train=rpo, and train.loss_weights=[1,ALPHA]",
+    "cpo_alpha": "use train=cpo, or train.loss=[simpo,sft], and train.loss_weights=[1,ALPHA]",
     "label_pad_token_id": "lengths, not labels, decide which tokens are trained",
     "is_encoder_decoder": "the pipeline trains causal models",
     "tools": "pass them to the chat template: template.kwargs",
@@ -90,10 +92,6 @@ SET_BY_STAGE = {
     "weight_decay": "use train.weight_decay",
     "max_grad_norm": "use train.clip",
     "max_length": "use train.max_length",
-    "max_completion_length": "use limits.completion; training cuts nothing",
-    "is_encoder_decoder": "the pipeline trains causal models",
-    "generate_during_eval": "the evaluation shows the model's answers",
-    "padding_value": "the tokenizer's own is used",
     "seed": "use train.seed",
     "data_seed": "use train.seed",
     "bf16": "use train.dtype",
@@ -160,7 +158,8 @@ def check_args(
         *_find_unknown_losses(trainer, loss),
         *_find_unusable_keys(trainer, args),
         *_find_keys_without_loss(trainer, args, loss),
-        *_check_reference_keys(trainer, args, logps, adapter),
+        *_check_reference(trainer, loss, logps),
+        *_check_reference_keys(args, logps, adapter),
         *_check_sampling_strategy(args),
     ]
     if dropout and args.get("disable_dropout", True):
@@ -171,11 +170,9 @@ def check_args(
         raise ValueError("\n  ".join(faults))
 
 
-def couples_rows(trainer: str, args: Mapping[str, Any], loss: list[str]) -> bool:
+def couples_rows(trainer: str, loss: list[str]) -> bool:
     """Whether the rows that share a forward pass change the loss, so that their number matters."""
-    return bool(set(loss) & set(COUPLED_LOSSES[trainer])) or (
-        trainer == "cpo" and args.get("cpo_alpha", 1.0) != 0
-    )
+    return bool(set(loss) & set(COUPLED_LOSSES[trainer]))
 
 
 def _find_unknown_losses(trainer: str, loss: list[str]) -> Iterator[str]:
@@ -194,9 +191,14 @@ def _find_unusable_keys(trainer: str, args: Mapping[str, Any]) -> Iterator[str]:
     owner = f"TRL's {CONFIG_CLASS[trainer]}"
     known = load_trl_fields()[CONFIG_CLASS[trainer]]
     ignored = {**known["ignored"], **IGNORED_ARGS}
-    free = [name for name in known["fields"] if name not in SET_BY_STAGE and name not in ignored]
-    for key in args:
-        if key in REMOVED_ARGS and key not in known["fields"]:
+    own = OWN_ARGS if trainer == "dpo" else {}
+    fields = [*known["fields"], *own]
+    free = [name for name in fields if name not in SET_BY_STAGE and name not in ignored]
+    for key, value in args.items():
+        if key in own:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                yield f"args.{key}={value}: expected a number"
+        elif key in REMOVED_ARGS and key not in known["fields"]:
             yield f"args.{key} is gone from {owner}: {REMOVED_ARGS[key]}"
         elif key in SET_BY_STAGE or key.startswith("hub_"):
             instead = SET_BY_STAGE.get(key, "a run uploads nothing")
@@ -213,14 +215,14 @@ def _find_keys_without_loss(
     yield from _check_smoothing(trainer, args, loss)
     needs = {
         "discopop_tau": "discopop" in loss,
-        "simpo_gamma": "simpo" in loss,
+        **{key: name in loss for key, name in OWN_ARGS.items()},
         "f_alpha_divergence_coef": args.get("f_divergence_type") == "alpha_divergence",
         "ref_model_mixup_alpha": bool(args.get("sync_ref_model")),
         "ref_model_sync_steps": bool(args.get("sync_ref_model")),
     }
     wanted = {
         "discopop_tau": "loss=[discopop]",
-        "simpo_gamma": "loss=[simpo]",
+        **{key: f"loss=[{name}]" for key, name in OWN_ARGS.items()},
         "f_alpha_divergence_coef": "args.f_divergence_type=alpha_divergence",
         "ref_model_mixup_alpha": "args.sync_ref_model=true",
         "ref_model_sync_steps": "args.sync_ref_model=true",
@@ -228,6 +230,10 @@ def _find_keys_without_loss(
     for key, fits in needs.items():
         if key in args and not fits:
             yield f"args.{key} would be ignored without {wanted[key]}"
+    for name in (name for name in loss if name in OWN_LOSSES):
+        for key in ("ld_alpha", "f_divergence_type", "use_weighting"):
+            if args.get(key) not in (None, False, "reverse_kl"):
+                yield f"args.{key} would be ignored by {name}, which is not TRL's"
 
 
 def _check_smoothing(trainer: str, args: Mapping[str, Any], loss: list[str]) -> Iterator[str]:
@@ -249,22 +255,34 @@ def _check_sampling_strategy(args: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _check_reference_keys(
-    trainer: str, args: Mapping[str, Any], logps: str, adapter: str
-) -> Iterator[str]:
-    """Precomputed reference values (`reference`) are plain sums under one fixed model."""
+def _check_reference(trainer: str, loss: list[str], logps: str) -> Iterator[str]:
+    """Whether trainer and losses have a reference, and from where."""
     if logps not in LOGPS_BY_TRAINER[trainer]:
         why = {
             "none": "it needs a reference",
             "precomputed": "the stage reference has no values for it",
-            "online": "it has no reference",
         }[logps]
         yield (
             f"reference_logps={logps} does not fit the trainer {trainer}: {why}."
             f" Give reference_logps={LOGPS_BY_TRAINER[trainer][0]}"
         )
+    elif logps == "none":
+        for name in (name for name in loss if name not in LOSSES_WITHOUT_REFERENCE):
+            yield (
+                f"reference_logps=none does not fit {name}: it needs a reference."
+                " Give reference_logps=precomputed"
+            )
+    elif free := [name for name in loss if name in FREE_LOSSES]:
+        yield (
+            f"reference_logps={logps} does not fit {free[0]}: it has no reference."
+            " Give reference_logps=none"
+        )
+
+
+def _check_reference_keys(args: Mapping[str, Any], logps: str, adapter: str) -> Iterator[str]:
+    """Precomputed reference values (`reference`) are plain sums under one fixed model."""
     for key in ("ld_alpha", "sync_ref_model"):
-        if args.get(key) not in (None, False) and logps == "precomputed":
+        if args.get(key) not in (None, False) and logps != "online":
             yield (
                 f"args.{key} changes the reference's values during training:"
                 " use reference_logps=online"

@@ -1,8 +1,9 @@
 """Offline preferences in common shapes; each row becomes pairs and unpaired answers, or a fault.
 
-A pair: `prompt` (messages), `chosen`, `rejected` (texts), `chosen_score`, `rejected_score` (or
-None). An unpaired answer: `prompt`, `completion`, `label`. An answer that calls tools is a list of
-its turns (`tool_turns`), which each model's chat template writes in its own form.
+A pair: `prompt` (messages), `chosen`, `rejected` (texts), `chosen_score`, `rejected_score`,
+`p_chosen`, `weight` (or None). An unpaired answer: `prompt`, `completion`, `label`. An answer that
+calls tools is a list of its turns (`tool_turns`), which each model's chat template writes in its
+own form.
 """
 
 import math
@@ -228,6 +229,7 @@ TURNS = "conversations", "messages", "prompt"  # columns that may hold all turns
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
 _SCORES = (("chosen_score", "score_chosen"), ("rejected_score", "score_rejected"))
+_OTHERS = "p_chosen", "weight"  # of a pair
 _LISTS = (
     ("all_generated_responses", "all_rm_scores"),
     ("responses", "rewards"),
@@ -255,7 +257,10 @@ def _make_pair(prompt: Messages, chosen: Answer, rejected: Answer, row: Row) -> 
     scores = {}
     for ours, theirs in _SCORES:
         scores[ours] = _parse_number(row.get(ours, row.get(theirs)))
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **scores}
+    others = {name: _parse_number(row.get(name)) for name in _OTHERS}
+    if (probability := others["p_chosen"]) is not None and not 0 <= probability <= 1:
+        raise RowFault(f"p_chosen={probability:g} is not a probability, from 0 to 1")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **scores, **others}
 
 
 def _parse_number(value: Any) -> float | None:

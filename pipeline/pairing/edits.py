@@ -16,6 +16,7 @@ from pipeline.pairing.selection import EDITED, to_dropped
 ACTIONS = ["keep", "drop", "swap", "replace"]
 IDS = "chosen_id", "rejected_id"
 SIDES = "chosen", "rejected"
+UNKNOWN = {"margin": None, "p_chosen": None, "weight": None}  # once a person overrules the scores
 Row = dict[str, Any]
 Tokenise = Callable[[str, str], list[int]]  # prompt id, new text → its tokens
 
@@ -97,14 +98,14 @@ def _check_unchanged(place: str, edit: Row, row: Row) -> None:
 
 
 def _swap_sides(row: Row) -> Row:
-    """A person overrules the scores, so the pair has no margin."""
+    """The pair as a person judges it."""
     other = dict(zip(SIDES, reversed(SIDES), strict=True))
     swapped = {}
     for side in SIDES:
         for name in row:
             if name.startswith(side):
                 swapped[name] = row[name.replace(side, other[side], 1)]
-    return {**row, **swapped, "margin": None}
+    return {**row, **swapped, **UNKNOWN}
 
 
 def _put_over_chosen(new: Row, row: Row) -> Row:
@@ -136,4 +137,4 @@ def _replace_texts(
             f"{side}_score": None,
             f"{side}_source": EDITED,
         }
-    return {**new, **dict.fromkeys(changed), "margin": None, "origin": EDITED}
+    return {**new, **dict.fromkeys(changed), **UNKNOWN, "origin": EDITED}

@@ -1,9 +1,11 @@
 """The funnel of the pairs: counts, quantiles and examples, as JSON, table and dataset card."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from pipeline.config import PairRound
@@ -16,12 +18,16 @@ SHOWN = 240  # characters of an answer in an example
 POINTS = {"least": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "most": 1.0}
 QUANTITIES = (
     "margin",
+    "p_chosen",
+    "weight",
     "chosen_score",
     "rejected_score",
     "chosen_tokens",
     "rejected_tokens",
     "length_ratio",
 )
+STRENGTHS = "margin", "p_chosen", "weight"  # how much better chosen is: distributions in the report
+BINS = 12  # at most, of a histogram
 # Examples: name, the column that they are sorted by, whether descending, how many.
 EXAMPLES = (
     ("most_certain", "margin", True, 7),
@@ -48,11 +54,31 @@ def compute_quantiles(values: pl.Series) -> dict[str, float]:
     return {name: round(float(values.quantile(point) or 0), 6) for name, point in POINTS.items()}
 
 
+def count_bins(values: pl.Series) -> dict[str, list[float]]:
+    """A histogram with round edges. A bin excludes its upper edge, but for the last."""
+    known = values.drop_nulls().to_numpy()
+    low, high = float(known.min()), float(known.max())
+    differs = high - low > 1e-9 * max(abs(low), abs(high))  # more than floating point makes of it
+    step = _round_up((high - low) / BINS) if differs else 1.0
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)
+    edges = [float(f"{step * number:.12g}") for number in range(first, last + 1)]
+    counts, _ = np.histogram(np.clip(known, edges[0], edges[-1]), edges)
+    return {"edges": edges, "pairs": counts.tolist()}
+
+
+def _round_up(width: float) -> float:
+    """To 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(width))
+    return power * next(factor for factor in (1, 2, 5, 10) if factor * power >= width)
+
+
 def describe_pairs(pairs: pl.DataFrame) -> dict[str, Any]:
     """Of the pairs that `selection.filter_pairs` leaves."""
     return {
         "origin": dict(sorted(pairs["origin"].value_counts().rows())),
-        "margin": compute_quantiles(pairs["margin"]),
+        **{name: compute_quantiles(pairs[name]) for name in STRENGTHS},
+        "histograms": {name: count_bins(pairs[name]) for name in STRENGTHS if pairs[name].count()},
         "chosen_score": compute_quantiles(pairs["chosen_score"]),
         "rejected_score": compute_quantiles(pairs["rejected_score"]),
         "chosen_tokens": compute_quantiles(pairs["chosen_tokens"]),

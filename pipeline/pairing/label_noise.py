@@ -3,7 +3,8 @@
 Two judgements that are each wrong with probability e, independently, differ with probability
 2e(1-e): the observed differences give the noise, which cannot be observed. `detail` of the deciding
 scorer's rows may hold, as JSON, `flip_rate` (how often the order of two answers changed the
-verdict) and `annotators` (their scores, in one order for all samples).
+verdict), `annotators` (their scores, in one order for all samples) and `wins` (by opponent, the
+probability that a judge prefers this answer). The last two give `p_chosen` as well.
 """
 
 from typing import Any
@@ -14,12 +15,14 @@ from pipeline.pairing.candidates import list_other_scorers
 
 WORTH_SMOOTHING = 0.15
 MAX_SMOOTHING = 0.49  # at a half the labels are a coin's, and no smoothing helps
+SIGNS = "disagreement", "flip_rate", "annotators", "p_chosen"
 
 
 def add_signs(pairs: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.DataFrame:
-    """Adds `disagreement`, `flip_rate` and `annotators` to each pair, null where unknown.
+    """Adds `SIGNS` to each pair, null where unknown.
 
-    `annotators`: how often two of them differ.
+    `annotators`: how often two of them differ. `p_chosen`: the probability that chosen is better,
+    by their votes or a judge's verdict on the two.
     """
     known = pairs.select("chosen_id", "rejected_id").with_row_index("at")
     return pairs.with_columns(
@@ -29,9 +32,7 @@ def add_signs(pairs: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.Data
 
 
 def add_empty_signs(pairs: pl.DataFrame) -> pl.DataFrame:
-    return pairs.with_columns(
-        pl.lit(None, pl.Float64).alias(name) for name in ("disagreement", "flip_rate", "annotators")
-    )
+    return pairs.with_columns(pl.lit(None, pl.Float64).alias(name) for name in SIGNS)
 
 
 def _disagreement(known: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.Series:
@@ -58,18 +59,33 @@ def _read_details(known: pl.DataFrame, own: pl.DataFrame) -> list[pl.Series]:
     details = own.filter(pl.col("detail").str.starts_with("{"))
     if not details.height:
         empty = pl.Series([None] * known.height, dtype=pl.Float64)
-        return [empty.alias("flip_rate"), empty.alias("annotators")]
+        return [empty.alias(name) for name in SIGNS[1:]]
     flip_rate = pl.col("detail").str.json_path_match("$.flip_rate")
     numbers = pl.col("detail").str.json_path_match("$.annotators").str.strip_chars("[]")
     number = pl.element().str.strip_chars().cast(pl.Float64, strict=False)
     details = details.select(
         "sample_id",
+        "detail",
         flips=flip_rate.cast(pl.Float64, strict=False),
         annotators=numbers.str.split(",").list.eval(number),
     )
     flips = _join_sides(known, details, "flips")
-    annotators = _annotator_disagreement(_join_sides(known, details, "annotators"))
-    return [flips.mean_horizontal().alias("flip_rate"), annotators.alias("annotators")]
+    votes = _count_votes(_join_sides(known, details, "annotators"))
+    won = _read_wins(known, details)
+    return [
+        flips.mean_horizontal().alias("flip_rate"),
+        _annotator_disagreement(votes).alias("annotators"),
+        votes["up"].zip_with(votes["up"].is_not_null(), won).alias("p_chosen"),
+    ]
+
+
+def _read_wins(known: pl.DataFrame, details: pl.DataFrame) -> pl.Series:
+    """The judge's probability that chosen beats rejected, where it compared the two."""
+    chosen = details.select("detail", chosen_id="sample_id")
+    table = known.join(chosen, on="chosen_id", how="left", maintain_order="left")
+    path = pl.format('$.wins["{}"]', "rejected_id")
+    won = pl.col("detail").str.json_path_match(path).cast(pl.Float64, strict=False)
+    return table.select(won).to_series()
 
 
 def _join_sides(known: pl.DataFrame, table: pl.DataFrame, column: str) -> pl.DataFrame:
@@ -80,8 +96,8 @@ def _join_sides(known: pl.DataFrame, table: pl.DataFrame, column: str) -> pl.Dat
     return known.select("chosen", "rejected")
 
 
-def _annotator_disagreement(sides: pl.DataFrame) -> pl.Series:
-    """How often two annotators of a pair prefer different sides. Equal scores are half on each."""
+def _count_votes(sides: pl.DataFrame) -> pl.DataFrame:
+    """`up`: the share of a pair's annotators for chosen. Equal scores are half. `n`: how many."""
     same = pl.col("chosen").list.len() == pl.col("rejected").list.len()
     rows = (
         sides.with_row_index("at")
@@ -90,13 +106,18 @@ def _annotator_disagreement(sides: pl.DataFrame) -> pl.Series:
     )
     up = ((pl.col("chosen") - pl.col("rejected")).sign() + 1) / 2
     votes = rows.select("at", up=up).drop_nulls().group_by("at")
+    found = votes.agg(up=pl.col("up").mean(), n=pl.len())
+    every = sides.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("at"))
+    return every.join(found, on="at", how="left", maintain_order="left")
+
+
+def _annotator_disagreement(votes: pl.DataFrame) -> pl.Series:
+    """How often two annotators of a pair prefer different sides."""
     share, n = pl.col("up"), pl.col("n")
     # Of two different annotators among n: p(1-p) + (1-p)p, with n / (n - 1) for drawing without
     # replacement.
     differing = 2 * share * (1 - share) * n / (n - 1)
-    found = votes.agg(up=share.mean(), n=pl.len()).with_columns(differing=differing)
-    every = sides.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("at"))
-    return every.join(found, on="at", how="left", maintain_order="left")["differing"].clip(0, 1)
+    return votes.select(differing.clip(0, 1)).to_series()
 
 
 def estimate_noise(pairs: pl.DataFrame) -> dict[str, Any]:

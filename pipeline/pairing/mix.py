@@ -27,7 +27,7 @@ def select_block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
 
 
 def to_filter_columns(rows: pl.DataFrame, prior: Logps | None) -> pl.DataFrame:
-    """Offline rows in the columns that the filters read.
+    """Offline rows in the columns that the filters read, and their own `weight`.
 
     `reference` is the log-probability per token, in nats, of the less likely side.
     """
@@ -42,6 +42,7 @@ def to_filter_columns(rows: pl.DataFrame, prior: Logps | None) -> pl.DataFrame:
         **{f"{side}_source": pl.lit(OFFLINE) for side in SIDES},
     )
     table = table.select(*FILTER_COLUMNS).cast(FILTER_COLUMNS)  # type: ignore[arg-type]
+    table = table.with_columns(rows["weight"])
     return add_reference(table, [prior] if prior else [])
 
 

@@ -11,7 +11,7 @@ from pipeline.errors import UserError, suggest
 
 PAIR_COLUMNS = (
     "prompt", "chosen", "rejected", "prompt_id", "chosen_id", "rejected_id",
-    "chosen_score", "rejected_score", "margin",
+    "chosen_score", "rejected_score", "margin", "p_chosen", "weight",
     "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "origin",
 )  # fmt: skip
 PAIR_IDS = "prompt_id", "chosen_id", "rejected_id"

@@ -22,8 +22,6 @@ COPIED_FORWARD, COPIED_BACKWARD = 13, 29
 # datasets and polars. Measured as VmRSS less the weights, once the trainer is built: 500 MiB of
 # data, 216 MiB of mapped code.
 LIBRARIES = 716 * MIB
-# Trainers without the fused head, which hold all logits at once.
-UNTILED = ("cpo", "orpo")
 
 
 @dataclass(frozen=True)
@@ -267,14 +265,12 @@ class ProcessMemory:
 
     @property
     def untiled_logits(self) -> int:
-        """How many logits are there at once: of demonstrations always, of pairs in CPO and ORPO."""
-        pair_tokens = self.pair_tokens if self.cfg.trainer in UNTILED else 0
-        return self.shape.vocabulary * (self.rehearsal_tokens + pair_tokens)
+        """How many logits are there at once: those of demonstrations, which no fused head tiles."""
+        return self.shape.vocabulary * self.rehearsal_tokens
 
     @property
     def _logits_forward(self) -> float:
-        # As in concatenated_forward of trl/experimental/cpo/cpo_trainer.py: all in float32 (4); of
-        # the chosen half a contiguous copy (4 / 2) and log-probabilities (4 / 2).
+        # In float32 (4), with a contiguous copy and log-probabilities of about half of them.
         return 8.0 * self.untiled_logits + self._tile_bytes(COPIED_FORWARD)
 
     @property
@@ -286,8 +282,6 @@ class ProcessMemory:
 
     def _tile_bytes(self, copied: int) -> float:
         """A tile of logits, the cast rows of the head that make it, and a CPU's copies of it."""
-        if self.cfg.trainer in UNTILED:
-            return 0.0
         rows = min(TILE_ROWS, self.pair_tokens)
         columns = min(TILE_COLUMNS, self.shape.vocabulary)
         is_cast = self.token.is_full and self.token.is_mixed

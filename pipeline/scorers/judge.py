@@ -193,7 +193,7 @@ def _score_by_wins(
     judged = [verdict for verdict in complete if verdict.is_judged]
     flip_rate = sum(verdict.is_flipped for verdict in judged) / len(judged) if judged else 0.0
     models = _join_names(one.model for verdict in complete for one in (verdict.ab, verdict.ba))
-    detail = json.dumps({"flip_rate": round(flip_rate, 6), "model": models})
+    facts = {"flip_rate": round(flip_rate, 6), "model": models}
     for index, answer in enumerate(answers):
         own = {pair: verdict for pair, verdict in verdicts.items() if index in pair}
         fault = next((verdict.fault for verdict in own.values() if verdict.fault), "")
@@ -201,14 +201,16 @@ def _score_by_wins(
             reason = fault or "its prompt has no other answer to compare it with"
             yield Score(answer.sample_id, None, detail=reason)
             continue
-        wins = [
-            (verdict.weight, probability if index == i else 1 - probability)
-            for (i, _), verdict in own.items()
-            if (probability := verdict.probability) is not None
-        ]
-        weights = sum(weight for weight, _ in wins)
-        score = sum(weight * win for weight, win in wins) / weights
-        yield Score(answer.sample_id, score, detail=detail)
+        wins, weights = dict[str, float](), dict[str, float]()
+        for (i, j), verdict in own.items():
+            if (probability := verdict.probability) is not None:
+                opponent = answers[j if index == i else i].sample_id
+                wins[opponent] = probability if index == i else 1 - probability
+                weights[opponent] = verdict.weight
+        rounded = {opponent: round(probability, 6) for opponent, probability in wins.items()}
+        detail = json.dumps({**facts, "wins": rounded})
+        weighted = sum(weights[opponent] * win for opponent, win in wins.items())
+        yield Score(answer.sample_id, weighted / sum(weights.values()), detail=detail)
 
 
 def _join_names(names: Iterable[str]) -> str:

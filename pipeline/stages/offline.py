@@ -37,6 +37,8 @@ PAIR: dict[str, Any] = {
     "chosen_score": pl.Float64,
     "rejected_score": pl.Float64,
     "margin": pl.Float64,
+    "p_chosen": pl.Float64,
+    "weight": pl.Float64,
     "prompt_token_ids": IDS,
     "chosen_token_ids": IDS,
     "rejected_token_ids": IDS,
@@ -112,6 +114,8 @@ class PolicyEncoder:
             "chosen_score": chosen,
             "rejected_score": rejected,
             "margin": chosen - rejected if is_scored else None,
+            "p_chosen": pair["p_chosen"],
+            "weight": pair["weight"],
             "origin": "offline",
         }
 

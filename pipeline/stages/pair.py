@@ -37,6 +37,7 @@ from pipeline.pairing import (
     sources,
     split,
     step_pairs,
+    strength,
     token_checks,
 )
 from pipeline.pairing.candidates import join_candidates, read_samples
@@ -146,7 +147,8 @@ class PairBuilder:
             signed = label_noise.add_empty_signs(pairs)
         else:
             signed = label_noise.add_signs(pairs, table, cfg.scorer)
-        self.pairs.append(sources.add_reference(signed, pool_logps))
+        known = sources.add_reference(signed, pool_logps)
+        self.pairs.append(known.with_columns(weight=pl.lit(None, pl.Float64)))
 
     def _summarize_samples(
         self, rows: pl.DataFrame, proposal: selection.Proposal
@@ -215,6 +217,7 @@ class PairBuilder:
     def add_offline(self, offline: Pairs, prior: Logps | None) -> None:
         rows = mix.select_block(self.cfg, offline)
         table = label_noise.add_empty_signs(mix.to_filter_columns(rows, prior))
+        table = table.with_columns(rows["p_chosen"])
         self.pairs.append(table.select(*COLUMNS_WITH_SIGNS))
         known = self.prompts.select("prompt_id")
         offline_prompts = rows.select(*PROMPTS).unique("prompt_id", keep="any")
@@ -274,6 +277,7 @@ class PairBuilder:
     # ── output ───────────────────────────────────────────────────────────────────────────────────
 
     def publish(self, earlier: list[Pairs]) -> None:
+        self.kept = strength.add_strength(self.cfg, self.kept)
         pairs = split.build_pairs(self.kept, self.prompts, self.answers)
         train, dev = split.split_pairs(self.cfg, pairs)
         if self.cfg.budget.at_most is not None or self.cfg.budget.per_prompt is not None:
@@ -345,5 +349,4 @@ class PairBuilder:
 
 OVER_BUDGET = "over the budget"
 OVER_PROMPT_BUDGET = "over the budget of its prompt"
-SIGNS = "disagreement", "flip_rate", "annotators", "reference"
-COLUMNS_WITH_SIGNS = [*selection.FILTER_COLUMNS, *SIGNS]
+COLUMNS_WITH_SIGNS = [*selection.FILTER_COLUMNS, *label_noise.SIGNS, "reference", "weight"]

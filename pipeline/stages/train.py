@@ -23,7 +23,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import RehearsalConfig, TrainConfig
 from pipeline.errors import UserError, pluralize
-from pipeline.training import launch, micro_batch
+from pipeline.training import launch, micro_batch, pair_columns
 from pipeline.training.monitoring import curves, model_card
 
 if TYPE_CHECKING:
@@ -145,7 +145,8 @@ def prepare_pairs(
     length = pl.col("prompt_token_ids").list.len() + pl.max_horizontal(chosen, rejected)
     _refuse_too_long(cfg, table.select(length=length), f"{part} pairs")
     sides = [f"{side}_{what}" for side in ("chosen", "rejected") for what in ("id", "token_ids")]
-    table = table.select("prompt_token_ids", *sides)
+    columns = pair_columns.select_columns(cfg, table, part)
+    table = table.select("prompt_token_ids", *sides).with_columns(columns)
     if cfg.reference_logps == "precomputed":
         table = _join_reference(table, logps, part)
     values = [name for name in table.columns if name.startswith("ref_")]
@@ -153,7 +154,7 @@ def prepare_pairs(
         pl.col(f"{name}_token_ids").alias(f"{name}_ids")
         for name in ("prompt", "chosen", "rejected")
     ]
-    return table.select(*ids, *values)
+    return table.select(*ids, *values, *(column.name for column in columns))
 
 
 def prepare_unpaired(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":

@@ -1,4 +1,4 @@
-"""From a config to its trainer: the policy, the reference, and one of four TRL trainers."""
+"""From a config to its trainer: the policy, the reference, and one of two TRL trainers."""
 
 import os
 from pathlib import Path
@@ -39,14 +39,6 @@ def import_trainer(name: str) -> Any:
             from pipeline.training.trainers import dpo
 
             return dpo
-        case "cpo":
-            from pipeline.training.trainers import cpo
-
-            return cpo
-        case "orpo":
-            from pipeline.training.trainers import orpo
-
-            return orpo
         case "kto":
             from pipeline.training.trainers import kto
 
@@ -89,7 +81,7 @@ def build_trainer(
         args=args,
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
-        processing_class=_load_tokenizer(init),
+        processing_class=loading.load_tokenizer(init),
         callbacks=[HeadRegistration(), sharing, start, *_make_callbacks(cfg, out, ledger, guards)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -99,14 +91,6 @@ def build_trainer(
     _remove_copied_adapter(policy)
     _restore_precision(policy, weights)
     return trainer, ledger
-
-
-def _load_tokenizer(init: Model) -> Any:
-    """ORPOTrainer needs a pad token. Padding is masked, so any token will do."""
-    tokenizer = loading.load_tokenizer(init)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _make_callbacks(

@@ -54,6 +54,10 @@ def explain_separate(cfg: TrainConfig, trainer: Any, pairs: "pl.DataFrame") -> s
     """Why each answer gets a separate row. None: two share one."""
     if cfg.trainer != "dpo":
         return "only train.trainer=dpo shares them"
+    if "orpo" in cfg.loss:
+        return "the likelihood of orpo is of prompts as well"
+    if cfg.mask.format_tokens:
+        return "train.mask.format_tokens leaves tokens of the answers out"
     if trainer.aux_loss_enabled:
         return "a mixture of experts balances its load over all tokens"
     if measure_share(pairs, _find_width(trainer)) > WORTHWHILE_SHARE:

@@ -19,7 +19,7 @@ from pipeline.commands.convert.__main__ import convert_file, convert_keys
 from pipeline.commands.convert.recipe import format_value
 from pipeline.commands.convert.rows import UNREAD_TURNS
 from pipeline.config import Config
-from pipeline.config.trl_args import LOSSES
+from pipeline.config.trl_args import DPO_LOSSES
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.golden.converted import FOLDER, INPUTS, render
@@ -111,7 +111,7 @@ def test_the_golden_values_are_those_of_the_files():
 # ── what changes the result ──────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("loss", [*LOSSES["dpo"][:-1], "aot_pair", "kto_pair"])
+@pytest.mark.parametrize("loss", [*DPO_LOSSES, "aot_pair", "kto_pair"])
 def test_each_loss_of_trl_is_an_objective(loss, tmp_path):
     if loss == "sft":
         return  # only in a mix
@@ -132,16 +132,16 @@ def test_each_loss_of_trl_is_an_objective(loss, tmp_path):
         ({"ld_alpha": 0.5}, ["sigmoid"], {"ld_alpha": 0.5}),
         ({"sync_ref_model": True, "ref_model_sync_steps": 9}, ["sigmoid"],
          {"sync_ref_model": True, "ref_model_sync_steps": 9, "ref_model_mixup_alpha": 0.6}),
-        ({"reference_free": True}, ["sigmoid"], {"cpo_alpha": 0.0}),
-        ({"reference_free": True, "label_smoothing": 0.1}, ["sigmoid"],
-         {"cpo_alpha": 0.0, "label_smoothing": 0.1}),
+        ({"reference_free": True}, ["sigmoid"], {}),
+        ({"reference_free": True, "label_smoothing": 0.1}, ["cdpo"], {"label_smoothing": 0.1}),
         ({"reference_free": True, "loss_type": "robust"}, ["robust"], {"label_smoothing": 0.0}),
         ({"sync_ref_model": True}, ["sigmoid"],
          {"sync_ref_model": True, "ref_model_sync_steps": 512, "ref_model_mixup_alpha": 0.6}),
         ({"ref_model_sync_steps": 9, "discopop_tau": 0.1}, ["sigmoid"], {}),
         ({"loss_type": "orpo", "rpo_alpha": 0.5}, ["orpo"], {}),
-        ({"cpo_alpha": 0.5}, ["sigmoid"], {"cpo_alpha": 0.5}),
-        ({"loss_type": "simpo"}, ["simpo"], {"simpo_gamma": 0.5, "cpo_alpha": 1.0}),
+        ({"cpo_alpha": 0.5}, ["sigmoid", "sft"], {}),
+        ({"loss_type": "simpo", "beta": 2.0}, ["simpo", "sft"], {"simpo_gamma": 0.5}),
+        ({"loss_type": "simpo", "beta": 2.0, "cpo_alpha": 0.0}, ["simpo"], {"simpo_gamma": 0.5}),
         ({"f_divergence_type": "js_divergence"}, ["sigmoid"],
          {"f_divergence_type": "js_divergence"}),
     ],
@@ -149,6 +149,20 @@ def test_each_loss_of_trl_is_an_objective(loss, tmp_path):
 def test_what_a_loss_reads_is_carried(keys, loss, args, tmp_path):
     train = compose_keys(tmp_path, {**DPO, **keys}).train
     assert train.loss == loss and train.args == args
+
+
+def test_a_file_for_a_trainer_without_a_reference_needs_none(tmp_path):
+    free = compose_keys(tmp_path, {**DPO, "reference_free": True}).train
+    assert (free.reference_logps, free.loss_weights, free.loss_group) == ("none", None, None)
+    cpo = compose_keys(tmp_path, {**DPO, "cpo_alpha": 0.5}).train
+    assert (cpo.reference_logps, cpo.loss_weights, cpo.loss_group) == ("none", [1.0, 0.5], 4)
+
+
+def test_a_beta_that_would_be_refused_is_allowed_with_a_warning(tmp_path):
+    text = convert(tmp_path, {**DPO, "loss_type": "sigmoid_norm", "beta": 0.05})
+    assert "20 times less than sigmoid_norm usually has" in text
+    assert compose_text(tmp_path, text).train.beta == 0.05
+    assert "typical_beta" not in convert(tmp_path, {**DPO, "beta": 0.05})
 
 
 def test_the_weight_of_imitation_is_the_second_weight(tmp_path):
@@ -396,7 +410,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
 
 def test_the_method_decides_where_the_file_does_not(tmp_path):
     keys = {**DPO, "output_dir": "out/mistral-orpo"}
-    assert compose_keys(tmp_path, keys, method="orpo").train.trainer == "orpo"
+    assert compose_keys(tmp_path, keys, method="orpo").train.loss == ["orpo"]
     assert compose_keys(tmp_path, keys, method="dpo").train.trainer == "dpo"
 
 

@@ -452,6 +452,14 @@ def test_a_score_that_is_nan_is_none(taken):
     assert row["chosen_score"] is None and row["rejected_score"] == 1.0 and row["margin"] is None
 
 
+def test_a_row_s_own_probability_and_weight_are_kept(taken):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "p_chosen": 0.9, "weight": 3}
+    [pair] = taken([row]).read_train().to_dicts()
+    assert (pair["p_chosen"], pair["weight"]) == (0.9, 3.0)
+    with pytest.raises(UserError, match=r"p_chosen=1.5 is not a probability, from 0 to 1"):
+        taken([{**row, "p_chosen": 1.5}])
+
+
 def test_scored_lists_without_a_difference_are_bad_rows(taken):
     made = [
         *rows("simpo"),

@@ -37,7 +37,7 @@ from pipeline.report.formatting import (
 from pipeline.report.render import svg
 from pipeline.report.render.environment import ENVIRONMENT, HERE, render_document
 from pipeline.report.render.examples import choose_examples
-from pipeline.report.render.figures.process import draw_cost
+from pipeline.report.render.figures.process import draw_cost, draw_strength
 from pipeline.report.render.markdown import render_markdown
 from pipeline.report.render.page import render_page
 from pipeline.report.render.table import Cell, ReportTable, find_text_columns
@@ -835,6 +835,14 @@ def test_a_run_without_waves_or_quantised_bases_says_nothing_of_them():
         {**draw(label=1), "quantization_difference": None, "reasoning_tokens": None}
     ]
     assert not re.search("wave|dequantised|of which", render_markdown(report))
+
+
+def test_the_report_draws_how_much_better_chosen_answers_are():
+    histogram = {"edges": [0.5, 0.75, 1.0], "pairs": [3, 1]}
+    [figure] = draw_strength({"round": 2, "histograms": {"p_chosen": histogram}})
+    assert figure.title == "Probabilities of round 2"
+    assert [*figure.rows] == [("0.50 to 0.75", "3"), ("0.75 to 1.00", "1")]
+    assert draw_strength({"round": 2}) == []  # of a run of an earlier version
 
 
 def test_the_cost_shows_where_the_time_of_a_stage_went():

@@ -171,11 +171,8 @@ def test_bytes_of_blocks_with_more_norms(models, tmp_path, name, adapter):
 @pytest.mark.parametrize(
     ("adapter", "changes"),
     [
-        (FULL, {"trainer": "cpo", "loss": ["sigmoid"], "reference_logps": "none", "loss_group": 2}),
-        (
-            RANK_16,
-            {"trainer": "orpo", "loss": ["orpo"], "reference_logps": "none", "loss_group": 2},
-        ),
+        (FULL, {"loss": ["simpo"], "reference_logps": "none"}),
+        (RANK_16, {"loss": ["orpo"], "reference_logps": "none", "loss_group": 2}),
         (
             RANK_16,
             {
@@ -187,9 +184,9 @@ def test_bytes_of_blocks_with_more_norms(models, tmp_path, name, adapter):
             },
         ),
     ],
-    ids=["cpo", "orpo", "kto"],
+    ids=["simpo", "orpo", "kto"],
 )
-def test_bytes_of_other_trainers(models, tmp_path, adapter, changes):
+def test_bytes_of_other_objectives(models, tmp_path, adapter, changes):
     cfg = settled(adapter, **changes)
     assert estimated(cfg, models["tied"]).total == pytest.approx(
         measured(cfg, models["tied"], tmp_path), rel=0.05

@@ -98,7 +98,9 @@ def test_the_better_answer_wins_and_its_score_is_its_chance(judge, tmp_path):
     assert scores["p/2"] == pytest.approx(
         (1 - 0.9525741 + 1 - 0.7310586) / 2
     )  # logistic of 3 and of 1
-    assert json.loads(found[0].detail) == {"flip_rate": 0.0, "model": "good-2026-11-01"}
+    detail = json.loads(found[0].detail)
+    assert detail.pop("wins") == pytest.approx({"p/1": 0.8807971, "p/2": 0.9525741})
+    assert detail == {"flip_rate": 0.0, "model": "good-2026-11-01"}
     assert len(judge.asked()) == 6
 
 

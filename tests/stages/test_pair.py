@@ -2,6 +2,7 @@
 difference."""
 
 import json
+import math
 from functools import cache
 from pathlib import Path
 
@@ -296,6 +297,70 @@ def test_filters_on_signs_use_what_the_scores_say(paired):
     )
 
 
+# ── how much better chosen is ─────────────────────────────────────────────────────────────────────
+
+
+def strength(pairs: Pairs) -> dict[str, tuple]:
+    """`prompt → margin, p_chosen, weight`."""
+    columns = all_pairs(pairs).select("prompt_id", "margin", "p_chosen", "weight")
+    return {row[0]: row[1:] for row in columns.rows()}
+
+
+def test_the_probability_is_the_judge_s_the_votes_or_the_scores(paired):
+    """A judge's verdict on the two and votes come first; scores by Bradley and Terry else."""
+    answers = {
+        "judged": [("a b", 0.9, "stop"), ("c d", 0.2, "stop"), ("e f", 0.5, "stop")],
+        "voted": [("a b", 0.75, "stop"), ("c d", 0.25, "stop")],
+        "scored": [("a b", 3.0, "stop"), ("c d", 1.0, "stop")],
+    }
+    details = {
+        "judged-0": json.dumps({"flip_rate": 0.0, "wins": {"judged-1": 0.8, "judged-2": 0.7}}),
+        "voted-0": json.dumps({"annotators": [1.0, 1.0, None, 0.0]}),
+        "voted-1": json.dumps({"annotators": [0.0, 0.0, None, 1.0]}),
+    }
+    found = strength(paired(answers, "pair.score_scale=2", details=details))
+    logistic = 1 / (1 + math.exp(-1))
+    expected = {"judged": 0.8, "voted": 2 / 3, "scored": logistic}
+    assert {name: row[1] for name, row in found.items()} == pytest.approx(expected)
+    assert {row[2] for row in found.values()} == {None}  # no weight is asked for
+
+
+def test_without_a_scale_scores_alone_tell_no_probability(paired):
+    found = paired({"p": GOOD_AND_BAD}, "pair.score_scale=null")
+    assert strength(found)["p"][1:] == (None, None)
+    assert "p_chosen" not in found.read_funnel()["histograms"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [("margin", {"p": 0.5, "q": 1.5}), ("confidence", {"p": 0.462117, "q": 0.905148})],
+)
+def test_the_weight_is_the_margin_over_its_mean_or_the_probability_s_distance(
+    paired, weight, expected
+):
+    answers = {
+        "p": [("a b", 1.0, "stop"), ("c d", 0.0, "stop")],
+        "q": [("a b", 2.5, "stop"), ("c d", -0.5, "stop")],
+    }
+    pairs = paired(answers, f"pair.weight={weight}")
+    assert {p: row[2] for p, row in strength(pairs).items()} == pytest.approx(expected, abs=1e-6)
+    funnel = pairs.read_funnel()
+    assert funnel["weight"]["most"] == pytest.approx(expected["q"], abs=1e-6)
+    histogram = funnel["histograms"]["weight"]
+    assert histogram["edges"][:2] == {"margin": [0.5, 0.6], "confidence": [0.45, 0.5]}[weight]
+    assert sum(histogram["pairs"]) == 2 and histogram["pairs"][0] == histogram["pairs"][-1] == 1
+
+
+def test_what_a_person_swapped_has_no_probability_and_no_weight(paired, tmp_path):
+    line = {"action": "swap", "prompt_id": "p", "chosen_id": "p-0", "rejected_id": "p-1"}
+    (tmp_path / "edits.jsonl").write_text(json.dumps(line) + "\n")
+    words = f"pair.edits.1={tmp_path / 'edits.jsonl'}", "pair.weight=confidence"
+    details = {"p-0": json.dumps({"wins": {"p-1": 0.8}})}
+    found = strength(paired(dict.fromkeys("pq", GOOD_AND_BAD), *words, details=details))
+    assert found["p"] == (None, None, None)
+    assert None not in found["q"]
+
+
 # ── funnel and card ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -478,6 +543,12 @@ def test_offline_alone_needs_no_samples_and_passes_the_same_filters(tmp_path, po
     pairs = run(cfg, tmp_path / "out", policy=policy, offline=rows, prior=Logps(tmp_path / "prior"))
     assert set(all_pairs(pairs)["prompt_id"]) == {f"o{n}" for n in range(11)}
     assert pairs.read_funnel()["dropped_pairs"] == {"unlikely under the reference": 9}
+
+
+def test_offline_rows_keep_their_own_probability_and_weight(tmp_path, policy, chat):
+    rows = offline_rows(tmp_path / "offline", chat, 4, p_chosen=0.7, weight=2.0)
+    pairs = run(config(*ALONE, "pair.weight=rows"), tmp_path / "out", policy=policy, offline=rows)
+    assert set(strength(pairs).values()) == {(None, 0.7, 2.0)}
 
 
 # ── by hand ───────────────────────────────────────────────────────────────────────────────────────

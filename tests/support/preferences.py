@@ -119,6 +119,7 @@ def dpo(
         "memory": 0.9,
         "gpu_hour": None,
         "keep_checkpoints": False,
+        "typical_beta": changes.get("beta", 0.1),  # whatever the loss
         **(runtime or {}),
     }
     where["typical_learning_rate"] = typical_learning_rate or changes.get(
@@ -128,6 +129,8 @@ def dpo(
         "trainer": "dpo",
         "loss": ["sigmoid"],
         "loss_weights": None,
+        "weight": {"column": None, "scale": 1.0},
+        "mask": {"format_tokens": False},
         "beta": 0.1,
         "reference_logps": "precomputed",
         "loss_group": None,

@@ -75,14 +75,12 @@ def test_no_step_is_at_rate_zero_and_what_follows_the_warm_up_is_transformers_ow
 
 
 def test_every_trainer_climbs_so():
-    from pipeline.training.trainers import cpo, dpo, kto, orpo, reward, sft
+    from pipeline.training.trainers import dpo, kto, reward, sft
     from pipeline.training.trainers.learning_rate import NonzeroWarmup
 
     kinds = [
-        cpo.PretokenizedCPOTrainer,
         dpo.PretokenizedDPOTrainer,
         kto.PretokenizedKTOTrainer,
-        orpo.PretokenizedORPOTrainer,
         reward.PretokenizedRewardTrainer,
         reward.UnpairedRewardTrainer,
     ]

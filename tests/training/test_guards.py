@@ -194,29 +194,34 @@ def test_looking_changes_nothing_about_the_training(round_):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("trainer", ["dpo", "cpo", "orpo", "kto"])
-def test_every_trainer_is_looked_at_and_stops_at_numbers_that_are_not_finite(round_, trainer):
+@pytest.mark.parametrize("name", ["dpo", "simpo", "orpo", "kto"])
+def test_every_objective_is_looked_at_and_stops_at_numbers_that_are_not_finite(round_, name):
     changes = {
         "dpo": {},
-        "cpo": {"reference_logps": "none", "loss": ["simpo"], "args": {"cpo_alpha": 0.0}},
+        "simpo": {"reference_logps": "none", "loss": ["simpo"]},
         "orpo": {"reference_logps": "none", "loss": ["orpo"], "loss_group": 2},
-        "kto": {"reference_logps": "online", "loss": ["kto"], "loss_group": 2},
-    }[trainer]
+        "kto": {
+            "trainer": "kto",
+            "reference_logps": "online",
+            "loss": ["kto"],
+            "loss_group": 2,
+        },
+    }[name]
     given = {"logps": None} | (
         {"reference": None} if changes.get("reference_logps") == "none" else {}
     )
-    given = {} if trainer == "dpo" else given
-    model = round_.train(f"kind-{trainer}", dpo(trainer=trainer, epochs=0.5, **changes), **given)
+    given = {} if name == "dpo" else given
+    model = round_.train(f"kind-{name}", dpo(epochs=0.5, **changes), **given)
     # All unpaired answers of this prompt set are for training, so kto has no evaluation.
-    kl = metric_by_step(model, "eval_kl") if trainer != "kto" else {0: 0.0}
+    kl = metric_by_step(model, "eval_kl") if name != "kto" else {0: 0.0}
     assert abs(kl[0]) < 1e-4
     with pytest.raises(StageError, match=r"is (nan|inf|-inf) at step"):
         round_.train(
-            f"nan-{trainer}",
-            dpo(trainer=trainer, learning_rate=1e30, warmup=0.0, **changes),
+            f"nan-{name}",
+            dpo(learning_rate=1e30, warmup=0.0, **changes),
             **given,
         )
-    assert not (round_.store / "train" / f"nan-{trainer}" / "model.json").exists()
+    assert not (round_.store / "train" / f"nan-{name}" / "model.json").exists()
 
 
 # ── what stops, and what is kept ──────────────────────────────────────────────────────────────────

@@ -60,13 +60,7 @@ def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round
     """
     others = {
         "dpo": {"micro_batch": 5, "batch": 10, "epochs": 2},
-        "simpo": {
-            "trainer": "cpo",
-            "loss": ["simpo"],
-            "reference_logps": "none",
-            "args": {"cpo_alpha": 0.0},
-            "batch": 10,
-        },
+        "simpo": {"loss": ["simpo"], "reference_logps": "none", "batch": 10},
         "aot": {"loss": ["aot"], "loss_group": 5, "micro_batch": 5, "batch": 10},
         "kto": {
             "trainer": "kto",

@@ -15,14 +15,9 @@ TRAINERS = {
     "wpo": {"args": {"use_weighting": True}},
     "aot": {"loss": ["aot"], "loss_group": 8},
     "rpo": {"loss": ["sigmoid", "sft"], "loss_group": 8},
-    "simpo": {
-        "trainer": "cpo",
-        "reference_logps": "none",
-        "loss": ["simpo"],
-        "args": {"cpo_alpha": 0.0},
-    },
-    "cpo": {"trainer": "cpo", "reference_logps": "none", "loss": ["sigmoid"], "loss_group": 8},
-    "orpo": {"trainer": "orpo", "reference_logps": "none", "loss": ["orpo"], "loss_group": 8},
+    "simpo": {"reference_logps": "none", "loss": ["simpo"]},
+    "cpo": {"reference_logps": "none", "loss": ["sigmoid", "sft"], "loss_group": 8},
+    "orpo": {"reference_logps": "none", "loss": ["orpo"], "loss_group": 8},
     "kto": {"trainer": "kto", "reference_logps": "online", "loss": ["kto"], "loss_group": 8},
 }
 

@@ -10,6 +10,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -70,6 +71,10 @@ class Facts:
     ref_rejected_tokens: list[Tensor]
     overlap: Tensor  # Σ_v π(v)² along the answers, in logs: (chosen + rejected) lists of tensors
     whole: Tensor  # mean log-probability of prompt and chosen answer together
+    rows: list[dict]  # as the trainer gets them
+
+    def column(self, name: str) -> Tensor:
+        return torch.tensor([row[name] for row in self.rows], dtype=torch.float64)
 
     @property
     def b(self) -> float:
@@ -233,7 +238,7 @@ def simpo(f: Facts) -> Tensor:
 
 def cpo(f: Facts) -> Tensor:
     """2401.08417, Eq. 3 without reference, and the likelihood of the chosen answer."""
-    return -log_sigma(f.b * (f.chosen - f.rejected)) + f.cfg.args["cpo_alpha"] * f.nll
+    return -log_sigma(f.b * (f.chosen - f.rejected)) + f.cfg.loss_weights[1] * f.nll
 
 
 def orpo(f: Facts) -> Tensor:
@@ -244,11 +249,38 @@ def orpo(f: Facts) -> Tensor:
     return -f.whole - f.b * log_sigma(odds)
 
 
+def soft_dpo(f: Facts) -> Tensor:
+    """E. Mitchell's cDPO, Eq. 3, with 1 − p in place of the share of wrong labels."""
+    p = f.column("p_chosen")
+    return -p * log_sigma(f.b * f.delta) - (1 - p) * log_sigma(-f.b * f.delta)
+
+
+def soft_ipo(f: Facts) -> Tensor:
+    """2310.12036, Eq. 17, its mean over a label drawn with p, less the label's variance."""
+    mine, theirs = f.lengths
+    gap, p, target = f.up / mine - f.down / theirs, f.column("p_chosen"), 1 / (2 * f.b)
+    mean = p * (gap - target) ** 2 + (1 - p) * (-gap - target) ** 2
+    return mean - 4 * p * (1 - p) * target**2
+
+
+def sppo(f: Facts) -> Tensor:
+    """2405.00675, Eq. 4.7, with P = p_chosen and 1 − p_chosen, and β = 1/η."""
+    p = f.column("p_chosen")
+    return (f.up - (p - 0.5) / f.b) ** 2 + (f.down - ((1 - p) - 0.5) / f.b) ** 2
+
+
+def reward_aware(f: Facts) -> Tensor:
+    """2406.11704, Sec. 3.3.2: D[a ‖ b] = σ(b) log σ(b)/σ(a) + (1−σ(b)) log (1−σ(b))/(1−σ(a))."""
+    a, b = sigma(f.b * f.delta), sigma(f.cfg.args["reward_scale"] * f.column("margin"))
+    return b * torch.log(b / a) + (1 - b) * torch.log((1 - b) / (1 - a))
+
+
 PAIRED = {
     each.__name__: each
     for each in (
         dpo, cdpo, robust, ipo, hinge, sigmoid_norm, ld_dpo, wpo, rpo, exo, nca, sppo_hard, aot,
-        aot_unpaired, apo_zero, apo_down, discopop, bco_pair, simpo, cpo, orpo,
+        aot_unpaired, apo_zero, apo_down, discopop, bco_pair, simpo, cpo, orpo, soft_dpo, soft_ipo,
+        sppo, reward_aware,
     )
 } | {"tr_dpo": dpo}  # fmt: skip  # 2404.09656 changes the reference alone
 
@@ -264,6 +296,7 @@ class Two:
         self.reference = tiny_model(store / "sft" / "aaaaaaaaaaaa")
         self.policy = perturb(self.reference, store / "train" / "bbbbbbbbbbbb")
         self.pairs = write_pairs(store / "pair" / "aaaaaaaaaaaa", self.reference, train=16)
+        add_columns(self.pairs)
         write_table(self.pairs.path / "unpaired.parquet", unpaired_of(self.pairs))
         self.logps = write_logps(store / "reference" / "aaaaaaaaaaaa", self.reference, self.pairs)
 
@@ -290,6 +323,18 @@ class Two:
         return train.run(cfg, self.store / "train" / name, **{**given, **changes})
 
 
+def add_columns(pairs: Pairs) -> None:
+    """What scores and judges tell of each pair."""
+    for part, table in (("train", pairs.read_train()), ("dev", pairs.read_dev())):
+        number = [at % 5 for at in range(table.height)]
+        columns = {
+            "margin": [0.25 + 0.5 * n for n in number],
+            "p_chosen": [0.5 + 0.1 * n for n in number],
+            "weight": [0.5 + n for n in number],
+        }
+        write_table(pairs.path / f"{part}.parquet", table.with_columns(pl.DataFrame(columns)))
+
+
 def perturb(model: Model, step: Path) -> Model:
     import json
 
@@ -306,8 +351,6 @@ def perturb(model: Model, step: Path) -> Model:
 
 
 def unpaired_of(pairs: Pairs):
-    import polars as pl
-
     table = pl.concat([pairs.read_train(), pairs.read_dev()])
     sides = []
     for side, label in (("chosen", True), ("rejected", False)):
@@ -354,15 +397,13 @@ def facts(cfg: TrainConfig, two: Two, rows: list[dict]) -> Facts:
     ]
     tokens = [[each[0] for each in one] for one in (chosen, rejected, ref_chosen, ref_rejected)]
     overlap = ([each[1] for each in chosen], [each[1] for each in rejected])
-    return Facts(cfg, *sums, *tokens, overlap, torch.cat([each[2] for each in chosen]).mean())
+    whole = torch.cat([each[2] for each in chosen]).mean()
+    return Facts(cfg, *sums, *tokens, overlap, whole, rows)
 
 
 def loss_of(trainer, rows: list[dict]) -> float:
     trainer.model.eval()
-    prepared = [
-        trainer.tokenize_row(row) if hasattr(trainer, "tokenize_row") else row for row in rows
-    ]
-    batch = trainer._prepare_inputs(trainer.data_collator(prepared))
+    batch = trainer._prepare_inputs(trainer.data_collator(rows))
     with torch.no_grad():
         return trainer.compute_loss(trainer.model, batch).item()
 
@@ -487,17 +528,10 @@ def test_the_batch_holds_the_sampler_s_own_ids(two, tmp_path, name):
 
 def unpad_rows(batch: dict) -> list[tuple[list[int], list[int]]]:
     """The ids of each row without padding, and those that the loss sees."""
-    if "completion_mask" in batch:
-        triples = [(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])]
-    else:
-        triples = [
-            (batch[f"{s}_input_ids"], batch[f"{s}_attention_mask"], batch[f"{s}_labels"] != -100)
-            for s in ("chosen", "rejected")
-        ]
+    masks = (batch[name] for name in ("input_ids", "attention_mask", "completion_mask"))
     return [
         (ids[there.bool()].tolist(), ids[learned.bool()].tolist())
-        for triple in triples
-        for ids, there, learned in zip(*triple, strict=True)
+        for ids, there, learned in zip(*masks, strict=True)
     ]
 
 
@@ -519,7 +553,7 @@ def test_a_thumb_s_mismatched_answer_is_another_prompt_s(two, tmp_path):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", ["cdpo", "simpo", "orpo", "kto", "tr_dpo"])
+@pytest.mark.parametrize("name", ["cdpo", "simpo", "orpo", "sppo", "kto", "tr_dpo"])
 def test_a_training_of_each_class_ends_with_a_model(two, name):
     given = {} if objective(name).reference_logps != "none" else {"reference": None, "logps": None}
     made = two.run(objective(name, scheduler="constant", warmup=0.0, eval_every=2), name, **given)
@@ -532,7 +566,7 @@ def test_a_training_of_each_class_ends_with_a_model(two, name):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", ["simpo", "orpo", "kto"])
+@pytest.mark.parametrize("name", ["simpo", "orpo", "reward_aware", "kto"])
 def test_a_training_cut_off_goes_on_to_the_same_bytes(two, name, monkeypatch):
     """test_train.py kills DPO. Here the order of rows and the trainer's state must come back."""
     from pipeline.training.monitoring import callbacks
@@ -591,7 +625,7 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
         (["train.loss=[sigmod]"], r"sigmod .* Did you mean sigmoid"),
         (["train.loss=[robst]"], r"Did you mean robust"),
         (["train=simpo", "train.loss=[simppo]"], r"Did you mean simpo"),
-        (["train.loss=[simpo]"], r"SimPO has no reference: use train=simpo"),
+        (["train.loss=[simpo]"], r"=precomputed does not fit simpo: it has no reference"),
         (["train.loss=[kto]"], r"use train=kto"),
         (
             ["train.args={label_smoothing: 0.1}"],
@@ -601,18 +635,38 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
         (["train.args={max_prompt_length: 9}"], r"max_prompt_length is gone .* limits.prompt"),
         (["train.args={reference_free: true}"], r"reference_free is gone .* train=simpo"),
         (
-            ["train.reference_logps=none"],
-            r"reference_logps=none does not fit the trainer dpo: it needs a reference",
+            ["train=nca", "train.reference_logps=none"],
+            r"reference_logps=none does not fit nca_pair: it needs a reference",
         ),
         (
             ["train=simpo", "train.reference_logps=precomputed"],
-            r"reference_logps=precomputed does not fit the trainer cpo",
+            r"precomputed does not fit simpo: it has no reference. Give train.reference_logps=none",
+        ),
+        (["train=kto", "train.loss=[kto,kto]"], r"kto takes one loss, not 2"),
+        (["train.args={cpo_alpha: 1}"], r"cpo_alpha is gone .*train.loss=\[simpo,sft\]"),
+        (
+            ["train.args={simpo_gamma: 1}"],
+            r"ignored without train.loss=\[simpo\]",
+        ),
+        (["train=simpo", "train.args={simpo_gamma: x}"], r"simpo_gamma=x: expected a number"),
+        (["train=sppo", "train.args={use_weighting: true}"], r"ignored by sppo, which is not TRL"),
+        (["train=kto", "train.weight.column=margin"], r"weight.column: kto .* unpaired answers"),
+        (["train=aot", "train.weight.column=margin"], r"weight.column: aot compares sorted values"),
+        (["train.mask.format_tokens=true"], r"values are of whole answers; .*logps=online"),
+        (["train=orpo", "train.mask.format_tokens=true"], r"likelihood of orpo is of prompts"),
+        (["train=sigmoid_norm", "train.beta=0.1"], r"beta=0.1 is 20 times less than sigmoid_norm"),
+        (["train=simpo", "train.beta=0.1"], r"simpo usually has \(2 to 10\).*typical_beta=0.1"),
+        (["train.weight.column=weight"], r"pair.weight is null, so no pair has one"),
+        (["pair=demonstration", "train=sppo"], r"its pairs have no p_chosen, which the training"),
+        (["train.beta=10"], r"beta=10 is 20 times more than sigmoid usually has \(0.01 to 0.5\)"),
+        (
+            ["train.beta=1", "train.runtime.typical_beta=0.05"],
+            r"20 times more than sigmoid usually has \(0.05\)",
         ),
         (
             ["train=kto", "train.reference_logps=precomputed"],
             r"reference_logps=precomputed does not fit the trainer kto",
         ),
-        (["train=simpo", "train.loss=[sigmoid,simpo]"], r"cpo takes one loss, not 2"),
         (["train=rpo", "train.loss_weights=[1]"], r"loss_weights has 1 weight for 2 losses"),
         (
             ["train=tr_dpo", "adapter=lora"],
@@ -630,6 +684,19 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
 def test_what_cannot_be_meant_is_refused(words, said):
     with pytest.raises(UserError, match=said):
         composed(*SMALL, *words)
+
+
+def test_an_unusual_beta_can_be_meant():
+    words = "train=sigmoid_norm", "train.beta=0.1", "train.runtime.typical_beta=0.1"
+    assert composed(*SMALL, *words).train.beta == 0.1
+    for name in NAMES:  # what the files give is usual
+        assert objective(name).runtime.typical_beta is None
+
+
+def test_what_a_training_does_not_use_leaves_its_fingerprint_alone():
+    assert objective("dpo").outside_identity == {"weight", "mask"}
+    used = objective("dpo", weight={"column": "margin", "scale": 1.0})
+    assert used.outside_identity == {"mask"}
 
 
 # ── docs/objectives.md ────────────────────────────────────────────────────────────────────────────

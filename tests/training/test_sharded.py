@@ -127,13 +127,10 @@ def test_weights_in_shares_have_any_reference(wide, on_a_cpu, held_to, asked):
 
 
 OTHERS = {
-    "simpo": {
-        "trainer": "cpo",
-        "loss": ["simpo"],
-        "reference_logps": "none",
-        "args": {"cpo_alpha": 0.0},
-    },
-    "orpo": {"trainer": "orpo", "loss": ["orpo"], "reference_logps": "none", "loss_group": 2},
+    "simpo": {"loss": ["simpo"], "reference_logps": "none"},
+    "sppo": {"loss": ["sppo"], "beta": 0.1},
+    "weighted": {"weight": {"column": "margin", "scale": 0.5}},
+    "orpo": {"loss": ["orpo"], "reference_logps": "none", "loss_group": 2},
     "kto": {
         "trainer": "kto",
         "loss": ["kto"],

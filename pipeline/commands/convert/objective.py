@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.commands.convert.recipe import Recipe
 from pipeline.commands.convert.source import Source, show
+from pipeline.config.training import explain_unusual_beta
 from pipeline.config.trl_args import LOSSES, SMOOTHED_LOSSES, couples_rows
 from pipeline.errors import UserError, suggest
 
@@ -17,6 +18,12 @@ OLD_NAMES = {
     "nca": "nca_pair",
     "alphapo": "simpo",
 }
+# The losses of trainers that are separate there.
+SEPARATE_LOSSES = {
+    **LOSSES,
+    "cpo": ("sigmoid", "hinge", "ipo", "simpo"),
+    "orpo": ("orpo",),
+}
 # Losses that another trainer than DPO's has.
 TRAINERS = {
     "simpo": "cpo",
@@ -29,10 +36,10 @@ FILES = {
     ("dpo", "sigmoid"): "dpo",
     ("dpo", "exo_pair"): "exo",
     ("dpo", "nca_pair"): "nca",
-    ("cpo", "sigmoid"): "cpo",
-    ("cpo", "hinge"): "cpo",
-    ("cpo", "ipo"): "cpo",
+    ("dpo", "soft_sigmoid"): "soft_dpo",
 }
+# The losses of files whose losses may be replaced.
+FILE_LOSSES = {"dpo": ["sigmoid"], "cpo": ["sigmoid", "sft"], "simpo": ["simpo"]}
 # What single losses read, by the names of TRL's fields.
 LOSS_ARGS = {
     "dpo": ("use_weighting", "ld_alpha", "sync_ref_model", "ref_model_mixup_alpha",
@@ -48,7 +55,7 @@ READ_BY_LOSS = {"simpo_gamma": "simpo", "alpha": "simpo", "discopop_tau": "disco
 
 @dataclass(frozen=True)
 class Objective:
-    trainer: str  # dpo | cpo | orpo | kto
+    trainer: str  # there: dpo | cpo | orpo | kto
     losses: list[str]
     origin: str  # the key that says so
 
@@ -58,7 +65,7 @@ def name_objective(source: Source, trainer: str, losses: list[str], origin: str)
     names = [OLD_NAMES.get(loss, loss) for loss in losses]
     if len(names) == 1 and trainer == "dpo":
         trainer = TRAINERS.get(names[0], trainer)
-    known = LOSSES[trainer]
+    known = SEPARATE_LOSSES[trainer]
     for given, name in zip(losses, names, strict=True):
         if name not in known:
             choices = sorted({*LOSSES["dpo"], *TRAINERS} if trainer == "dpo" else known)
@@ -75,19 +82,26 @@ def convert_objective(source: Source, recipe: Recipe, objective: Objective) -> N
     if trainer == "dpo" and source.flag("reference_free"):
         trainer, args = _leave_reference(source, recipe, losses)
     args |= _convert_smoothing(source, recipe, trainer, losses)
-    weights = _convert_imitation(source, recipe, trainer, losses)
     args = {**_read_loss_args(source, trainer, losses), **args}
+    weights = _convert_imitation(source, recipe, trainer, losses, args)
     file = _choose_variant(_choose_file(trainer, losses), args)
     recipe.choose("train", file, objective.origin)
-    if file in ("dpo", "cpo") and losses != ["sigmoid"]:
+    if losses != FILE_LOSSES.get(file, losses):
         recipe.set("train.loss", losses, source.key("loss"))
-    if weights:
-        recipe.set("train.loss_weights", weights, _describe_weights(source))
-    recipe.set("train.beta", source.number("beta"), describe_origin(source, "beta"))
+    if weights or file == "cpo":
+        recipe.set("train.loss_weights", weights or None, _describe_weights(source))
+    _convert_beta(source, recipe, losses)
     _convert_reference(source, recipe, trainer, args)
     for name, value in args.items():
         recipe.set(f"train.args.{name}", value, _describe_arg(source, name))
-    _convert_group(source, recipe, trainer, losses, args)
+    _convert_group(source, recipe, trainer, losses)
+
+
+def _convert_beta(source: Source, recipe: Recipe, losses: list[str]) -> None:
+    beta = source.number("beta")
+    recipe.set("train.beta", beta, describe_origin(source, "beta"))
+    if beta and (fault := explain_unusual_beta(losses, beta, None)):
+        recipe.set("train.runtime.typical_beta", beta, f"{fault}; without this line it is refused")
 
 
 def _leave_reference(
@@ -95,8 +109,8 @@ def _leave_reference(
 ) -> tuple[str, dict[str, object]]:
     """DPO without a reference is CPO without its likelihood, for the losses that CPO has."""
     key = source.key("reference_free")
-    if len(losses) == 1 and losses[0] in LOSSES["cpo"]:
-        recipe.note(key, "true", "train=cpo with cpo_alpha: 0 is DPO without a reference.")
+    if len(losses) == 1 and losses[0] in SEPARATE_LOSSES["cpo"]:
+        recipe.note(key, "true", "train=cpo without the likelihood is DPO without a reference.")
         return "cpo", {"cpo_alpha": 0.0}
     effect = f"Would have left out the reference. {', '.join(losses)} needs one here."
     recipe.lose(key, "true", effect)
@@ -104,19 +118,27 @@ def _leave_reference(
 
 
 def _convert_imitation(
-    source: Source, recipe: Recipe, trainer: str, losses: list[str]
+    source: Source,
+    recipe: Recipe,
+    trainer: str,
+    losses: list[str],
+    args: dict[str, object],
 ) -> list[float]:
     """The weights of the losses. The likelihood of chosen answers is one more loss, added here."""
-    weights, imitation = source.numbers("loss_weights"), source.number("imitation")
+    weights, imitation = source.numbers("loss_weights"), source.number("imitation") or 0.0
+    if trainer == "cpo":
+        alpha = args.pop("cpo_alpha", 0.0)
+        assert isinstance(alpha, float | int)
+        imitation += alpha
+        if source.has("cpo_alpha") and not alpha:
+            recipe.note(source.key("cpo_alpha"), show(alpha), "No loss of chosen answers is added.")
     if not imitation:
         return weights
-    if trainer == "dpo":
+    if trainer in ("dpo", "cpo"):
         weights = [*(weights or [1.0] * len(losses)), imitation]
         losses.append("sft")
         return weights
     effect = "Would have added the likelihood of chosen answers with this weight."
-    if trainer == "cpo":
-        effect += f" To have it: train.args.cpo_alpha={show(imitation)} train.loss_group=8"
     recipe.lose(source.key("imitation"), show(imitation), effect)
     return weights
 
@@ -134,7 +156,8 @@ def _describe_arg(source: Source, name: str) -> str:
 
 
 def _describe_weights(source: Source) -> str:
-    return ", ".join(source.key(name) for name in ("loss_weights", "imitation") if source.has(name))
+    names = "loss_weights", "imitation", "cpo_alpha"
+    return ", ".join(source.key(name) for name in names if source.has(name))
 
 
 def _convert_smoothing(
@@ -144,9 +167,9 @@ def _convert_smoothing(
     smoothing = source.number("smoothing")
     if not smoothing:  # in TRL robust with 0 is sigmoid, and here its file has 0.1
         return {"label_smoothing": 0.0} if losses == ["robust"] else {}
-    if trainer == "dpo" and "sigmoid" in losses:
+    if trainer in ("dpo", "cpo") and "sigmoid" in losses:
         losses[losses.index("sigmoid")] = "cdpo"
-    if set(losses) & set(SMOOTHED_LOSSES.get(trainer, ())):
+    if trainer in ("dpo", "cpo") and set(losses) & set(SMOOTHED_LOSSES["dpo"]):
         return {"label_smoothing": smoothing}
     effect = f"Nothing: {', '.join(losses)} does not read it."
     recipe.lose(source.key("smoothing"), show(smoothing), effect)
@@ -181,6 +204,8 @@ def _read_arg(source: Source, name: str) -> object:
 
 
 def _choose_file(trainer: str, losses: list[str]) -> str:
+    if trainer == "cpo":
+        return "simpo" if "simpo" in losses else "cpo"
     if losses == ["sigmoid", "sft"]:
         return "rpo"
     if len(losses) > 1:
@@ -211,12 +236,10 @@ def _convert_reference(
         )
 
 
-def _convert_group(
-    source: Source, recipe: Recipe, trainer: str, losses: list[str], args: dict[str, object]
-) -> None:
+def _convert_group(source: Source, recipe: Recipe, trainer: str, losses: list[str]) -> None:
     """Rows that a loss couples: there the rows of a forward pass, here a knob."""
-    if not couples_rows(trainer, args, losses):
-        if trainer == "cpo" and args.get("cpo_alpha") == 0 and recipe.choices["train"][0] == "cpo":
+    if not couples_rows("kto" if trainer == "kto" else "dpo", losses):
+        if recipe.choices["train"][0] == "cpo":
             recipe.set("train.loss_group", None)
             recipe.set("train.runtime.micro_batch", "auto")
         return

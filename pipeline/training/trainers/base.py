@@ -24,7 +24,7 @@ class PretokenizedTrainer(NonzeroWarmup):
     model: Any
     state: Any
     train_dataset: Any
-    _stored_metrics: Any  # in TRL's older trainers, instead of `_metrics`
+    _metrics: Any
 
     by_length = True
     shares_prompts = False  # training/prompt_sharing.py decides before the first step
@@ -98,13 +98,13 @@ class PretokenizedTrainer(NonzeroWarmup):
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self.part = next(self._dev_parts)
-        metrics = getattr(self, "_metrics", None) or self._stored_metrics
-        before = {name: len(values) for name, values in metrics["eval"].items()}
+        metrics = self._metrics["eval"]
+        before = {name: len(values) for name, values in metrics.items()}
         own = self._trim_rows(inputs, self.part)
         with gather_uneven_rows(self.accelerator, self.part):
             result = super().prediction_step(model, own, *args, **kwargs)  # type: ignore[misc]
         # TRL averages over batches, and the last batch is smaller: list each value once per row.
-        for name, values in metrics["eval"].items():
+        for name, values in metrics.items():
             values += values[before.get(name, 0) :] * (self.part.total - 1)
         return result
 

@@ -70,29 +70,35 @@ def draw_distributions(report: ReportRow) -> list[Figure]:
 
 
 def _draw_distribution(distribution: ReportRow) -> Figure:
-    """In every bin a bar for each model."""
-    edges, by_model = distribution["edges"], distribution["prompts"]
     title, axis = DISTRIBUTION_TITLES[distribution["what"]], AXIS_TITLES[distribution["what"]]
+    caption = f"How many prompts have which {axis}."
+    return draw_histogram(title, caption, axis, distribution["edges"], distribution["prompts"])
+
+
+def draw_histogram(
+    title: str, caption: str, axis: str, edges: list[float], by_name: dict[str, list[int]]
+) -> Figure:
+    """In every bin a bar for each name."""
     across = fit_scale(edges, 44, WIDTH - 20, tight=True)
-    most = max(n for counts in by_model.values() for n in counts)
+    most = max(n for counts in by_name.values() for n in counts)
     up = fit_scale([0, most], 170, 12)
     parts = [
         *svg.y_axis(up, across.start, across.end),
         *svg.x_axis(across, 170, 170, axis),
     ]
-    width = (across(edges[1]) - across(edges[0]) - 3) / len(by_model)
-    for place, (name, counts) in enumerate(by_model.items()):
+    width = (across(edges[1]) - across(edges[0]) - 3) / len(by_name)
+    for place, (name, counts) in enumerate(by_name.items()):
         for edge, n in zip(edges, counts, strict=False):
             at = across(edge) + 1.5 + place * width, up(n)
             if n:
                 parts.append(svg.bar(at, width - 1, up.start - up(n), colour_class(name)))
-    key, height = svg.legend([(name, f"swatch {colour_class(name)}") for name in by_model], 44, 224)
+    key, height = svg.legend([(name, f"swatch {colour_class(name)}") for name in by_name], 44, 224)
     rows = [
-        (f"{low} to {high}", *(format_count(counts[i]) for counts in by_model.values()))
+        (f"{low} to {high}", *(format_count(counts[i]) for counts in by_name.values()))
         for i, (low, high) in enumerate(pairwise(svg.format_ticks(edges)))
     ]
     drawing = svg.render(title, height, [*parts, *key])
-    return Figure(title, f"How many prompts have which {axis}.", drawing, ("", *by_model), rows)
+    return Figure(title, caption, drawing, ("", *by_name), rows)
 
 
 def draw_criteria(report: ReportRow) -> Figure | None:

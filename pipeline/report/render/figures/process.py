@@ -12,6 +12,7 @@ from pipeline.report.formatting import (
     format_share,
 )
 from pipeline.report.render import svg
+from pipeline.report.render.figures.models import draw_histogram
 from pipeline.report.render.svg import ROW_HEIGHT, WIDTH, Figure, SvgPoint, colour_class
 from pipeline.report.render.tables import origins
 
@@ -33,11 +34,29 @@ CURVES = (
 )
 
 
+STRENGTHS = {"margin": "Margins", "p_chosen": "Probabilities", "weight": "Weights"}
+
+
 def draw_process(report: ReportRow) -> list[Figure]:
     funnels = [draw_funnel(pairs) for pairs in report["funnel"]["pairs"]]
     curves = [draw_curves(report, key, title, caption) for key, title, caption in CURVES]
     figures = [*curves, *funnels, draw_cost(report)]
-    return [figure for figure in figures if figure is not None]
+    strengths = [figure for pairs in report["funnel"]["pairs"] for figure in draw_strength(pairs)]
+    return [*(figure for figure in figures if figure is not None), *strengths]
+
+
+def draw_strength(pairs: ReportRow) -> list[Figure]:
+    """How much better the chosen answers of a round's pairs are. Not known to earlier versions."""
+    return [
+        draw_histogram(
+            f"{STRENGTHS[name]} of round {pairs['round']}",
+            f"How many pairs have which {name}.",
+            name,
+            histogram["edges"],
+            {f"round-{pairs['round']}": histogram["pairs"]},
+        )
+        for name, histogram in pairs.get("histograms", {}).items()
+    ]
 
 
 def draw_curves(report: ReportRow, key: str, title: str, caption: str) -> Figure | None:
