@@ -38,7 +38,7 @@ VERDICT = {
     "detail": pl.String,
 }
 WEIGHT = {"weight": pl.Float64}  # of a judge with five levels
-UNANSWERED, NO_REFERENCE = "unanswered", "no reference"  # why nobody was asked
+UNANSWERED, NO_REFERENCE = "unanswered", "no reference"  # why the judge was not asked
 
 
 def run(
