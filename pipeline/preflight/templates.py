@@ -55,8 +55,9 @@ def check_tools(
 
     Of a model that is not here yet, `check_lengths` reads the template as soon as it is built.
     """
-    tokenizer = _open_tokenizer(checkpoint, template)
-    for messages in prompts if tokenizer else []:
+    if not prompts or (tokenizer := _open_tokenizer(checkpoint, template)) is None:
+        return
+    for messages in prompts:
         check_tool_prompt(tokenizer, messages, kwargs, str(template or checkpoint.model))
 
 
