@@ -55,7 +55,7 @@ def check_tools(
 
     Of a model that is not here yet, `check_lengths` reads the template as soon as it is built.
     """
-    if (tokenizer := _open_tokenizer(checkpoint, template)) is None:
+    if not prompts or (tokenizer := _open_tokenizer(checkpoint, template)) is None:
         return
     for messages in prompts:
         check_tool_prompt(tokenizer, messages, kwargs, str(template or checkpoint.model))

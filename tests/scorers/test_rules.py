@@ -73,7 +73,7 @@ def test_json_has_to_be_json_and_fit_its_schema(tmp_path):
     schema.write_text(
         '{"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}'
     )
-    cfg = JsonScorer(kind="json", schema_file=Local(schema), fenced=True, gold=False)
+    cfg = JsonScorer(kind="json", schema_file=Local(schema), calls=None, fenced=True, gold=False)
     good = ['{"name": "x"}', '```json\n{"name": "x"}\n```']
     bad = ['{"name": 3}', "[]", "name: x", '{"name": NaN}', 'Here: {"name": "x"}', "[" * 100_000]
     assert scores(cfg, *map(answer, good + bad)) == [1.0] * 2 + [0.0] * 6
