@@ -453,6 +453,7 @@ def remove(path: Path) -> None:
 def lock_step(final: Path, on_wait: Callable[[str], None]) -> Iterator[leases.Lease]:
     """One writer per step, on all machines that see the store. See `resources/leases.py`."""
     folder, observer = lease_folder(final), leases.Observer()
+    folder.parent.mkdir(parents=True, exist_ok=True)
     heart = leases.Heart(on_loss=_end_process)
     with lock_shared(find_store(final), lambda: on_wait("a prune of the store")):
         while (lease := observer.try_acquire(folder)) is None:
@@ -463,6 +464,7 @@ def lock_step(final: Path, on_wait: Callable[[str], None]) -> Iterator[leases.Le
             yield lease
         finally:
             heart.stop()
+            heart.remove(lease)  # it may be in the middle of a beat
             lease.release()
 
 
@@ -472,12 +474,22 @@ def lease_folder(final: Path) -> Path:
 
 def _end_process(lease: leases.Lease) -> None:
     """This process was suspended for so long that another one builds its step."""
-    print_faults(
+    print_faults(str(_describe_loss(lease)))
+    os._exit(FAILED)
+
+
+def check_held(lease: leases.Lease) -> None:
+    """Raise where another process has the lease by now. For the moment before a step is sealed."""
+    if not lease.is_current():
+        raise _describe_loss(lease)
+
+
+def _describe_loss(lease: leases.Lease) -> StageError:
+    return StageError(
         f"{lease.folder.name}: another process has taken this step over, since this one gave no"
         " sign of life for minutes.\n"
         "  Run the same command again: it waits for the other, or takes what that has built."
     )
-    os._exit(FAILED)
 
 
 @contextmanager
@@ -508,7 +520,8 @@ def lock_exclusive(root: Path) -> Iterator[None]:
         if step or not is_free:
             raise UserError(
                 f"{root}: a run is at work{step}. Nothing was removed.\n"
-                "  Prune when no run is at work."
+                "  Prune when no run is at work. One that was killed on another machine counts for"
+                f" {leases.EXPIRY:.0f} s."
             )
         yield
 

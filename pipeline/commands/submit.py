@@ -70,18 +70,21 @@ def _format_submit(file: Path) -> str:
 
 def render_run(words: Words, cfg: Config, folder: Path) -> str:
     command = shlex.join([sys.executable, "-m", "pipeline", "run", *words.overrides])
+    job = shlex.quote(str(folder / "run.sbatch"))
     return f"""{_render_head(words, cfg, folder, "run")}#SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:TERM@{WARNING_SECONDS}
 
 {_render_prolog(words)}{command} &
 run=$!
-trap 'kill -TERM $run' TERM
+trap 'signalled=1; kill -TERM $run' TERM
 until wait $run; code=$?; ! kill -0 $run 2>/dev/null; do :; done  # the signal ends `wait` too
 # Interrupted, and not by scancel: queue it again. It resumes from the store.
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
-case "$state $code" in
-    "RUNNING {INTERRUPTED}" | "RUNNING {SIGTERM_CODE}") scontrol requeue "$SLURM_JOB_ID" ;;
+case "$state $code $signalled" in
+    "RUNNING {INTERRUPTED} 1" | "RUNNING {SIGTERM_CODE} 1") scontrol requeue "$SLURM_JOB_ID" ;;
+    # It waits for a batch of a judge.
+    "RUNNING {INTERRUPTED} ") sbatch --begin=now+30minutes {job} ;;
 esac
 exit $code
 """

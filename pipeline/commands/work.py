@@ -5,6 +5,7 @@ GPUs that CUDA_VISIBLE_DEVICES names, and opens one engine: start one process fo
 """
 
 import json
+import platform
 import re
 import sys
 import time
@@ -19,7 +20,8 @@ from pipeline.commands.table import describe_usage, parse_words, reports_errors
 from pipeline.driver.worker import import_stage, open_inputs, read_config
 from pipeline.errors import DONE, UserError, pluralize
 from pipeline.hashing import hash_code
-from pipeline.resources.shard_queue import JoinedWorker, read_pool
+from pipeline.resources import leases
+from pipeline.resources.shard_queue import JoinedWorker, read_queue
 
 JOINABLE = "sample", "score", "reference"  # the stages whose work is in shards
 PAUSE = 1.0  # seconds between two looks at the run
@@ -53,10 +55,12 @@ def main(arguments: list[str]) -> int:
 
 
 def find_run(place: Path) -> Path | None:
-    """A run, or now the newest of a recipe's folder of runs."""
+    """A run, or now the newest of a recipe's folder of runs and of a sweep's points in it."""
     if (place / store.PLAN).is_file():
         return place.resolve()
-    return max((file.parent for file in place.glob(f"*/{store.PLAN}")), default=None)
+    plans = [*place.glob(f"*/{store.PLAN}"), *place.glob(f"*/*/{store.PLAN}")]
+    newest = max(plans, key=lambda file: file.stat().st_mtime, default=None)
+    return newest.parent if newest else None
 
 
 def _read_seconds(text: str) -> float:
@@ -77,7 +81,7 @@ def list_open_steps(run_dir: Path, wanted: str | None) -> Iterator[tuple[dict[st
             continue
         _check_store(find_store(Path(step["out"])))
         work = store.find_work_folder(Path(step["out"]))
-        if read_pool(work):
+        if read_queue(work):
             yield step, work
 
 
@@ -91,12 +95,14 @@ def _check_store(root: Path) -> None:
 
 def work_on_step(step: dict[str, Any], work: Path) -> int:
     """Take shards until none is free. Returns how many were finished."""
-    pool = read_pool(work)
-    if pool is None:  # published meanwhile
+    queue = read_queue(work)
+    if queue is None:  # published meanwhile
         return 0
-    check_same_code(pool, work)
+    if not leases.is_held(store.lease_folder(Path(step["out"]))):
+        return 0  # its run has ended, and will write another queue
+    check_same_code(queue, work)
     check_same_device(step)
-    worker = JoinedWorker(work, pool["shards"])
+    worker = JoinedWorker(work, queue["shards"])
     try:
         if not worker.sees_free_shard():
             return 0
@@ -105,7 +111,7 @@ def work_on_step(step: dict[str, Any], work: Path) -> int:
         knob = {"knob": step["knob"]} if step["stage"] != "reference" else {}
         stage.join(read_config(step), work, worker, **knob, **inputs)
     except OSError:
-        if read_pool(work) is not None:
+        if read_queue(work) is not None:
             raise
         # the step was published, or its run was stopped and began anew
     finally:
@@ -113,19 +119,20 @@ def work_on_step(step: dict[str, Any], work: Path) -> int:
     return worker.finished
 
 
-def check_same_code(pool: dict[str, Any], work: Path) -> None:
-    if pool["code"] != hash_code():
+def check_same_code(queue: dict[str, Any], work: Path) -> None:
+    if queue["code"] != hash_code():
         raise UserError(
-            f"{work}: its run has another version of this software ({pool['code']}; here"
+            f"{work}: its run has another version of this software ({queue['code']}; here"
             f" {hash_code()}).\n"
             "  Install the same version on both machines."
         )
 
 
 def check_same_device(step: dict[str, Any]) -> None:
-    """Bytes are promised on CPUs of one kind: another kind would mix its own into the step."""
+    """Bytes are promised on CPUs of one kind, and a GPU computes other ones than any CPU."""
     here = hardware.describe_device()
-    if step["device"] != here and not hardware.list_gpus():
+    both_have_gpus = bool(hardware.list_gpus()) and not step["device"].endswith(platform.machine())
+    if step["device"] != here and not both_have_gpus:
         raise UserError(
             f"{step['stage']}: its run is on {step['device']}, and this machine is {here}: the"
             " last digits of their results differ.\n"

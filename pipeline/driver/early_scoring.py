@@ -35,7 +35,7 @@ def can_score_early(step: Step) -> bool:
 
 def has_shards_to_score(samples: Path) -> bool:
     """Whether some shards are finished and others are not. `samples`: the published folder."""
-    work = store.partial_folder(samples)
+    work = store.find_work_folder(samples)
     try:
         finished = len(json.loads((work / "shards.json").read_text()))
     except (OSError, ValueError):

@@ -182,7 +182,7 @@ class _Pass:
             inputs = collect_inputs(self._run_plan, step, contents)
             if inputs is None:
                 continue
-            inputs["samples"]["path"] = str(store.partial_folder(folder))
+            inputs["samples"]["path"] = str(store.find_work_folder(folder))
             record, log = self._write_record(_ReadyStep(number, step, inputs), early_only=True)
             worker = self._workers.start(log)
             worker.start_step(record, log)

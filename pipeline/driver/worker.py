@@ -109,7 +109,7 @@ def build_record(step: dict[str, Any], asked_at: float) -> int:
         return INTERRUPTED
     except Exception as error:
         may_be_disk = _may_be_disk_fault(error)
-        fault = explain_disk_fault(error, store.partial_folder(final)) if may_be_disk else None
+        fault = explain_disk_fault(error, store.find_work_folder(final)) if may_be_disk else None
         if fault is None and not (damage := describe_damage(step["inputs"])):
             raise
         if fault is None:
@@ -174,12 +174,13 @@ def build_step(step: dict[str, Any], final: Path, lease: Lease, asked_at: float)
     work = store.claim_work_folder(final, lease)
     sealed = store.read_manifest(work)
     if sealed is None or store.find_fault(work, sealed, step["inputs"], step["place"]) is not None:
-        run_stage(step, work, asked_at)
+        run_stage(step, work, lease, asked_at)
+    store.check_held(lease)
     store.publish(work, final)
     return DONE
 
 
-def run_stage(step: dict[str, Any], work: Path, asked_at: float) -> None:
+def run_stage(step: dict[str, Any], work: Path, lease: Lease, asked_at: float) -> None:
     """Run the stage in its folder and seal it. Work on other inputs is not resumed."""
     started = time.monotonic()
     before = _read_earlier_record(work)
@@ -214,6 +215,7 @@ def run_stage(step: dict[str, Any], work: Path, asked_at: float) -> None:
         files = store.list_files(work)
     cost = (_read_if_any(work / COST_FILE) or {}) | progress.summarize_time(asked_at)
     seconds = spent + time.monotonic() - started
+    store.check_held(lease)
     store.seal(work, _make_manifest(step, files, cost, seconds))
 
 

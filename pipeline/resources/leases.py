@@ -5,7 +5,7 @@ newest one says who holds the lease: its holder's process, and whether it was re
 is finished. The holder touches its file every `BEAT` seconds. Others may take the lease over
 
 - at once, where the holder was a process of this machine that has ended;
-- after `EXPIRY` seconds without a touch, where it may still run: on another machine, or suspended.
+- after `EXPIRY` seconds without a touch, where it is on another machine and may still run.
 
 Clocks of machines may differ: nothing is compared but a file's own times, with the clock of the
 process that watches it. A holder that was suspended for too long finds a newer generation. It must
@@ -126,8 +126,11 @@ class Observer:
     _seen: dict[Path, tuple[int, float]] = field(default_factory=dict)
 
     def try_acquire(self, folder: Path) -> Lease | None:
-        """Take a lease that is free or has expired; None while another process holds it."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Take a lease that is free or has expired; None while another process holds it.
+
+        The folder that holds the leases has to exist: it is not made anew after it was removed.
+        """
+        folder.mkdir(exist_ok=True)
         newest = _find_newest(folder)
         before = _read(folder, newest)
         if before["state"] == FINISHED:
@@ -193,11 +196,24 @@ def describe_holder(folder: Path) -> str | None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds it that has not surely ended."""
-    record = _read(folder, _find_newest(folder))
+    """Whether a process holds it that lives, as far as this shows.
+
+    The age of another machine's touch is by the clock of the disk, which dates a probe as well.
+    """
+    newest = _find_newest(folder)
+    record = _read(folder, newest)
     if record["state"] != HELD:
         return False
-    return not _is_here(record) or find_start_time(record["pid"]) == record["started"]
+    if _is_here(record):
+        return find_start_time(record["pid"]) == record["started"]
+    probe = folder / f".probe-{secrets.token_hex(4)}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - (folder / _name(newest)).stat().st_mtime <= EXPIRY
+    except OSError:
+        return True  # it cannot be known now
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 class Heart:
@@ -288,6 +304,10 @@ def _create(file: Path, record: Record) -> bool:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
-    with os.fdopen(handle, "w") as output:
-        output.write(json.dumps(record))
+    try:
+        with os.fdopen(handle, "w") as output:
+            output.write(json.dumps(record))
+    except OSError:  # a full disk
+        file.unlink(missing_ok=True)
+        raise
     return True

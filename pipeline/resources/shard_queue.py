@@ -1,6 +1,6 @@
 """The shards of a step that processes of any machine may take: a folder that all of them see.
 
-`pool.json` lists the shards. A shard is taken by a lease, and its result is the lease's. Only the
+`queue.json` lists the shards. A shard is taken by a lease, and its result is the lease's. Only the
 stage itself, which holds the step's lease, puts files into the step: what others write is in
 `others/`, until the stage moves it into place with `collect`.
 """
@@ -21,7 +21,8 @@ from pipeline.resources import leases
 from pipeline.resources.leases import Heart, Lease, Observer
 
 QUEUE = "scratch/queue"  # in the folder of a step's unfinished work
-POOL_FILE = "pool.json"
+LEASES, OTHERS = "leases", "others"  # in the queue
+QUEUE_FILE = "queue.json"
 Result = dict[str, Any]
 
 
@@ -74,17 +75,20 @@ class ShardQueue:
         """Whether a shard is free, or with others, who may give it back."""
         return bool(self._left or self._others)
 
+    def count_others(self) -> int:
+        return len(self._others)
+
     def list_unfinished(self) -> list[str]:
         return [*self._held, *self._left, *self._others]
 
     def close(self) -> None:
         self._heart.stop()
-        for lease in self._held.values():
-            lease.release()
-        self._held = {}
+        for shard in [*self._held]:
+            if lease := self._drop(shard):
+                lease.release()
 
     def _lease_folder(self, shard: str) -> Path:
-        return self.folder / "leases" / f"{shard}.lease"
+        return self.folder / LEASES / f"{shard}.lease"
 
     def _hold(self, shard: str, lease: Lease) -> None:
         self._held[shard] = lease
@@ -104,13 +108,21 @@ class ShardQueue:
 class OwnQueue(ShardQueue):
     """The queue as the stage sees it, which opens it for others."""
 
-    def __init__(self, work: Path, shards: list[str], about: dict[str, Any]):
-        """`about`: what others must have in common with us."""
+    def __init__(self, work: Path, shards: list[str], about: dict[str, Any] | None):
+        """`about`: what others must have in common with us. None: no others may join."""
         super().__init__(work / QUEUE, shards)
         self._work = work
+        for name in (LEASES, OTHERS):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
         for shard in shards:
             self._forget_earlier(shard)
-        write_json(self.folder / POOL_FILE, {"shards": shards, **about})
+        if about is not None:
+            write_json(self.folder / QUEUE_FILE, {"shards": shards, **about})
+
+    def close(self) -> None:
+        """Others take nothing more. What they finish now waits for the next attempt."""
+        (self.folder / QUEUE_FILE).unlink(missing_ok=True)
+        super().close()
 
     def _forget_earlier(self, shard: str) -> None:
         """A shard that an earlier attempt finished is asked for again; what waits here is not."""
@@ -142,8 +154,8 @@ class JoinedWorker:
     def __init__(self, work: Path, shards: list[str]):
         mixed = random.sample(shards, len(shards))  # so that many do not try the same one
         self._work, self._queue = work, ShardQueue(work / QUEUE, mixed)
-        self._folder = work / QUEUE / "others" / f"{leases.describe_machine()[0]}-{os.getpid()}"
-        self._folder = self._folder.with_name(f"{self._folder.name}-{secrets.token_hex(3)}")
+        name = f"{leases.describe_machine()[0]}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._folder = work / QUEUE / OTHERS / name
         self._files: dict[str, dict[str, str]] = {}
         self._figures: dict[str, float] = {}
         self.finished = 0
@@ -163,7 +175,7 @@ class JoinedWorker:
 
     def output(self, shard: str, file: Path) -> Path:
         written = self._folder / f"{shard}-{file.name}"
-        written.parent.mkdir(parents=True, exist_ok=True)
+        written.parent.mkdir(exist_ok=True)
         places = self._files.setdefault(shard, {})
         places[file.relative_to(self._work).as_posix()] = written.relative_to(self._work).as_posix()
         return written
@@ -182,8 +194,8 @@ class JoinedWorker:
         self._queue.close()
 
 
-def read_pool(work: Path) -> dict[str, Any] | None:
-    """What a step's queue says; None where no step with shards is in the making here."""
+def read_queue(work: Path) -> dict[str, Any] | None:
+    """What a step's queue says; None where no step with shards for others is in the making."""
     with suppress(OSError, ValueError):
-        return json.loads((work / QUEUE / POOL_FILE).read_text())
+        return json.loads((work / QUEUE / QUEUE_FILE).read_text())
     return None

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from pipeline import hardware
 from pipeline.errors import FAILED, StageError, UserError, pluralize
 from pipeline.hashing import hash_code
-from pipeline.progress import print_note
+from pipeline.progress import print_note, print_progress
 from pipeline.resources import open_models
 from pipeline.resources.gpu_sets import Environment
 from pipeline.resources.shard_queue import OwnQueue
@@ -71,15 +71,19 @@ def run_shards(
     out: Path,
     on_finish: OnFinish = _ignore,
     on_report: OnReport = _ignore,
+    may_join: bool = True,
 ) -> None:
     """Process every shard of the step in `out`, with one worker per environment.
+
+    `may_join`: whether other machines may take some.
 
     `on_finish` and `on_report` are called in this process, by one thread. With several workers
     `work` must pickle: `partial(a_module_level_function, arguments)`.
     """
     if not shards:
         return
-    queue = StageQueue(out, shards, on_finish, on_report)
+    about = {"code": hash_code()} if may_join else None
+    queue = StageQueue(out, shards, on_finish, on_report, about)
     try:
         if len(environments) == 1:
             work(InProcess(queue))
@@ -93,8 +97,15 @@ def run_shards(
 class StageQueue(OwnQueue):
     """The stage's shards, and what to call when one is finished, here or elsewhere."""
 
-    def __init__(self, out: Path, shards: list[str], on_finish: OnFinish, on_report: OnReport):
-        super().__init__(out, shards, {"code": hash_code()})
+    def __init__(
+        self,
+        out: Path,
+        shards: list[str],
+        on_finish: OnFinish,
+        on_report: OnReport,
+        about: dict[str, Any] | None = None,
+    ):
+        super().__init__(out, shards, about)
         self._on_finish, self.report = on_finish, on_report
         self._looked_at = time.monotonic()
 
@@ -124,6 +135,9 @@ class InProcess:
         self._queue.look_at_others()
         shard = self._queue.take()
         while shard is None and wait and not self._claimed and self._queue.is_left():
+            print_progress(
+                f"waiting for {pluralize(self._queue.count_others(), 'shard')} of others"
+            )
             self._queue.look_at_others(OTHERS_PAUSE)
             shard = self._queue.take()
         self._claimed += shard is not None

@@ -71,12 +71,14 @@ def derive_seed(cfg: SampleRequest, setting: str, prompt_id: str, index: int) ->
     return int(hash_json(_sample_key(cfg, setting, prompt_id, index))[:16], 16) >> 1
 
 
-def derive_engine_seed(cfg: SampleRequest, gpus: str | None) -> int:
+def derive_engine_seed(cfg: SampleRequest, gpus: str | None, joined: str = "") -> int:
     """32 bits for an engine whose requests have no seeds.
 
-    It differs as the requests' own seeds do, and between workers, which have separate GPUs.
+    It differs as the requests' own seeds do, and between workers, which have separate GPUs, or have
+    joined from elsewhere.
     """
     key = [cfg.seed, cfg.purpose, cfg.round, cfg.wave, *sorted(cfg.settings), gpus]
+    key += [joined] if joined else []
     return int(hash_json(key)[:8], 16)
 
 

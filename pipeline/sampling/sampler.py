@@ -31,8 +31,9 @@ from pipeline.config import (
     TransformersBackend,
     VllmBackend,
 )
-from pipeline.errors import UserError
+from pipeline.errors import StageError, pluralize
 from pipeline.progress import print_note, print_phase
+from pipeline.resources import leases
 from pipeline.resources.gpu_sets import Environment, worker_environments
 from pipeline.resources.model_shape import parameter_cost
 from pipeline.resources.worker_pool import Worker, run_shards
@@ -111,15 +112,12 @@ def join_sampling(
     knob: str = "sample",
 ) -> None:
     """One worker's part of a step that another process builds."""
-    if isinstance(cfg.backend, SERVERS):
-        raise UserError(
-            f"{knob}: this step asks a server. One process keeps as many requests in flight as the"
-            " server takes."
-        )
     shards = Shards(out, cfg.shard)
     groups = group_shards(shards.list_names(), count_grouped(cfg, policy))
     engine_model = Model(out / MERGED) if (out / MERGED).exists() else policy
-    sample_shards(cfg, shards, groups, policy, engine_model, (knob, knob), tokens_of, worker)
+    joined = "-".join([*leases.describe_machine(), str(os.getpid())])
+    knobs = knob, knob
+    sample_shards(cfg, shards, groups, policy, engine_model, knobs, tokens_of, worker, joined)
 
 
 def open_trained(model: Model | None) -> TrainedTokenizer | None:
@@ -153,8 +151,11 @@ def sample_missing(
                 note_cost(out, **parameter_cost(policy.weights, policy.revision))
             environments = choose_environments(cfg, knobs[0])
             on_finish = partial(note_shards, out, meter, finished)
-            run_shards(missing, work, environments, out, on_finish, meter.update)
+            may_join = not isinstance(cfg.backend, SERVERS)
+            run_shards(missing, work, environments, out, on_finish, meter.update, may_join)
             note_cost(out, **meter.measure_cost())
+            if lost := finished.find_missing():
+                raise StageError(f"sample: {pluralize(len(lost), 'group')} of shards not sampled.")
         if lacks_quantization_gap(cfg, out, policy):
             note_quantization_gap(cfg, policy, engine_model, out)
     finally:
@@ -222,13 +223,15 @@ def sample_shards(
     knobs: tuple[str, str],
     tokens_of: Model | None,
     worker: Worker,
+    joined: str = "",
 ) -> None:
     """One worker's part.
 
-    Its engine starts once, and gets the next shard before the last one is finished.
+    Its engine starts once, and gets the next shard before the last one is finished. `joined`: what
+    tells a process of another machine from all others, whose GPUs may have the same numbers.
     """
     knob, backend_knob = knobs
-    seed = derive_engine_seed(cfg, os.environ.get(hardware.VISIBLE))
+    seed = derive_engine_seed(cfg, os.environ.get(hardware.VISIBLE), joined)
     backend = open_backend(cfg.backend, policy, backend_knob, cfg.seeded, seed)
     journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, SERVERS) else None
     drawing = SampleCollector(

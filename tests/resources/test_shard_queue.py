@@ -4,7 +4,7 @@ import multiprocessing
 from functools import partial
 from pathlib import Path
 
-from pipeline.resources.shard_queue import JoinedWorker, OwnQueue, read_pool
+from pipeline.resources.shard_queue import JoinedWorker, OwnQueue, read_queue
 from pipeline.resources.worker_pool import Worker, run_shards
 
 SHARDS = [f"{at:05d}.txt" for at in range(40)]
@@ -21,7 +21,7 @@ def write(out: Path, worker: Worker, only: int = 1000) -> None:
 
 
 def join(out: Path, only: int = 1000) -> int:
-    worker = JoinedWorker(out, read_pool(out)["shards"])
+    worker = JoinedWorker(out, read_queue(out)["shards"])
     write(out, worker, only)
     worker.close()
     return worker.finished
@@ -66,7 +66,7 @@ def count_taken(out: Path, ready, results) -> None:
 
 
 def test_many_processes_take_each_shard_once(tmp_path):
-    OwnQueue(tmp_path, SHARDS, {})
+    queue = OwnQueue(tmp_path, SHARDS, {})
     context = multiprocessing.get_context("spawn")
     ready, results = context.Event(), context.Queue()
     processes = [
@@ -79,3 +79,5 @@ def test_many_processes_take_each_shard_once(tmp_path):
     for process in processes:
         process.join()
     assert sorted(taken) == SHARDS
+    queue.close()
+    assert read_queue(tmp_path) is None, "nothing is taken from a stage that has ended"

@@ -543,7 +543,7 @@ def test_workers_that_join_take_shards_and_the_bytes_are_those_of_one(tmp_path):
     (tmp_path / "alone").mkdir()
     joined, alone = Drawn(tmp_path / "joined"), Drawn(tmp_path / "alone")
     driver = joined.start(*SCRIPTED, shard_pause="0.1")
-    while not (queue := [*joined.folder.glob("store/sample/*/scratch/queue/pool.json")]):
+    while not (queue := [*joined.folder.glob("store/sample/*/scratch/queue/queue.json")]):
         assert driver.poll() is None, driver.communicate()
     command = [sys.executable, "-m", "pipeline", "work", "runs/latest", "step=sample", "wait=4"]
     colleagues = [
