@@ -3,6 +3,8 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
+from typing import NamedTuple
+
 from pipeline.config import (
     POOL,
     BestOfNConfig,
@@ -21,12 +23,7 @@ def plan(cfg: Config) -> Step:
     base = Step("base", cfg.base) if cfg.base else None
     sft = plan_sft(cfg, base, ngrams)
     reward = plan_reward(cfg, base, sft, ngrams) if cfg.reward else None
-    offline = prior = None
-    if cfg.offline:
-        offline = Step("offline", cfg.offline, policy=sft, decontamination=ngrams)
-    if offline and cfg.pair.needs_sft_logps:
-        prior = plan_reference(cfg, 1, sft, offline)
-
+    offline, prior = plan_offline(cfg, sft, ngrams)
     members = plan_members(cfg, sft)
 
     evals = EvalPlan(cfg, prompts, sft, reward)
@@ -34,10 +31,7 @@ def plan(cfg: Config) -> Step:
     dev_evals: dict[str, EvalSteps] = {}  # what the gate compares, planned once for each model
     for r in range(1, cfg.rounds + 1):
         samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
-        pool, pool_scores = plan_pool(cfg, r, members, sft, prompts / "train", reward)
-        pool_logps = list[Step]()
-        if cfg.pair.needs_sft_logps:
-            pool_logps = [plan_reference(cfg, r, sft, each) for each in pool.values()]
+        pool = plan_pool(cfg, r, members, sft, prompts / "train", reward)
         pair = Step(
             "pair",
             cfg.pair.for_round(r, cfg.scores_samples),
@@ -45,10 +39,10 @@ def plan(cfg: Config) -> Step:
             policy=policy,
             offline=offline,
             prior=prior,
-            pool={name: [each] for name, each in pool.items()},
-            pool_logps=pool_logps,
+            pool=pool.samples,
+            pool_logps=pool.logps,
             samples=samples,
-            scores=[*pool_scores, *scores],
+            scores=[*pool.scores, *scores],
             earlier=list(pairs) if cfg.pair.budget.per_prompt else None,
             prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
         )
@@ -102,6 +96,14 @@ def plan_reward(cfg: Config, base: Step | None, sft: Step, ngrams: Part) -> Step
     return Step("reward", cfg.reward, start=model, decontamination=ngrams)
 
 
+def plan_offline(cfg: Config, sft: Step, ngrams: Part) -> tuple[Step | None, Step | None]:
+    """Offline rows, and their log-probabilities under SFT where a filter reads them."""
+    if not cfg.offline:
+        return None, None
+    offline = Step("offline", cfg.offline, policy=sft, decontamination=ngrams)
+    return offline, plan_reference(cfg, 1, sft, offline) if cfg.pair.needs_sft_logps else None
+
+
 def plan_samples(
     cfg: Config, r: int, policy: Step, prompts: Part, reward: Step | None
 ) -> tuple[list[Step], list[Step]]:
@@ -119,7 +121,7 @@ def plan_samples(
 
 
 def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:
-    """The models that answer training prompts beside the policy."""
+    """The models that answer training prompts as well as the policy."""
     return {
         name: Step(
             "base",
@@ -132,10 +134,16 @@ def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:
     }
 
 
+class PoolSteps(NamedTuple):
+    samples: dict[str, Input]
+    scores: list[Step]
+    logps: list[Step]  # of all answers under SFT, where a filter reads them
+
+
 def plan_pool(
     cfg: Config, r: int, members: dict[str, Step], sft: Step, prompts: Part, reward: Step | None
-) -> tuple[dict[str, Step], list[Step]]:
-    """The answers of each member of the pool in SFT's tokens, which are the policy's; scores."""
+) -> PoolSteps:
+    """The answers of each member of the pool, in SFT's tokens, which are the policy's."""
     samples = {
         name: Step(
             "sample",
@@ -148,8 +156,12 @@ def plan_pool(
         )
         for name, model in members.items()
     }
+    logps = list[Step]()
+    if cfg.pair.needs_sft_logps:
+        logps = [plan_reference(cfg, r, sft, each) for each in samples.values()]
     scores = [plan_scores(cfg, r, each, prompts, reward) for each in samples.values()]
-    return samples, [score for each in scores for score in each]
+    named: dict[str, Input] = {name: [each] for name, each in samples.items()}
+    return PoolSteps(named, [score for each in scores for score in each], logps)
 
 
 def plan_scores(
