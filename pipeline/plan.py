@@ -3,6 +3,8 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
+from typing import NamedTuple
+
 from pipeline.config import (
     POOL,
     REVISED,
@@ -23,12 +25,7 @@ def plan(cfg: Config) -> Step:
     base = Step("base", cfg.base) if cfg.base else None
     sft = plan_sft(cfg, base, ngrams)
     reward = plan_reward(cfg, base, sft, ngrams) if cfg.reward else None
-    offline = prior = None
-    if cfg.offline:
-        offline = Step("offline", cfg.offline, policy=sft, decontamination=ngrams)
-    if offline and cfg.pair.needs_sft_logps:
-        prior = plan_reference(cfg, 1, sft, offline)
-
+    offline, prior = plan_offline(cfg, sft, ngrams)
     members = plan_members(cfg, sft)
 
     evals = EvalPlan(cfg, prompts, sft, reward)
@@ -36,18 +33,12 @@ def plan(cfg: Config) -> Step:
     dev_evals: dict[str, EvalSteps] = {}  # what the gate compares, planned once for each model
     for r in range(1, cfg.rounds + 1):
         samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
-        pool, pool_scores = plan_pool(cfg, r, members, sft, prompts / "train", reward)
-        revised, revised_scores = plan_revision(cfg, r, policy, samples, prompts / "train", reward)
+        pool = plan_pool(cfg, r, members, policy, samples, sft, prompts / "train", reward)
         steps, own, own_scores = None, samples, scores  # the policy's, for pairs
         if cfg.steps:
             steps, own, own_scores = plan_steps(
                 cfg, cfg.steps, r, policy, samples, scores, prompts / "train", reward
             )
-        else:
-            pool, pool_scores = pool | revised, pool_scores + revised_scores
-        pool_logps = list[Step]()
-        if cfg.pair.needs_sft_logps:
-            pool_logps = [plan_reference(cfg, r, sft, each) for each in pool.values()]
         pair = Step(
             "pair",
             cfg.pair.for_round(r, cfg.scores_samples, cfg.steps.cut if cfg.steps else None),
@@ -55,10 +46,10 @@ def plan(cfg: Config) -> Step:
             policy=policy,
             offline=offline,
             prior=prior,
-            pool={name: [each] for name, each in pool.items()},
-            pool_logps=pool_logps,
+            pool=pool.samples,
+            pool_logps=pool.logps,
             samples=own,
-            scores=[*pool_scores, *own_scores],
+            scores=[*pool.scores, *own_scores],
             earlier=list(pairs) if cfg.pair.budget.per_prompt else None,
             steps=steps,
             prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
@@ -67,9 +58,10 @@ def plan(cfg: Config) -> Step:
 
         best_of_n = None
         if cfg.best_of_n:
-            of_revised = [*revised.values()], revised_scores
-            answers = {"samples": (samples, scores), "revised": of_revised}
-            best_of_n = plan_best_of_n(cfg.best_of_n, r, policy, *answers[cfg.best_of_n.answers])
+            answers = samples, scores
+            if cfg.best_of_n.answers == REVISED:
+                answers = pool.select(REVISED)
+            best_of_n = plan_best_of_n(cfg.best_of_n, r, policy, *answers)
         init = {"previous": policy, "sft": sft, "best_of_n": best_of_n}[cfg.init]
         references = {"previous": policy, "sft": sft, "init": init}
         reference = references[cfg.reference.model] if cfg.train.reference_logps != "none" else None
@@ -115,6 +107,14 @@ def plan_reward(cfg: Config, base: Step | None, sft: Step, ngrams: Part) -> Step
     return Step("reward", cfg.reward, start=model, decontamination=ngrams)
 
 
+def plan_offline(cfg: Config, sft: Step, ngrams: Part) -> tuple[Step | None, Step | None]:
+    """Offline rows, and their log-probabilities under SFT where a filter reads them."""
+    if not cfg.offline:
+        return None, None
+    offline = Step("offline", cfg.offline, policy=sft, decontamination=ngrams)
+    return offline, plan_reference(cfg, 1, sft, offline) if cfg.pair.needs_sft_logps else None
+
+
 def plan_samples(
     cfg: Config, r: int, policy: Step, prompts: Part, reward: Step | None
 ) -> tuple[list[Step], list[Step]]:
@@ -129,16 +129,6 @@ def plan_samples(
         samples += [wave]
         scores += plan_scores(cfg, r, wave, prompts, reward)
     return samples, scores
-
-
-def plan_revision(
-    cfg: Config, r: int, policy: Step, samples: list[Step], prompts: Part, reward: Step | None
-) -> tuple[dict[str, Step], list[Step]]:
-    """The revised first answers of the first wave by their source, and their scores."""
-    if not cfg.revise or not samples:
-        return {}, []
-    revised = Step("revise", cfg.revise.for_round(r), at=r, policy=policy, samples=samples[0])
-    return {REVISED: revised}, plan_scores(cfg, r, revised, prompts, reward)
 
 
 def plan_steps(
@@ -169,7 +159,7 @@ def plan_steps(
 
 
 def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:
-    """The models that answer training prompts beside the policy."""
+    """The models that answer training prompts as well as the policy."""
     return {
         name: Step(
             "base",
@@ -182,11 +172,29 @@ def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:
     }
 
 
+class PoolSteps(NamedTuple):
+    samples: dict[str, list[Step]]
+    scores: list[Step]
+    logps: list[Step]  # of all answers under SFT, where a filter reads them
+
+    def select(self, source: str) -> tuple[list[Step], list[Step]]:
+        """The answers of one source, and their scores."""
+        samples = self.samples.get(source, [])
+        return samples, [score for score in self.scores if score.inputs["samples"] in samples]
+
+
 def plan_pool(
-    cfg: Config, r: int, members: dict[str, Step], sft: Step, prompts: Part, reward: Step | None
-) -> tuple[dict[str, Step], list[Step]]:
-    """The answers of each member of the pool in SFT's tokens, which are the policy's; scores."""
-    samples = {
+    cfg: Config,
+    r: int,
+    members: dict[str, Step],
+    policy: Step,
+    samples: list[Step],
+    sft: Step,
+    prompts: Part,
+    reward: Step | None,
+) -> PoolSteps:
+    """Answers of each member of the pool, in SFT's tokens, which are the policy's; revised ones."""
+    answers = {
         name: Step(
             "sample",
             cfg.sample.request_member(name, r),
@@ -198,8 +206,15 @@ def plan_pool(
         )
         for name, model in members.items()
     }
-    scores = [plan_scores(cfg, r, each, prompts, reward) for each in samples.values()]
-    return samples, [score for each in scores for score in each]
+    if cfg.revise and samples:
+        revision = cfg.revise.for_round(r)
+        answers[REVISED] = Step("revise", revision, at=r, policy=policy, samples=samples[0])
+    logps = list[Step]()
+    if cfg.pair.needs_sft_logps:
+        logps = [plan_reference(cfg, r, sft, each) for each in answers.values()]
+    scores = [plan_scores(cfg, r, each, prompts, reward) for each in answers.values()]
+    named = {name: [each] for name, each in answers.items()}
+    return PoolSteps(named, [score for each in scores for score in each], logps)
 
 
 def plan_scores(

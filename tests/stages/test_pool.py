@@ -259,7 +259,7 @@ def test_the_policy_answers_its_prompts_alone():
     requests = [cfg.sample.request_waves(1, "rules")[0], cfg.sample.request_member("strong", 1)]
     shares = [request.prompt_share for request in requests]
     assert [share.model for share in shares] == ["policy", "strong"]
-    assert [share.expected for share in shares] == [0.5, 0.5]
+    assert [share.mean_share for share in shares] == [0.5, 0.5]
     found = [{p for p in PROMPTS if answers_prompt(share, 42, p)} for share in shares]
     assert found[0] | found[1] == set(PROMPTS) and not found[0] & found[1]
 
