@@ -388,7 +388,8 @@ class Verdicts(Artifact):
     """`verdicts.parquet`, a row for each order of the two answers.
 
     `prompt_id, a_id, b_id, order, winner` (a, b or tie; null when it failed), `probability` (that a
-    wins), `judge, model, status, detail`.
+    wins), `judge, model, status, detail`; of a judge with five levels also `weight` (3 for much
+    better).
     """
 
     def read(self) -> "pl.DataFrame":

@@ -375,11 +375,13 @@ def score_status(score: Score) -> str:
 def check_failures(cfg: ScoreConfig, out: Path, knob: str) -> None:
     table = Scores(out).read()
     failed = table.filter(pl.col("status") == "failed")
+    abstained = table.filter(pl.col("status") == "abstained").height
     note_cost(
         out,
         scores=table.height,
         answers=table["sample_id"].n_unique(),
         failed=failed.height,
+        **({"abstained": abstained} if abstained else {}),
         **_count_cut(table),
     )
     by_scorer = table.group_by("scorer").agg(pl.len(), failed=(pl.col("status") == "failed").sum())

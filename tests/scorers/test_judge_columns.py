@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.config import FileRows, Judge, PromptRows
 from pipeline.errors import UserError
+from pipeline.plan import plan
 from pipeline.preflight.rows import check_guides
 from pipeline.report.analysis.agreement import LabelledPair, calibrate
 from pipeline.scorers import Answer
@@ -15,7 +16,7 @@ from pipeline.scorers.judging.pairwise import LABELS, OrderVerdict, PairVerdict
 from pipeline.scorers.judging.parsing import parse_verdict
 from pipeline.scorers.judging.template import JudgeTemplate
 from tests.scorers.test_judge import config, judge, overall_scores, run_scorer, server
-from tests.support.house import HOUSE
+from tests.support.house import HOUSE, check_steps, composed
 
 __all__ = ["judge", "server"]  # fixtures
 
@@ -203,6 +204,41 @@ def test_rows_are_refused_before_anything_is_sampled(judge, tmp_path):
         check_guides(rows, "prompts", {"score.scorers.j": cfg})
     plain = config(judge, tmp_path, "rubric").scorers["j"]
     check_guides(rows, "prompts", {"score.scorers.j": plain})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["score.scorers.rubric.rubric_column=rubric"],
+            "rubric_column=rubric: .* prompt r5 .*weight",
+        ),
+        (["score.scorers.rubric.reference_column=odd"], "reference_column=odd: .* prompt r4 is"),
+        (["score.scorers.rubric.reference_column=none"], "reads the prompts' column none"),
+        (
+            [
+                "+duel@evaluate.duels.d=default",
+                "evaluate.duels.d.engine.model=m",
+                "evaluate.duels.d.reference_column=none",
+            ],
+            r"evaluate\.duels\.d\.reference_column=none: no prompt has this column",
+        ),
+    ],
+)
+def test_a_plan_refuses_what_a_judge_could_not_read(tmp_path, words, said):
+    rows = [{"id": f"r{i}", "prompt": f"Tell of number {i}.", "rubric": RUBRIC} for i in range(9)]
+    rows[5]["rubric"] = [{"criterion": "is kind"}]
+    rows[4]["odd"] = {"not": "text"}
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [f"prompts.path={path}", "sft.model=hub/model", f"sft.revision={'0' * 40}"]
+    judged = [
+        "score=rubric",
+        "score.scorers.rubric.engine.model=m",
+        "prompts.split={dev: 2, test: 2}",
+    ]
+    with pytest.raises(UserError, match=said):
+        check_steps(plan(composed(*given, *judged, *words)).ancestors())
 
 
 # ── five levels ─────────────────────────────────────────────────────────────────────────────────
