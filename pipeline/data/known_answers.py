@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 SHAPE = {"prompt", "chosen", "rejected"}
 TIES = "Ties"  # RewardBench 2's subset of prompts with several right answers
 TIES_ID = re.compile(r"(ref|tied):(.+)")
-LABELS_NAME = "dataset"  # LLMBar names its subsets by the folder of each dataset.json
+LABELS_NAME = "dataset"  # LLMBar/Natural/dataset.json is the subset Natural
 
 
 @dataclass(frozen=True)

@@ -281,13 +281,13 @@ class _Pass:
         manifest = store.read_manifest(self._run_plan.folder(step))
         if code not in (DONE, ALREADY_BUILT) or manifest is None:
             self._end_worker(running.worker)
-            if code == INTERRUPTED:
-                self._pending.append(describe_failure(step, fingerprint, code, running.log))
-                self._ledger.print_note(self._pending[-1])
-                return
             seconds = time.monotonic() - running.started
-            self._ledger.add_line(FAILED_SIGN, step, fingerprint, seconds=seconds)
+            note = "waits for a batch" if code == INTERRUPTED else ""
+            self._ledger.add_line(FAILED_SIGN, step, fingerprint, seconds=seconds, note=note)
             failure = describe_failure(step, fingerprint, code, running.log)
+            if code == INTERRUPTED:
+                self._pending.append(failure)
+                return
             raise StepFailed(failure, USER_ERROR if code == USER_ERROR else FAILED, code)
         if key := self._find_key(step):
             self._idle = _IdleWorker(running.worker, key)

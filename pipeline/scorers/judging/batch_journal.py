@@ -72,12 +72,16 @@ class BatchJournal:
             marks = ",".join("?" * len(part))
             rows = self.file.execute(f"SELECT token FROM batched WHERE key IN ({marks})", part)
             tokens |= dict.fromkeys(token for (token,) in rows)
-        return [self._read_batch(token) for token in tokens]
+        return [batch for token in tokens if (batch := self._read_batch(token))]
 
-    def _read_batch(self, token: str) -> BatchEntry:
-        judge, owner, batch_id, created = self.file.execute(
+    def _read_batch(self, token: str) -> BatchEntry | None:
+        """None where another process has closed it meanwhile."""
+        row = self.file.execute(
             "SELECT judge, owner, id, created FROM batches WHERE token = ?", (token,)
         ).fetchone()
+        if row is None:
+            return None
+        judge, owner, batch_id, created = row
         rows = self.file.execute(
             "SELECT key, revision, template, texts, asked, tries FROM batched WHERE token = ?",
             (token,),
