@@ -8,7 +8,6 @@ from itertools import product
 import polars as pl
 import pytest
 
-from pipeline.artifacts import read_json
 from tests.e2e.test_smoke import SMALL, command, environment
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -24,8 +23,7 @@ def run(folder, *words: str) -> None:
 
 def read_trained(folder) -> pl.DataFrame:
     [pairs] = (folder / "store" / "pair").glob("*/train.parquet")
-    [model] = (folder / "store" / "train").glob("*/model.json")
-    assert read_json(model)["base"]
+    assert [*(folder / "store" / "train").glob("*/model.json")]
     return pl.read_parquet(pairs, glob=False)
 
 

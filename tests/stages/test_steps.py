@@ -145,7 +145,7 @@ def paired(tmp_path, policy, chat):
         samples, scores = write_answers(tmp_path / "go", chat, rows)
         cfg = composed(*MATH, "steps=default", "pair.dev={share: 0, min: 0, max_share: 0}", *words)
         return pair.run(
-            cfg.pair.for_round(1, cfg.steps.cut),
+            cfg.pair.for_round(1, steps=cfg.steps.cut),
             tmp_path / "out",
             policy=policy,
             samples=[samples],
