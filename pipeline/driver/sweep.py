@@ -22,7 +22,7 @@ from pipeline.config import Config
 from pipeline.config.compose import CONF, Arguments, quote, read_overrides, validate_point
 from pipeline.driver import store_users
 from pipeline.driver.run import keep_records, make_run_dir, run_point
-from pipeline.errors import DONE, FAILED, UserError, pluralize
+from pipeline.errors import DONE, FAILED, INTERRUPTED, UserError, pluralize
 
 STATUS = {0: "done", 2: "refused", 75: "stopped"}
 
@@ -94,16 +94,17 @@ def finish_sweep(
     """The page of all points (`points.json` if none was evaluated), and the retest's exit code."""
     from pipeline.report.render.sweep_page import SweepGrid, choose_best, render_sweep
 
+    waits = any(point["status"] == STATUS[INTERRUPTED] for point in points)  # for a judge's batch
     if not any("score" in point for point in points):
-        return folder / "points.json", DONE
+        return folder / "points.json", INTERRUPTED if waits else DONE
     best = choose_best(points, cfg.sweep.kl_budget)
-    code, report = DONE, None
-    if best and cfg.evaluate.split == "dev" and cfg.sweep.retest:
+    code, report = INTERRUPTED if waits else DONE, None
+    if best and not waits and cfg.evaluate.split == "dev" and cfg.sweep.retest:
         overrides = " ".join(best["overrides"])
         print(f"\npoint {best['point']} again, on test: {overrides}", flush=True)
         code = run_point(make_test_config(folder / str(best["point"])), folder / "best")
         report = "best/report.html" if code == DONE else None
-    if best and cfg.sweep.keep == "best":
+    if best and not waits and cfg.sweep.keep == "best":
         prune_losers(cfg, folder, [point for point in points if point is not best])
     grid = SweepGrid(
         cfg.recipe,

@@ -12,7 +12,7 @@ from pipeline.artifacts import write_json, write_text
 from pipeline.config.compose import Arguments, compose
 from pipeline.driver import sweep
 from pipeline.driver.store_users import register_runs
-from pipeline.errors import explain_disk_fault
+from pipeline.errors import INTERRUPTED, explain_disk_fault
 from tests.support.house import SMALL, Toys, composed
 
 GRID = [*SMALL, "evaluate.split=dev", "evaluate.control=false", "-m", "train.beta=0.1,0.2,0.3"]
@@ -171,3 +171,16 @@ def test_the_command_is_what_a_shell_reads_back():
         "hydra.mode=RUN",
         "evaluate.split=test",
     ]
+
+
+def test_while_a_point_waits_for_a_batch_the_sweep_is_not_over(tmp_path, monkeypatch):
+    """The other points are kept: the best of all is not known yet."""
+    monkeypatch.setattr(sweep, "run_point", lambda *_: pytest.fail("a retest"))
+    monkeypatch.setattr(sweep, "prune_losers", lambda *_: pytest.fail("models were pruned"))
+    cfg = composed(*SMALL, "score=rules", "evaluate.split=dev", "sweep.keep=best")
+    done = {"point": 0, "overrides": [], "status": "done", "score": 0.5, "sft_score": 0.4}
+    done |= {"split": "dev", "better": None, "kl": 1.0, "report": "0/report.html"}
+    waiting = {"point": 1, "overrides": ["train.beta=0.2"], "status": "stopped"}
+    page, code = sweep.finish_sweep(cfg, tmp_path, [done, waiting])
+    assert code == INTERRUPTED and page.name == "sweep.html"
+    assert sweep.finish_sweep(cfg, tmp_path, [waiting])[1] == INTERRUPTED
