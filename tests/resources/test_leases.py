@@ -97,6 +97,29 @@ def test_a_holder_that_died_before_it_wrote_its_record_is_given_time_too(tmp_pat
     assert near.try_acquire(tmp_path).generation == 2
 
 
+def test_a_dead_machine_s_lease_does_not_count_as_work_for_ever(tmp_path):
+    held = elsewhere(Clock()).try_acquire(tmp_path)
+    assert leases.is_held(tmp_path)
+    long_ago = time.time() - EXPIRY - 5
+    os.utime(held.file, (long_ago, long_ago))
+    assert not leases.is_held(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["000001"], "no probe is left"
+
+
+def test_a_removed_folder_is_not_made_anew(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Observer().try_acquire(tmp_path / "queue" / "shard")
+    assert not (tmp_path / "queue").exists()
+
+
+def test_a_lost_lease_is_noticed_before_a_step_is_sealed(tmp_path):
+    lease = Observer().try_acquire(tmp_path)
+    store.check_held(lease)
+    (tmp_path / "000002").write_text(json.dumps({"state": "held"}))
+    with pytest.raises(StageError, match="another process has taken this step over"):
+        store.check_held(lease)
+
+
 def test_the_heart_touches_and_notices_what_was_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "BEAT", 0.02)
     lost = []
@@ -176,7 +199,7 @@ def test_whatever_is_suspended_or_crashes_one_publishes_and_the_step_gets_built(
 ):
     folder, clock = tmp_path_factory.mktemp("store"), Clock()
     final = folder / "sample" / ("a" * 12)
-    final.parent.mkdir()
+    store.lease_folder(final).parent.mkdir(parents=True)
     builders = [Builder(number, final, clock) for number in range(3)]
     for action, number in actions:
         if action == "time":
@@ -198,6 +221,7 @@ def test_whatever_is_suspended_or_crashes_one_publishes_and_the_step_gets_built(
 
 def test_work_that_is_taken_over_goes_on_under_another_name(tmp_path):
     clock, final = Clock(), tmp_path / "sample" / ("a" * 12)
+    store.lease_folder(final).parent.mkdir(parents=True)
     far, near = elsewhere(clock), elsewhere(clock, "near")
     lease = far.try_acquire(store.lease_folder(final))
     work = store.claim_work_folder(final, lease)
