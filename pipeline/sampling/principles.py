@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.config import Local, Revision
+from pipeline.config import Local, Revision, RevisionRequest
 from pipeline.errors import UserError
 from pipeline.hashing import hash_json
 
@@ -24,7 +24,7 @@ def read_principles(cfg: Revision, knob: str) -> list[str]:
     raise UserError(f"{place}: it has no principle.\n  Write one a line, or give a list.")
 
 
-def draw_principle(cfg: Revision, principles: list[str], prompt_id: str) -> str:
+def draw_principle(cfg: RevisionRequest, principles: list[str], prompt_id: str) -> str:
     """The same in both turns of a prompt."""
     number = int(hash_json([cfg.seed, "principle", prompt_id])[:8], 16)
     return principles[number % len(principles)]

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Prompts, Samples, read_table, write_table
-from pipeline.config import Revision
+from pipeline.config import RevisionRequest
 from pipeline.sampling.collector import MESSAGES, SAMPLE
 from pipeline.sampling.multi_turn import append_turn
 from pipeline.sampling.principles import draw_principle
@@ -21,7 +21,7 @@ def read_first_answers(samples: Samples, setting: str) -> pl.DataFrame:
 
 
 def write_requests(
-    cfg: Revision, request: str, principles: list[str], answers: pl.DataFrame, out: Path
+    cfg: RevisionRequest, request: str, principles: list[str], answers: pl.DataFrame, out: Path
 ) -> Prompts:
     """The prompts of a turn: the conversation so far, and what is asked of the last answer."""
     rows = []
