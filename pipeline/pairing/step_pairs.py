@@ -12,7 +12,7 @@ import polars as pl
 
 from pipeline.artifacts import Prompts, Samples, Scores, write_table
 from pipeline.config import PairRound
-from pipeline.data.solution_steps import find_step_end
+from pipeline.data.solution_steps import find_false_equation, find_step_end
 
 if TYPE_CHECKING:
     from pipeline.backends.chat import ModelTokenizer
@@ -27,7 +27,7 @@ CANDIDATE: dict[str, Any] = {
     "prompt_token_ids": pl.List(pl.Int64),
     "token_ids": pl.List(pl.Int64),
 }
-SCORE = {
+SCORE: dict[str, Any] = {
     "sample_id": pl.String,
     "prompt_id": pl.String,
     "scorer": pl.String,
@@ -68,7 +68,10 @@ def write_candidates(
     samples: Sequence[Samples],
     scores: Sequence[Scores],
 ) -> tuple[list[Samples], list[Scores], dict[str, int]]:
-    """The first step of each right continuation, and each wrong step; their scores; counts."""
+    """The first step of each right continuation, and each wrong step; their scores; counts.
+
+    A continuation may come to the right result by a false step, which is not chosen.
+    """
     found = {row["prompt_id"]: row for row in steps.read().iter_rows(named=True)}
     score_of = _read_scores(cfg, scores)
     continued = pl.concat([each.read() for each in samples])
@@ -78,7 +81,8 @@ def write_candidates(
         for row in right.iter_rows(named=True)
         for score in [score_of[row["sample_id"]]]
     ]
-    rows += _list_wrong_steps(cfg, chat, found.values())
+    true = [row for row in rows if not find_false_equation(row["completion"])]
+    rows = [*true, *_list_wrong_steps(cfg, chat, found.values())]
     table = pl.DataFrame(rows, schema={**CANDIDATE, "score": pl.Float64}).sort(
         "prompt_id", "sample_id"
     )
@@ -87,7 +91,12 @@ def write_candidates(
         scorer=pl.lit(cfg.scorer), status=pl.lit("ok"), detail=pl.lit("")
     ).select(*SCORE)
     write_table(out / "scores" / "0.parquet", marks)
-    counts = {"beginnings": len(found), "continuations": continued.height, "right": right.height}
+    counts = {
+        "beginnings": len(found),
+        "continuations": continued.height,
+        "right": right.height,
+        "right_by_a_true_step": len(true),
+    }
     return [Samples(out)], [Scores(out)], counts
 
 

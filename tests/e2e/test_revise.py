@@ -8,6 +8,7 @@ from itertools import product
 import polars as pl
 import pytest
 
+from pipeline.data.solution_steps import find_false_equation
 from tests.e2e.test_smoke import SMALL, command, environment
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -58,7 +59,7 @@ def test_a_model_that_adds_badly_is_trained_on_single_steps(tmp_path):
         *("base=tiny", "sft=train", "demonstrations@sft.data=jsonl", "sft.data.path=sft.jsonl"),
         *("prompts.path=problems.jsonl", "prompts.near_duplicate_threshold=null", "score=math"),
         *("dtype=float32", "limits={prompt: 32, completion: 64}", "steps=default"),
-        *("sft.learning_rate=4e-3", "sft.batch=16", "sft.epochs=2", "prompts.split.test=40"),
+        *("sft.learning_rate=4e-3", "sft.batch=16", "sft.epochs=8", "prompts.split.test=40"),
         *("prompts.split.dev=20", "sample.per_round=60", "sft.runtime.micro_batch=16"),
         *("sample.settings.draw.temperature=1.0", "train.batch=2", "train.runtime.micro_batch=2"),
         "pair.dev={share: 0.1, min: 2, max_share: 0.2}",
@@ -68,5 +69,6 @@ def test_a_model_that_adds_badly_is_trained_on_single_steps(tmp_path):
     for row in trained.to_dicts():
         begun = row["prompt"][-1]
         assert begun["role"] == "assistant"
-        assert row["chosen"][-1]["content"] != row["rejected"][-1]["content"]
+        assert find_false_equation(row["rejected"][-1]["content"])
+        assert not find_false_equation(row["chosen"][-1]["content"])
     assert trained.height

@@ -157,7 +157,9 @@ def paired(tmp_path, policy, chat):
 
 
 def test_a_pair_is_one_right_and_one_wrong_step_after_the_same_beginning(paired, chat):
-    made = paired([("Step 2: 3 + 1 = 4.\nStep 3: So 4.", 1.0), ("Step 2: 3 + 1 = 6.", 0.0)])
+    lucky = "Step 2: 3 + 1 = 7.\nStep 3: So 4."
+    continued = [("Step 2: 3 + 1 = 4.\nStep 3: So 4.", 1.0), ("Step 2: 3 + 1 = 6.", 0.0)]
+    made = paired([*continued, (lucky, 1.0)])
     rows = made.read_train()
     assert rows.height == 3
     for row in rows.to_dicts():
@@ -173,7 +175,8 @@ def test_a_pair_is_one_right_and_one_wrong_step_after_the_same_beginning(paired,
             assert read_tokens(chat, row[f"{side}_token_ids"]) == row[side][-1]["content"]
             assert row[f"{side}_token_ids"][-1] != chat.eos
         assert (row["chosen_score"], row["rejected_score"]) == (1.0, 0.0)
-    assert made.read_funnel()["steps"] == {"beginnings": 3, "continuations": 6, "right": 3}
+    counts = {"beginnings": 3, "continuations": 9, "right": 6, "right_by_a_true_step": 3}
+    assert made.read_funnel()["steps"] == counts
 
 
 def test_a_step_that_ends_the_solution_ends_with_its_stop_token(paired, chat):
