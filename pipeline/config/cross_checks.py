@@ -319,11 +319,12 @@ def _check_pair_columns(cfg: "Config") -> Iterator[str]:
             "train.weight.column=weight: pair.weight is null, so no pair has one."
             " Give pair.weight=margin, confidence or rows"
         )
-    unknown = {*cfg.train.pair_columns, column} & {"margin", "p_chosen"}
+    needed = [*cfg.train.pair_columns, *([column] if column else [])]
+    unknown = [name for name in needed if name != "weight"]
     if unknown and cfg.pair.strategy.kind == "demonstration" and cfg.pair.mix.on_policy:
         yield (
             f"pair.strategy.kind=demonstration: a demonstration has no score, so its pairs have no"
-            f" {min(unknown)}, which the training reads. Give another pair=, or train=dpo"
+            f" {unknown[0]}, which the training reads. Give another pair=, or train=dpo"
         )
 
 

@@ -134,7 +134,7 @@ def explain_unusual_beta(losses: list[str], beta: float, typical: float | None) 
         way = "less" if beta < low else "more"
         usually = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         return (
-            f"beta={beta:g} is {MAX_BETA_FACTOR} times {way} than {name} usually has"
+            f"train.beta={beta:g} is {MAX_BETA_FACTOR} times {way} than {name} usually has"
             f" ({usually}), or further off"
         )
     return None

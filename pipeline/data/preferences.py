@@ -259,7 +259,7 @@ def _make_pair(prompt: Messages, chosen: Answer, rejected: Answer, row: Row) -> 
         scores[ours] = _parse_number(row.get(ours, row.get(theirs)))
     others = {name: _parse_number(row.get(name)) for name in _OTHERS}
     if (probability := others["p_chosen"]) is not None and not 0 <= probability <= 1:
-        raise RowFault(f"p_chosen={probability:g} is not a probability, from 0 to 1")
+        raise RowFault(f"its p_chosen is {probability:g}, and a probability is from 0 to 1")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **scores, **others}
 
 

@@ -456,7 +456,7 @@ def test_a_row_s_own_probability_and_weight_are_kept(taken):
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "p_chosen": 0.9, "weight": 3}
     [pair] = taken([row]).read_train().to_dicts()
     assert (pair["p_chosen"], pair["weight"]) == (0.9, 3.0)
-    with pytest.raises(UserError, match=r"p_chosen=1.5 is not a probability, from 0 to 1"):
+    with pytest.raises(UserError, match=r"its p_chosen is 1.5, and a probability is from 0 to 1"):
         taken([{**row, "p_chosen": 1.5}])
 
 

