@@ -141,7 +141,7 @@ def plan_steps(
     prompts: Part,
     reward: Step | None,
 ) -> tuple[Step, list[Step], list[Step]]:
-    """Where solutions go wrong; how the policy goes on from before that, and the scores of this."""
+    """Where solutions go wrong, how the policy continues from before that, and its scores."""
     scorer = reward if cfg.score.uses_reward_stage else None
     steps = Step(
         "steps",
