@@ -2,10 +2,12 @@
 
 import json
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.data.duplicates import find_duplicates
 from pipeline.data.prompts import build_prompt_row, convert_row
 from pipeline.data.readers import RowFault
 from pipeline.data.tool_turns import (
@@ -165,6 +167,16 @@ def test_the_calls_that_end_a_conversation_are_a_column():
     ]
     expected = [{"name": "get_weather", "arguments": {"city": "Oslo"}}]
     assert json.loads(row["columns"]) == {"answer": "I look.", "tool_calls": expected}
+
+
+def test_shared_tools_make_no_near_duplicates_and_other_tools_no_duplicates():
+    other = {**WEATHER, "function": {**WEATHER["function"], "name": "other"}}
+    asked = [("Is it warm in Rome?", WEATHER), ("How far is it to the sea?", WEATHER)]
+    asked += [("Is it warm in Rome?", other), ("is it warm in rome", WEATHER)]
+    rows = [convert_row("prompt", {"prompt": text, "tools": [tool]}) for text, tool in asked]
+    table = pl.DataFrame([{name: row[name] for name in ("prompt_id", "prompt")} for row in rows])
+    found = find_duplicates(table, 0.5)
+    assert found["at"].to_list() == [3] and found["reason"].to_list() == ["duplicate"]
 
 
 def test_a_prompt_may_end_with_a_result():

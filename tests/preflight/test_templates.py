@@ -1,15 +1,17 @@
 """Chat templates and prompts with tools: refused before anything is built, or as soon as known."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from pipeline.backends.chat import ModelTokenizer
 from pipeline.data.prompts import convert_row
-from pipeline.data.tool_turns import pack_messages
+from pipeline.data.tool_turns import pack_messages, read_calls
 from pipeline.errors import UnrenderableTemplate, UserError
 from pipeline.plan import plan
 from pipeline.preflight.prompt_lengths import PromptTokenizer
+from pipeline.scorers.tool_calls import find_difference
 from tests.support.house import check_steps, composed
 from tests.support.tiny import CHAT, tiny_model, tiny_tokenizer
 from tests.support.tools import (
@@ -125,6 +127,29 @@ def open_tokenizer(folder) -> ModelTokenizer:
             self.stop_ids = [tokenizer.eos_token_id]
 
     return Bare(AutoTokenizer.from_pretrained(folder))
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3_instruct_2507", "llama3_1", "llama3_2"])
+def test_calls_as_published_templates_write_them_are_read_by_the_scorer(tmp_path, name):
+    import trl
+
+    template = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    if not template.exists():
+        pytest.skip("this TRL does not ship the template")
+    tiny_tokenizer(tmp_path, template.read_text())
+    chat = open_tokenizer(tmp_path)
+    messages = convert_row("prompt", {"prompt": TALK, "tools": [WEATHER]})["prompt"]
+    prompt = chat.render(messages, {}, generation=True)
+    calls = pack_messages([calling(call("Oslo"))])
+    whole = chat.render([*messages, *calls], {}, generation=False)
+    assert whole.startswith(prompt) and "get_weather" in prompt and "21" in prompt
+    answer = whole.removeprefix(prompt).partition("<|im_end|>")[0].partition("<|eot_id|>")[0]
+    assert find_difference(read_calls([call("Oslo")]), answer) is None
+    for plain in ("llama3", "phi3"):  # these know no tools
+        tiny_tokenizer(tmp_path, template.with_stem(plain).read_text())
+        with pytest.raises(UnrenderableTemplate, match="it leaves out the tool get_weather"):
+            open_tokenizer(tmp_path).render(messages, {}, generation=True)
 
 
 @pytest.mark.model

@@ -11,8 +11,12 @@ from pydantic import ValidationError
 
 from pipeline.config import JsonScorer
 from pipeline.data.readers import RowFault
+from pipeline.data.tool_turns import add_tools, pack_messages
+from pipeline.scorers import Answer
+from pipeline.scorers.function import build_arguments
 from pipeline.scorers.tool_calls import find_difference, parse_calls
 from tests.scorers.test_rules import answer, run_scorer, scores
+from tests.support.tools import WEATHER, ask, call, calling, result
 
 CALLS = JsonScorer(kind="json", schema_file=None, calls="tool_calls", fenced=True, gold=False)
 ROME = {"name": "get_weather", "arguments": {"city": "Rome", "days": 2}}
@@ -96,6 +100,17 @@ def test_a_schema_and_calls_exclude_each_other_and_the_column_is_required():
     assert CALLS.required_columns == ["tool_calls"]
     with pytest.raises(ValidationError, match="schema_file and calls"):
         JsonScorer.model_validate({**dict(CALLS), "schema_file": "x.json"})
+
+
+def test_a_user_s_function_gets_tools_in_openai_s_shape():
+    prompt = add_tools(pack_messages([ask("Rome"), calling(call("Rome")), result("21")]), [WEATHER])
+    with_tools = Answer("s", "p", prompt, "Yes.", {"answer": "Yes."})
+    arguments = build_arguments([with_tools])
+    [messages] = arguments["prompts"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
+    assert messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Rome"}
+    assert arguments["tools"] == [[WEATHER]] and arguments["answer"] == ["Yes."]
+    assert "tools" not in build_arguments([answer("Yes.")])
 
 
 # ── for any calls ─────────────────────────────────────────────────────────────────────────────────
