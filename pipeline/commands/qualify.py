@@ -54,7 +54,10 @@ def main(arguments: list[str]) -> int:
     rows = [row for file in files.values() for row in file.rows]
     undecided = sum(file.undecided for file in files.values())
     if not rows:
-        raise UserError(f"{', '.join(map(str, places))}: no row says which answer is right.")
+        raise UserError(
+            f"{', '.join(map(str, places))}: no row says which answer is right.\n"
+            "  Give rows with chosen and rejected, or labels on which most annotators agree."
+        )
     cfg = compose_block(Arguments.parse(words.overrides), QualifyConfig)
     names = [name for name in words.knob("scorer").split(",") if name]
     for name in names or [next(iter(cfg.score.scorers))]:
@@ -63,12 +66,13 @@ def main(arguments: list[str]) -> int:
         subsets = measure_accuracy(scorer.score_rows(rows))
         record = {
             "scorer": name,
-            "files": {place.name: hashes.hash_path(place) for place in places},
+            "files": {str(place): hashes.hash_path(place) for place in places},
             "undecided": undecided,
             "accuracy": asdict(average_subsets(subsets)),
             "subsets": {subset: one.to_dict() for subset, one in subsets.items()},
         }
         path = write_record(cfg.store, scorer.hash, record)
+        hashes.save()
         print("\n".join([*format_lines(name, subsets, undecided), str(path)]))
     return 0
 

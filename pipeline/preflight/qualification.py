@@ -113,13 +113,13 @@ def check_qualified(run_plan: RunPlan, pair: Step, cfg: PairRound) -> None:
         return
     asks = f"pair.min_scorer_accuracy={cfg.min_scorer_accuracy:g}"
     if isinstance(reward, RewardTraining) and any(map(_uses_stage, scorers.values())):
-        folder = run_plan.folder(step)
+        folder = run_plan.folder(step) / "weights"  # as models.checkpoint.save_weights names it
         raise UserError(
             f"pair.scorer={name}: this run trains its reward model, which has no record of strop"
             f" qualify, and {asks} asks for one.\n"
             f"  Train it first (until=reward) and qualify {folder}:"
             f" strop qualify FILE score.scorers.{name}.model={folder};\n"
-            f"  then give reward=checkpoint reward.model={folder}."
+            f"  then give reward=checkpoint reward.model={folder}"
         )
     if any(is_floating(scorer) for scorer in scorers.values()):
         return  # `strop plan` asks no hub for a commit: the run checks it

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Prompts, Samples, write_table
+from pipeline.commands import qualify
 from pipeline.errors import StageError, UserError, WorkPending
 from pipeline.stages import score
 from tests.scorers.test_judge import answers, config, overall_scores, run_scorer
@@ -284,6 +285,19 @@ def test_all_shards_are_submitted_by_the_first_call(server, tmp_path):
     table = score.run(cfg, out, **inputs).read().filter(scorer="j")
     assert table.height == 6 and table["score"].null_count() == 0
     assert was_paid_once(server, 12)
+
+
+def test_a_command_by_batch_ends_with_75_and_then_is_done(server, tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "q", "chosen": ["good"], "rejected": ["bad"], "subset": "s"}\n')
+    at = "score.scorers.rubric.engine"
+    words = [f"{at}.model=good", f"{at}.batch=true", f"{at}.runtime.base_url={server.url}"]
+    words += [f"{at}.runtime.api_key_env=JUDGE_KEY", f"store={tmp_path / 'store'}"]
+    assert qualify.main([str(file), "score=rubric", *words]) == 75
+    assert "6 verdicts wait in a batch" in capsys.readouterr().err  # two answers, three criteria
+    server.finish()
+    assert qualify.main([str(file), "score=rubric", *words]) == 0
+    assert "1 right" in capsys.readouterr().out and was_paid_once(server)
 
 
 def test_the_knob_changes_no_fingerprint():
