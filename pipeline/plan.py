@@ -13,7 +13,6 @@ from pipeline.config import (
     RewardTraining,
     ServedMember,
     SftTraining,
-    StepsConfig,
 )
 from pipeline.evals import EvalPlan, EvalSteps
 from pipeline.step import Input, Part, Step
@@ -34,11 +33,7 @@ def plan(cfg: Config) -> Step:
     for r in range(1, cfg.rounds + 1):
         samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
         pool = plan_pool(cfg, r, members, policy, samples, sft, prompts / "train", reward)
-        steps, own, own_scores = None, samples, scores  # the policy's, for pairs
-        if cfg.steps:
-            steps, own, own_scores = plan_steps(
-                cfg, cfg.steps, r, policy, samples, scores, prompts / "train", reward
-            )
+        candidates = plan_candidates(cfg, r, policy, samples, scores, pool, prompts, reward)
         pair = Step(
             "pair",
             cfg.pair.for_round(r, cfg.scores_samples, cfg.steps.cut if cfg.steps else None),
@@ -46,22 +41,13 @@ def plan(cfg: Config) -> Step:
             policy=policy,
             offline=offline,
             prior=prior,
-            pool=pool.samples,
-            pool_logps=pool.logps,
-            samples=own,
-            scores=[*pool.scores, *own_scores],
+            **candidates._asdict(),
             earlier=list(pairs) if cfg.pair.budget.per_prompt else None,
-            steps=steps,
             prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
         )
         pairs += [pair]
 
-        best_of_n = None
-        if cfg.best_of_n:
-            answers = samples, scores
-            if cfg.best_of_n.answers == REVISED:
-                answers = pool.select(REVISED)
-            best_of_n = plan_best_of_n(cfg.best_of_n, r, policy, *answers)
+        best_of_n = plan_best_of_n(cfg.best_of_n, r, policy, samples, scores, pool)
         init = {"previous": policy, "sft": sft, "best_of_n": best_of_n}[cfg.init]
         references = {"previous": policy, "sft": sft, "init": init}
         reference = references[cfg.reference.model] if cfg.train.reference_logps != "none" else None
@@ -131,31 +117,54 @@ def plan_samples(
     return samples, scores
 
 
-def plan_steps(
+class PoolSteps(NamedTuple):
+    samples: dict[str, list[Step]]
+    scores: list[Step]
+    logps: list[Step]  # of all answers under SFT, where a filter reads them
+
+    def select(self, source: str) -> tuple[list[Step], list[Step]]:
+        """The answers of one source, and their scores."""
+        samples = self.samples.get(source, [])
+        return samples, [score for score in self.scores if score.inputs["samples"] in samples]
+
+
+class Candidates(NamedTuple):
+    """What pairs are made of: the inputs of `pair` by their names."""
+
+    samples: list[Step]  # the policy's
+    scores: list[Step]
+    pool: dict[str, list[Step]]
+    pool_logps: list[Step]
+    steps: Step | None = None
+
+
+def plan_candidates(
     cfg: Config,
-    block: StepsConfig,
     r: int,
     policy: Step,
     samples: list[Step],
     scores: list[Step],
-    prompts: Part,
+    pool: PoolSteps,
+    prompts: Step,
     reward: Step | None,
-) -> tuple[Step, list[Step], list[Step]]:
-    """Where solutions go wrong, how the policy continues from before that, and its scores."""
+) -> Candidates:
+    """Whole answers; or steps, from where solutions go wrong: how the policy continues there."""
+    if cfg.steps is None:
+        return Candidates(samples, [*pool.scores, *scores], pool.samples, pool.logps)
     scorer = reward if cfg.score.uses_reward_stage else None
     steps = Step(
         "steps",
-        block.search(cfg.pair.scorer),
+        cfg.steps.search(cfg.pair.scorer),
         at=r,
         policy=policy,
         samples=samples,
         scores=scores,
-        prompts=prompts,
+        prompts=prompts / "train",
     )
-    request = cfg.sample.request_continuations(r, block.sampling)
+    request = cfg.sample.request_continuations(r, cfg.steps.sampling)
     continued = Step("sample", request, at=r, policy=policy, prompts=steps)
     scored = Step("score", cfg.score, at=r, samples=continued, prompts=steps, reward=scorer)
-    return steps, [continued], [scored]
+    return Candidates([continued], [scored], {}, [], steps)
 
 
 def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:
@@ -170,17 +179,6 @@ def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:
         )
         for name, member in cfg.sample.pool.items()
     }
-
-
-class PoolSteps(NamedTuple):
-    samples: dict[str, list[Step]]
-    scores: list[Step]
-    logps: list[Step]  # of all answers under SFT, where a filter reads them
-
-    def select(self, source: str) -> tuple[list[Step], list[Step]]:
-        """The answers of one source, and their scores."""
-        samples = self.samples.get(source, [])
-        return samples, [score for score in self.scores if score.inputs["samples"] in samples]
 
 
 def plan_pool(
@@ -233,9 +231,18 @@ def plan_reference(cfg: Config, r: int, model: Step, rows: Step) -> Step:
 
 
 def plan_best_of_n(
-    block: BestOfNConfig, r: int, policy: Step, samples: list[Step], scores: list[Step]
-) -> Step:
-    """SFT of the policy on each prompt's best sample."""
+    block: BestOfNConfig | None,
+    r: int,
+    policy: Step,
+    samples: list[Step],
+    scores: list[Step],
+    pool: PoolSteps,
+) -> Step | None:
+    """SFT of the policy on each prompt's best sample, or on its revised answer."""
+    if block is None:
+        return None
+    if block.answers == REVISED:
+        samples, scores = pool.select(REVISED)
     return Step("sft", block, at=r, base=policy, samples=samples, scores=scores)
 
 

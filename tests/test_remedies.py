@@ -94,6 +94,8 @@ BASES = [
     ],
     [*GIVEN, "prompts.caps={column: c, max: 1}"],
     [*GIVEN, *POOL],
+    [*GIVEN, "revise=default", "init=best_of_n", "best_of_n=default", "best_of_n.answers=revised"],
+    [*GIVEN, "score=math", "steps=judged", "steps.judge.engine.model=m"],
     [*GIVEN, "pair=demonstration"],
     [
         "sft=gguf",
@@ -429,12 +431,16 @@ def test_what_a_message_mounts_can_be_mounted(key):
     at = re.sub(r"<[^<>]*>|NAME", "mine", place)
     for value in values:
         choice = (
-            {"scorer": "length", "score": "rules"}.get(group, value) if OPEN.match(value) else value
+            {"scorer": "length", "score": "rules", "member": "checkpoint"}.get(group, value)
+            if OPEN.match(value)
+            else value
         )
         more = {
             "reward_model": ["reward=train"],
             "regex": [f"{at}.pattern=x"],
             "labels": [f"{at}.path=l.jsonl"],
+            "checkpoint": [f"{at}.model=./m"],
+            "served": [f"{at}.model=m", f"{at}.runtime.base_url=http://localhost:1/v1"],
         }
         more |= {"default": [f"{at}.engine.model=m"] if group == "duel" else []}
         composed(*GIVEN, f"+{group}@{at}={choice}", *more.get(choice, []))

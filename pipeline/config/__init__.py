@@ -50,6 +50,7 @@ from pipeline.config.evaluate import (
 )
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.judge import (
+    AnswerJudge,
     AnthropicEngine,
     DuelConfig,
     EndpointEngine,

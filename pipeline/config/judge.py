@@ -98,17 +98,31 @@ class JudgeRuntime(Block):
 
 
 class Judge(Block):
-    """What every judge has, whatever it compares or scores."""
+    """What every judge has, whatever it compares, scores or searches."""
 
     engine: EngineConfig
     template: Local
-    reference_column: Column | None
-    reference_template: Local
-    without_reference: Literal["skip", "judge"]
     form: Literal["word", "json"]
     strip_reasoning: bool
     seed: Seed
     runtime: JudgeRuntime
+
+    @model_validator(mode="after")
+    def _check_max_tokens(self) -> Self:
+        if self.form == "json" and self.engine.max_tokens < 64:
+            raise ValueError(
+                "form=json writes a reason before its verdict:"
+                f" engine.max_tokens={self.engine.max_tokens} would cut it off; give 500 or more"
+            )
+        return self
+
+
+class AnswerJudge(Judge):
+    """A judge of answers, which may see each prompt's reference answer."""
+
+    reference_column: Column | None
+    reference_template: Local
+    without_reference: Literal["skip", "judge"]
 
     @property
     def outside_identity(self) -> frozenset[str]:
@@ -121,15 +135,6 @@ class Judge(Block):
     def required_columns(self) -> list[str]:
         """The prompt columns that this judge needs."""
         return [self.reference_column] if self.reference_column else []
-
-    @model_validator(mode="after")
-    def _check_max_tokens(self) -> Self:
-        if self.form == "json" and self.engine.max_tokens < 64:
-            raise ValueError(
-                "form=json writes a reason before its verdict:"
-                f" engine.max_tokens={self.engine.max_tokens} would cut it off; give 500 or more"
-            )
-        return self
 
 
 class RubricScale(Block):
@@ -147,7 +152,7 @@ class RubricScale(Block):
         return self
 
 
-class RubricScorer(Judge):
+class RubricScorer(AnswerJudge):
     kind: Literal["rubric"]
     criteria: dict[Name, str | None]
     rubric_column: Column | None
@@ -179,7 +184,7 @@ class RubricScorer(Judge):
         return self
 
 
-class PairwiseJudge(Judge):
+class PairwiseJudge(AnswerJudge):
     """What a judge of two answers has."""
 
     levels: Literal[3, 5]

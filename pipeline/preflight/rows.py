@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import (
+    AnswerJudge,
     DuelConfig,
     EvaluationQuestions,
     FilePrompts,
@@ -23,7 +24,6 @@ from pipeline.config import (
     IfevalScorer,
     InstructionPrompts,
     JsonlDemonstrations,
-    Judge,
     OfflineConfig,
     PairRound,
     PlaygroundPrompts,
@@ -206,9 +206,9 @@ def check_questions(step: Step, cfg: EvaluationQuestions, coming: Sequence[Step]
         check_labels(_read_columns(rows, step.knob), step.knob)
 
 
-def list_judges(step: Step, coming: Sequence[Step]) -> dict[str, Judge]:
+def list_judges(step: Step, coming: Sequence[Step]) -> dict[str, AnswerJudge]:
     """By its knob each judge that reads a column of these prompts."""
-    judges: dict[str, Judge] = {}
+    judges: dict[str, AnswerJudge] = {}
     for each in coming:
         if not any(source is step for _, source, _ in each.edges()):
             continue
@@ -223,18 +223,18 @@ def list_judges(step: Step, coming: Sequence[Step]) -> dict[str, Judge]:
         judges |= {
             knob: one
             for knob, one in found.items()
-            if isinstance(one, Judge) and one.required_columns
+            if isinstance(one, AnswerJudge) and one.required_columns
         }
     return judges
 
 
-def check_guides(rows: PromptRows, knob: str, judges: Mapping[str, Judge]) -> None:
+def check_guides(rows: PromptRows, knob: str, judges: Mapping[str, AnswerJudge]) -> None:
     """Refuse references and rubrics that a judge could not read."""
     if not judges:
         return
     read = _read_columns(rows, knob)
 
-    def check(judge_knob: str, judge: Judge) -> None:
+    def check(judge_knob: str, judge: AnswerJudge) -> None:
         for prompt_id, columns in read.items():
             read_guide(judge, judge_knob, prompt_id, columns, turns=1)
 

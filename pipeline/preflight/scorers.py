@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.config import (
+    AnswerJudge,
     DuelConfig,
     FunctionScorer,
     JsonScorer,
@@ -69,6 +70,8 @@ def list_judge_checks(cfg: Judge, knob: str) -> Iterator[Callable[[], object]]:
     needs = find_fields(cfg)
     if exists(cfg.template):
         yield partial(JudgeTemplate, cfg.template, needs, cfg.form, cfg.seed)
+    if not isinstance(cfg, AnswerJudge):
+        return
     if cfg.reference_column and exists(cfg.reference_template):
         yield partial(
             JudgeTemplate, cfg.reference_template, {*needs, REFERENCE}, cfg.form, cfg.seed

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from pipeline.artifacts import draw_key
-from pipeline.config import Judge, PairwiseScorer, RubricScorer
+from pipeline.config import AnswerJudge, PairwiseScorer, RubricScorer
 from pipeline.hashing import hash_json
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.judging import JudgeRequest
@@ -72,7 +72,7 @@ class Rubric:
         self.judge.close()
 
 
-def find_guide(cfg: Judge, knob: str, answer: Answer) -> PromptGuide:
+def find_guide(cfg: AnswerJudge, knob: str, answer: Answer) -> PromptGuide:
     turns = count_turns(answer.columns, answer.prompt)
     return read_guide(cfg, knob, answer.prompt_id, answer.columns, turns)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import EngineConfig, Judge, VllmEngine
+from pipeline.config import AnswerJudge, EngineConfig, Judge, VllmEngine
 from pipeline.errors import pluralize
 from pipeline.hashing import ContentCache, drop_runtime, hash_json
 from pipeline.progress import Progress, print_progress
@@ -31,7 +31,7 @@ class CachedJudge:
         self.cfg, self.knob = cfg, f"{knob}.engine"
         self.template = JudgeTemplate(cfg.template, fields, cfg.form, cfg.seed)
         self.reference_template: JudgeTemplate | None = None
-        if cfg.reference_column:
+        if isinstance(cfg, AnswerJudge) and cfg.reference_column:
             self.reference_template = JudgeTemplate(
                 cfg.reference_template, {*fields, REFERENCE}, cfg.form, cfg.seed
             )

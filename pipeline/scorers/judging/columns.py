@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import Judge, RubricScorer
+from pipeline.config import AnswerJudge, RubricScorer
 from pipeline.errors import UserError
 
 Columns = Mapping[str, Any]
@@ -26,7 +26,9 @@ class PromptGuide:
     missing: str = ""
 
 
-def read_guide(cfg: Judge, knob: str, prompt_id: str, columns: Columns, turns: int) -> PromptGuide:
+def read_guide(
+    cfg: AnswerJudge, knob: str, prompt_id: str, columns: Columns, turns: int
+) -> PromptGuide:
     """`turns`: how many of the prompt's turns the judged answers go to."""
     reference, items, missing = None, tuple[RubricItem, ...](), ""
     if isinstance(cfg, RubricScorer) and cfg.rubric_column:
