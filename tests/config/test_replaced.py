@@ -16,7 +16,7 @@ def test_another_source_leaves_out_the_recipe_s():
 
 
 def test_another_objective_leaves_out_what_only_the_recipe_s_takes():
-    cfg = composed("recipes=simpo_llama3_armorm", "train=dpo")
+    cfg = composed("recipes=simpo_llama3_armorm", "train=dpo", "train.beta=0.01")
     assert "simpo_gamma" not in cfg.train.args
     assert cfg.train.batch == 128
 
