@@ -86,7 +86,7 @@ class ReviseConfig(Revision):
     @classmethod
     def _check_one_revision(cls, sampling: SamplingSettings) -> SamplingSettings:
         if sampling.n > 1:
-            raise ValueError(f"n={sampling.n}: an answer is revised once; give n=1")
+            raise ValueError("an answer is revised once; give revise.sampling.n=1")
         return sampling
 
 

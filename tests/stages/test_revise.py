@@ -181,7 +181,7 @@ def test_a_file_without_principles_is_refused_before_anything_is_built(tmp_path)
     [
         (["revise.setting=drawn"], r"revise\.setting=drawn: nothing is sampled by this setting"),
         (["revise.principles=[]"], r"revise\.principles"),
-        (["revise.sampling.n=2"], r"revise\.sampling.*n=2: an answer is revised once"),
+        (["revise.sampling.n=2"], r"an answer is revised once; give revise\.sampling\.n=1"),
         (["revise.critique=Improve it."], r"revise\.critique.*name the principle"),
         (["revise.revision='Of $law'"], r"revise\.revision.*\$principle alone"),
         (SERVED, r"revise\.backend\.runtime\.base_url"),
