@@ -304,7 +304,8 @@ def _check_mix(cfg: "Config") -> Iterator[str]:
             f"rounds={cfg.rounds}: each round takes a separate block of offline rows."
             " Give pair.mix.per_round=ROWS."
         )
-    if not mix.offline and not cfg.sample.pool and cfg.pair.needs_sft_logps:
+    has_others = mix.offline or cfg.sample.pool or cfg.revise
+    if not has_others and cfg.pair.needs_sft_logps:
         yield (
             "pair.filters.min_reference: it filters answers of others, and there are none:"
             " pair.mix.offline=0 and sample.pool is empty."
@@ -319,12 +320,20 @@ def _check_pair_columns(cfg: "Config") -> Iterator[str]:
             "train.weight.column=weight: pair.weight is null, so no pair has one."
             " Give pair.weight=margin, confidence or rows"
         )
-    needed = [*cfg.train.pair_columns, *([column] if column else [])]
-    unknown = [name for name in needed if name != "weight"]
-    if unknown and cfg.pair.strategy.kind == "demonstration" and cfg.pair.mix.on_policy:
+    made_of = {"margin": "margin", "confidence": "p_chosen"}.get(cfg.pair.weight or "")
+    read = {*cfg.train.pair_columns, made_of if column == "weight" else column}
+    unknown = [name for name in ("margin", "p_chosen") if name in read]
+    has_no_scores = cfg.pair.strategy.kind == "demonstration" or not cfg.scores_samples
+    if unknown and has_no_scores and cfg.pair.mix.on_policy:
         yield (
-            f"pair.strategy.kind=demonstration: a demonstration has no score, so its pairs have no"
-            f" {unknown[0]}, which the training reads. Give another pair=, or train=dpo"
+            f"pair.strategy.kind={cfg.pair.strategy.kind}: nothing scores both sides, so its pairs"
+            f" have no {unknown[0]}, which the training reads."
+            " Give pair=best_worst, or train=dpo without train.weight."
+        )
+    if "margin" in cfg.train.pair_columns and cfg.pair.edits:
+        yield (
+            "pair.edits: a pair that a person changed has no margin, which train.loss reads."
+            " Give pair.edits={}, or train=dpo."
         )
 
 
@@ -405,6 +414,11 @@ def _check_steps(cfg: "Config") -> Iterator[str]:
         yield "steps: pairs are of the policy's own steps. Give pair=best_worst and no sample.pool."
     if cfg.pair.edits:
         yield "steps: edits are of whole answers. Give pair.edits={}."
+    if cfg.pair.budget.balance or cfg.pair.budget.per_prompt:
+        yield (
+            "steps: a prompt of its pairs holds the beginning of a solution, so it has no columns"
+            " and comes once. Give pair.budget.balance=null and pair.budget.per_prompt=null."
+        )
     if cfg.revise and not (cfg.best_of_n and cfg.best_of_n.answers == "revised"):
         yield "steps: pairs of steps have no revised answers. Give revise=none or steps=none."
 

@@ -25,6 +25,7 @@ MEMORY_STEPS = (
     "reward",
     "sample",
     "revise",
+    "steps",
     "reference",
     "score",
     "duel",

@@ -56,6 +56,8 @@ def find_model_key(step: Step, folder_of: FindFolder) -> str | None:
             return _describe("reference", folder_of, step.inputs["model"], step.config)
         case DuelConfig(engine=engine) if isinstance(engine, VllmEngine):
             return _describe("duel", folder_of, None, engine)
+        case StepSearch(judge=StepJudge(engine=engine)) if isinstance(engine, VllmEngine):
+            return _describe("steps", folder_of, None, engine)
         case BenchmarkConfig(backend=backend):
             return _describe("benchmark", folder_of, step.inputs["model"], backend)
     return None

@@ -16,7 +16,7 @@ from pipeline.pairing.selection import EDITED, to_dropped
 ACTIONS = ["keep", "drop", "swap", "replace"]
 IDS = "chosen_id", "rejected_id"
 SIDES = "chosen", "rejected"
-UNKNOWN = {"margin": None, "p_chosen": None, "weight": None}  # once a person overrules the scores
+BY_HAND = {"margin": None, "p_chosen": 1.0}  # once a person overrules the scores
 Row = dict[str, Any]
 Tokenise = Callable[[str, str], list[int]]  # prompt id, new text → its tokens
 
@@ -105,7 +105,7 @@ def _swap_sides(row: Row) -> Row:
         for name in row:
             if name.startswith(side):
                 swapped[name] = row[name.replace(side, other[side], 1)]
-    return {**row, **swapped, **UNKNOWN}
+    return {**row, **swapped, **BY_HAND}
 
 
 def _put_over_chosen(new: Row, row: Row) -> Row:
@@ -137,4 +137,4 @@ def _replace_texts(
             f"{side}_score": None,
             f"{side}_source": EDITED,
         }
-    return {**new, **dict.fromkeys(changed), **UNKNOWN, "origin": EDITED}
+    return {**new, **dict.fromkeys(changed), **BY_HAND, "origin": EDITED}

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Logps, Samples
-from pipeline.config import POLICY
+from pipeline.config import POLICY, REVISED
 from pipeline.pairing.candidates import scan_metadata
 
 SIDES = "chosen", "rejected"
@@ -84,6 +84,9 @@ def is_from(source: str, *columns: str) -> pl.Expr:
 
 
 def list_origins(on_policy: str, pool: str) -> pl.Expr:
-    """`origin` of pairs of samples: the policy's own, or with an answer of the pool."""
-    both = pl.all_horizontal(pl.col(f"{side}_source") == POLICY for side in SIDES)
-    return pl.when(both).then(pl.lit(on_policy)).otherwise(pl.lit(pool))
+    """`origin` of pairs of samples: the policy's own, its revised ones, or with the pool's."""
+    sides = [pl.col(f"{side}_source").cast(pl.String) for side in SIDES]
+    both = pl.all_horizontal(side == POLICY for side in sides)
+    revised = pl.all_horizontal(side.is_in([POLICY, REVISED]) for side in sides)
+    other = pl.when(revised).then(pl.lit(REVISED)).otherwise(pl.lit(pool))
+    return pl.when(both).then(pl.lit(on_policy)).otherwise(other)

@@ -17,9 +17,11 @@ def add_strength(cfg: PairConfig, pairs: pl.DataFrame) -> pl.DataFrame:
 def _weigh_pairs(cfg: PairConfig) -> pl.Expr:
     match cfg.weight:
         case "margin":
-            return (pl.col("margin") / pl.col("margin").mean()).fill_nan(None)
-        case "confidence":
-            return (2 * pl.col("p_chosen") - 1).abs()
+            is_by_hand = pl.col("margin").is_null() & (pl.col("p_chosen") == 1)
+            by_margin = (pl.col("margin") / pl.col("margin").mean()).fill_nan(None)
+            return pl.when(is_by_hand).then(1.0).otherwise(by_margin)
+        case "confidence":  # below a half the judge prefers the other side: nothing to learn
+            return (2 * pl.col("p_chosen") - 1).clip(0)
         case "rows":
             return pl.when(pl.col("origin") == OFFLINE).then("weight").otherwise(1.0)
     return pl.lit(None, pl.Float64)

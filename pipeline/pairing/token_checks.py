@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.backends.chat import ModelTokenizer, describe_difference
-from pipeline.config import POLICY, POOL, PairConfig
+from pipeline.config import POLICY, POOL, REVISED, PairConfig
 from pipeline.errors import UserError
 from pipeline.models.bos import REMEDY, contains_bos, starts_with_two_bos
 from pipeline.pairing.selection import OFFLINE, ON_POLICY
@@ -81,7 +81,7 @@ def _find_faults_of_side(
     cfg: PairConfig, row: dict[str, Any], chat: ModelTokenizer, rendered: str, side: str
 ) -> Iterator[tuple[TokenFault, str]]:
     ids, text = row[f"{side}_token_ids"], row[side][-1]["content"]
-    is_sampled = row["origin"] in (ON_POLICY, POOL) and row[f"{side}_source"] == POLICY
+    is_sampled = row["origin"] in (ON_POLICY, POOL, REVISED) and row[f"{side}_source"] == POLICY
     messages, begun = split_beginning(row["prompt"])
     may_be_open = cfg.filters.allow_truncated or begun is not None
     if not ids or (ids[-1] not in chat.stop_ids and not may_be_open):

@@ -36,6 +36,7 @@ LONG_STAGES = (
     "reward",
     "sample",
     "revise",
+    "steps",
     "score",
     "reference",
     "train",
@@ -154,7 +155,8 @@ class Durations:
             first = step.inputs["samples"]
             every = self._count_completions(first)
             each = sum(setting.n for setting in first.config.settings.values())
-            return 2 * every // each if every else None
+            answers = 1 if excluded else 2  # the first of the two is a criticism
+            return answers * every // each if every else None
         part = step.inputs["prompts"]
         if not isinstance(part, Part):  # how many solutions are wrong is not known
             return None
@@ -173,6 +175,8 @@ class Durations:
         if isinstance(source.config, SampleRequest):
             kl = source.config.settings.get(KL)
             every = self._count_completions(source)
+            if isinstance(source.config, RevisionRequest):
+                return self._count_completions(source, KL)
             if source.config.prompt_share:
                 return every
             each = sum(setting.n for setting in source.config.settings.values())
