@@ -3,15 +3,15 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
+from typing import NamedTuple
+
 from pipeline.config import (
     POOL,
     REVISED,
-    BestOfNConfig,
     Config,
     RewardTraining,
     ServedMember,
     SftTraining,
-    StepsConfig,
 )
 from pipeline.evals import EvalPlan, EvalSteps
 from pipeline.step import Input, Part, Step
@@ -19,35 +19,22 @@ from pipeline.step import Input, Part, Step
 
 def plan(cfg: Config) -> Step:
     prompts = Step("prompts", cfg.prompts)
+    train = prompts / "train"
     ngrams = prompts / "decontamination"  # of dev and test: no training data may have them
     base = Step("base", cfg.base) if cfg.base else None
     sft = plan_sft(cfg, base, ngrams)
     reward = plan_reward(cfg, base, sft, ngrams) if cfg.reward else None
-    offline = prior = None
-    if cfg.offline:
-        offline = Step("offline", cfg.offline, policy=sft, decontamination=ngrams)
-    if offline and cfg.pair.needs_sft_logps:
-        prior = plan_reference(cfg, 1, sft, offline)
-
+    offline, prior = plan_offline(cfg, sft, ngrams)
     members = plan_members(cfg, sft)
 
     evals = EvalPlan(cfg, prompts, sft, reward)
     policy, models, pairs = sft, {"sft": sft}, list[Step]()
     dev_evals: dict[str, EvalSteps] = {}  # what the gate compares, planned once for each model
     for r in range(1, cfg.rounds + 1):
-        samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
-        pool, pool_scores = plan_pool(cfg, r, members, sft, prompts / "train", reward)
-        revised, revised_scores = plan_revision(cfg, r, policy, samples, prompts / "train", reward)
-        steps, own, own_scores = None, samples, scores  # the policy's, for pairs
-        if cfg.steps:
-            steps, own, own_scores = plan_steps(
-                cfg, cfg.steps, r, policy, samples, scores, prompts / "train", reward
-            )
-        else:
-            pool, pool_scores = pool | revised, pool_scores + revised_scores
-        pool_logps = list[Step]()
-        if cfg.pair.needs_sft_logps:
-            pool_logps = [plan_reference(cfg, r, sft, each) for each in pool.values()]
+        samples, scores = plan_samples(cfg, r, policy, train, reward)
+        revised = plan_revision(cfg, r, policy, samples)
+        pool = plan_pool(cfg, r, members, sft, train, reward, revised)
+        own = plan_steps(cfg, r, policy, samples, scores, train, reward)
         pair = Step(
             "pair",
             cfg.pair.for_round(r, cfg.scores_samples, cfg.steps.cut if cfg.steps else None),
@@ -55,28 +42,22 @@ def plan(cfg: Config) -> Step:
             policy=policy,
             offline=offline,
             prior=prior,
-            pool={name: [each] for name, each in pool.items()},
-            pool_logps=pool_logps,
-            samples=own,
-            scores=[*pool_scores, *own_scores],
+            pool=pool.samples,
+            pool_logps=pool.logps,
+            samples=own.samples,
+            scores=[*pool.scores, *own.scores],
             earlier=list(pairs) if cfg.pair.budget.per_prompt else None,
-            steps=steps,
-            prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
+            steps=own.steps,
+            prompts=train if cfg.pair.needs_prompt_columns else None,
         )
         pairs += [pair]
 
-        best_of_n = None
-        if cfg.best_of_n:
-            of_revised = [*revised.values()], revised_scores
-            answers = {"samples": (samples, scores), "revised": of_revised}
-            best_of_n = plan_best_of_n(cfg.best_of_n, r, policy, *answers[cfg.best_of_n.answers])
+        best_of_n = plan_best_of_n(cfg, r, policy, samples, scores, revised, train, reward)
         init = {"previous": policy, "sft": sft, "best_of_n": best_of_n}[cfg.init]
         references = {"previous": policy, "sft": sft, "init": init}
         reference = references[cfg.reference.model] if cfg.train.reference_logps != "none" else None
         trained = pairs if cfg.train_on == "all" else [pair]
-        logps = list[Step]()
-        if reference and cfg.train.reference_logps == "precomputed":
-            logps = [plan_reference(cfg, r, reference, rows) for rows in trained]
+        logps = plan_logps(cfg, r, reference, trained)
         policy = Step(
             "train",
             cfg.train,
@@ -115,6 +96,14 @@ def plan_reward(cfg: Config, base: Step | None, sft: Step, ngrams: Part) -> Step
     return Step("reward", cfg.reward, start=model, decontamination=ngrams)
 
 
+def plan_offline(cfg: Config, sft: Step, ngrams: Part) -> tuple[Step | None, Step | None]:
+    """Offline rows, and their log-probabilities under SFT where a filter reads them."""
+    if not cfg.offline:
+        return None, None
+    offline = Step("offline", cfg.offline, policy=sft, decontamination=ngrams)
+    return offline, plan_reference(cfg, 1, sft, offline) if cfg.pair.needs_sft_logps else None
+
+
 def plan_samples(
     cfg: Config, r: int, policy: Step, prompts: Part, reward: Step | None
 ) -> tuple[list[Step], list[Step]]:
@@ -131,45 +120,52 @@ def plan_samples(
     return samples, scores
 
 
-def plan_revision(
-    cfg: Config, r: int, policy: Step, samples: list[Step], prompts: Part, reward: Step | None
-) -> tuple[dict[str, Step], list[Step]]:
-    """The revised first answers of the first wave by their source, and their scores."""
+def plan_revision(cfg: Config, r: int, policy: Step, samples: list[Step]) -> Step | None:
+    """The revised first answers of the first wave."""
     if not cfg.revise or not samples:
-        return {}, []
-    revised = Step("revise", cfg.revise.for_round(r), at=r, policy=policy, samples=samples[0])
-    return {REVISED: revised}, plan_scores(cfg, r, revised, prompts, reward)
+        return None
+    return Step("revise", cfg.revise.for_round(r), at=r, policy=policy, samples=samples[0])
+
+
+class OwnSteps(NamedTuple):
+    samples: list[Step]
+    scores: list[Step]
+    steps: Step | None  # whose beginnings the samples continue
 
 
 def plan_steps(
     cfg: Config,
-    block: StepsConfig,
     r: int,
     policy: Step,
     samples: list[Step],
     scores: list[Step],
     prompts: Part,
     reward: Step | None,
-) -> tuple[Step, list[Step], list[Step]]:
-    """Where solutions go wrong; how the policy goes on from before that, and the scores of this."""
-    scorer = reward if cfg.score.uses_reward_stage else None
+) -> OwnSteps:
+    """The policy's answers for pairs.
+
+    With `steps`: where solutions go wrong, and how the policy continues from before that.
+    """
+    if cfg.steps is None:
+        return OwnSteps(samples, scores, None)
     steps = Step(
         "steps",
-        block.search(cfg.pair.scorer),
+        cfg.steps.search(cfg.pair.scorer),
         at=r,
         policy=policy,
         samples=samples,
         scores=scores,
         prompts=prompts,
     )
-    request = cfg.sample.request_continuations(r, block.sampling)
+    request = cfg.sample.request_continuations(r, cfg.steps.sampling)
     continued = Step("sample", request, at=r, policy=policy, prompts=steps)
+    scorer = reward if cfg.score.uses_reward_stage else None
     scored = Step("score", cfg.score, at=r, samples=continued, prompts=steps, reward=scorer)
-    return steps, [continued], [scored]
+    return OwnSteps([continued], [scored], steps)
 
 
 def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:
-    """The models that answer training prompts beside the policy."""
+    """The models that answer training prompts as well as the policy."""
     return {
         name: Step(
             "base",
@@ -182,10 +178,25 @@ def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:
     }
 
 
+class PoolSteps(NamedTuple):
+    samples: dict[str, Input]
+    scores: list[Step]
+    logps: list[Step]  # of all answers under SFT, where a filter reads them
+
+
 def plan_pool(
-    cfg: Config, r: int, members: dict[str, Step], sft: Step, prompts: Part, reward: Step | None
-) -> tuple[dict[str, Step], list[Step]]:
-    """The answers of each member of the pool in SFT's tokens, which are the policy's; scores."""
+    cfg: Config,
+    r: int,
+    members: dict[str, Step],
+    sft: Step,
+    prompts: Part,
+    reward: Step | None,
+    revised: Step | None,
+) -> PoolSteps:
+    """The answers of each member of the pool, in SFT's tokens, and the revised ones.
+
+    Pairs of steps are of the policy's own.
+    """
     samples = {
         name: Step(
             "sample",
@@ -198,8 +209,14 @@ def plan_pool(
         )
         for name, model in members.items()
     }
+    if revised and not cfg.steps:
+        samples[REVISED] = revised
+    logps = list[Step]()
+    if cfg.pair.needs_sft_logps:
+        logps = [plan_reference(cfg, r, sft, each) for each in samples.values()]
     scores = [plan_scores(cfg, r, each, prompts, reward) for each in samples.values()]
-    return samples, [score for each in scores for score in each]
+    named: dict[str, Input] = {name: [each] for name, each in samples.items()}
+    return PoolSteps(named, [score for each in scores for score in each], logps)
 
 
 def plan_scores(
@@ -217,11 +234,29 @@ def plan_reference(cfg: Config, r: int, model: Step, rows: Step) -> Step:
     return Step("reference", cfg.reference.logps, at=r, model=model, rows=rows)
 
 
+def plan_logps(cfg: Config, r: int, reference: Step | None, trained: list[Step]) -> list[Step]:
+    """The pairs' log-probabilities under the reference model, where training reads them."""
+    if reference is None or cfg.train.reference_logps != "precomputed":
+        return []
+    return [plan_reference(cfg, r, reference, rows) for rows in trained]
+
+
 def plan_best_of_n(
-    block: BestOfNConfig, r: int, policy: Step, samples: list[Step], scores: list[Step]
-) -> Step:
-    """SFT of the policy on each prompt's best sample."""
-    return Step("sft", block, at=r, base=policy, samples=samples, scores=scores)
+    cfg: Config,
+    r: int,
+    policy: Step,
+    samples: list[Step],
+    scores: list[Step],
+    revised: Step | None,
+    prompts: Part,
+    reward: Step | None,
+) -> Step | None:
+    """SFT of the policy on each prompt's best sample, or on its revised answer."""
+    if cfg.best_of_n is None:
+        return None
+    if revised and cfg.best_of_n.answers == "revised":
+        samples, scores = [revised], plan_scores(cfg, r, revised, prompts, reward)
+    return Step("sft", cfg.best_of_n, at=r, base=policy, samples=samples, scores=scores)
 
 
 def plan_report(

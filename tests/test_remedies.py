@@ -435,6 +435,8 @@ def test_what_a_message_mounts_can_be_mounted(key):
             "reward_model": ["reward=train"],
             "regex": [f"{at}.pattern=x"],
             "labels": [f"{at}.path=l.jsonl"],
+            "checkpoint": [f"{at}.model=./m"],
+            "served": [f"{at}={{model: m, runtime: {{base_url: 'http://localhost:1/v1'}}}}"],
         }
         more |= {"default": [f"{at}.engine.model=m"] if group == "duel" else []}
         composed(*GIVEN, f"+{group}@{at}={choice}", *more.get(choice, []))

@@ -31,7 +31,7 @@ def _check_names(cfg: "Config") -> Iterator[str]:
     for taken in sorted(TAKEN & pool.keys()):
         yield (
             f"sample.pool.{taken}: answers of another source have this name."
-            f" Give the model another one: +member@sample.pool.NAME=…"
+            " Give the model another one: +member@sample.pool.NAME=checkpoint."
         )
     strategy = cfg.pair.strategy
     sides = dict(strategy) if isinstance(strategy, BySource) else {}

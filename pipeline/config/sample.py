@@ -34,7 +34,7 @@ EVAL_PURPOSE = "exam"
 KL = "kl"  # the setting whose samples serve the KL estimate alone
 ANSWER = "answer"  # the setting that scorers and judges read in evaluations
 LATER_TURN = "turn-"  # plus a number: the settings of a conversation's later turns
-POLICY = "policy"  # the source of the policy's own answers, beside the names of sample.pool
+POLICY = "policy"  # the source of the policy's own answers, as a name of sample.pool is of others
 POOL = "pool"  # the label of a Step that brings in a model of sample.pool, before its name
 
 # Whether each completion has a seed. auto: where seeds make the bytes repeat, on a CPU.
@@ -216,7 +216,7 @@ class PromptShare(Block):
     models_per_prompt: PositiveInt | None
 
     @property
-    def expected(self) -> float:
+    def mean_share(self) -> float:
         """The share of the prompts that it answers, in the mean."""
         return self.models_per_prompt / len(self.pool) if self.models_per_prompt else self.share
 

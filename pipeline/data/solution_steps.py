@@ -48,7 +48,7 @@ def split_steps(text: str, by: str) -> list[tuple[int, int]]:
 
 
 def find_step_end(text: str, at: int, by: str) -> int:
-    """Where the step ends that goes on from a place in a text."""
+    """Where the step that continues from a place in a text ends."""
     ends = (end for start, end in split_steps(text, by) if text[max(start, at) : end].strip())
     return next((end for end in ends if end > at), len(text))
 

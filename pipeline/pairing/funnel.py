@@ -36,6 +36,8 @@ def count_by_filter(cfg: PairRound, dropped: pl.DataFrame) -> dict[str, int | st
     tables = {**filters.SAMPLES, **filters.PROMPTS, **filters.PAIRS}
     counts: dict[str, int | str] = {}
     for reason, make in tables.items():
+        if reason == filters.NOT_BY_BOTH and make(cfg) is None:  # no filter: what a strategy needs
+            continue
         counts[reason] = NOT_ASKED if make(cfg) is None else found.get(reason, 0)
     repeats = found.get(filters.REPEATS, 0) if cfg.filters.repeats else NOT_ASKED
     return {**counts, filters.REPEATS: repeats}

@@ -162,7 +162,7 @@ class Durations:
         prompts = cfg.per_round or (known or {}).get(part.part)
         each = sum(setting.n for name, setting in cfg.settings.items() if name != excluded)
         turns = cfg.turns if isinstance(cfg, ConversationRequest) else 1
-        share = cfg.prompt_share.expected if cfg.prompt_share else 1
+        share = cfg.prompt_share.mean_share if cfg.prompt_share else 1
         return round(prompts * share) * each * turns if prompts else None
 
     def _count_rows(self, source: Step) -> int | None:

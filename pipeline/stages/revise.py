@@ -2,7 +2,7 @@
 
 The policy does, or a model behind a server. Each prompt's first sample is revised. The revised
 answers are published as samples of the plain prompt, in the policy's tokens. Each turn is an
-ordinary sampling run in a folder of its own: a killed run resumes in the turn that it was in.
+ordinary sampling run in a separate folder: a killed run resumes in the turn that it was in.
 """
 
 from functools import partial

@@ -259,7 +259,7 @@ def test_the_policy_answers_its_prompts_alone():
     requests = [cfg.sample.request_waves(1, "rules")[0], cfg.sample.request_member("strong", 1)]
     shares = [request.prompt_share for request in requests]
     assert [share.model for share in shares] == ["policy", "strong"]
-    assert [share.expected for share in shares] == [0.5, 0.5]
+    assert [share.mean_share for share in shares] == [0.5, 0.5]
     found = [{p for p in PROMPTS if answers_prompt(share, 42, p)} for share in shares]
     assert found[0] | found[1] == set(PROMPTS) and not found[0] & found[1]
 
@@ -438,19 +438,12 @@ def test_answers_that_the_sft_model_would_not_give_are_left_out(pooled, tmp_path
     ]
     write_table(tmp_path / "logps" / "logps.parquet", pl.DataFrame(rows))
     known = [Logps(tmp_path / "logps")]
-    pairs = pooled(
-        answers(policy=0.0, strong=1.0), "pair.filters.min_reference=-3", *OFFLINE, pool_logps=known
-    )
+    cfg = test_pair.config()
+    cfg = cfg.model_copy(update={"filters": cfg.filters.model_copy(update={"min_reference": -3})})
+    pairs = pooled(answers(policy=0.0, strong=1.0), cfg=cfg, pool_logps=known)
     assert pairs.read_funnel()["dropped_pairs"] == {"unlikely under the reference": 1}
     assert pairs.read_funnel()["sources"]["strong"]["nats_per_token"] == -2.0
     assert "answers of strong have -2.00 nats per token" in (pairs.path / "README.md").read_text()
-
-
-OFFLINE = (
-    "offline=file",
-    "offline.source.path=x",
-    "pair.mix={on_policy: 0.5, offline: 0.5, per_round: 9}",
-)
 
 
 # ── what is reported ──────────────────────────────────────────────────────────────────────────────
