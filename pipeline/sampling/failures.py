@@ -26,7 +26,7 @@ class Failures:
 
     def __init__(self, cfg: SampleRequest, shards: Shards, knob: str):
         self._cfg, self._shards, self._max_share = cfg, shards, cfg.runtime.max_failed
-        # A baseline known by its texts has a block of its own, and the limit of all evaluations.
+        # A baseline has a separate block, and the limit of all evaluations.
         self._limits = "evaluate.sample" if knob.startswith("evaluate.baselines.") else knob
         self._file = shards.out / "failed.parquet"
         self._rows: list[dict[str, str]] = []
