@@ -47,9 +47,9 @@ def write_lines(file, rows) -> None:
 
 
 def test_a_model_that_adds_badly_is_trained_on_single_steps(tmp_path):
-    rows = [solve(*numbers) for numbers in product(range(1, 10), repeat=3)]
+    rows = [solve(*numbers) for numbers in product(range(1, 7), repeat=3)]
     random.Random(0).shuffle(rows)
-    said = [(("user", question), ("assistant", text)) for question, text, _ in rows[:500]]
+    said = [(("user", question), ("assistant", text)) for question, text, _ in rows[:150]]
     messages = [[{"role": role, "content": text} for role, text in turns] for turns in said]
     write_lines(tmp_path / "sft.jsonl", ({"messages": turns} for turns in messages))
     problems = ({"prompt": question, "answer": str(result)} for question, _, result in rows)
@@ -59,7 +59,7 @@ def test_a_model_that_adds_badly_is_trained_on_single_steps(tmp_path):
         *("base=tiny", "sft=train", "demonstrations@sft.data=jsonl", "sft.data.path=sft.jsonl"),
         *("prompts.path=problems.jsonl", "prompts.near_duplicate_threshold=null", "score=math"),
         *("dtype=float32", "limits={prompt: 32, completion: 64}", "steps=default"),
-        *("sft.learning_rate=4e-3", "sft.batch=16", "sft.epochs=8", "prompts.split.test=40"),
+        *("sft.learning_rate=4e-3", "sft.batch=16", "sft.epochs=24", "prompts.split.test=40"),
         *("prompts.split.dev=20", "sample.per_round=60", "sft.runtime.micro_batch=16"),
         *("sample.settings.draw.temperature=1.0", "train.batch=2", "train.runtime.micro_batch=2"),
         "pair.dev={share: 0.1, min: 2, max_share: 0.2}",

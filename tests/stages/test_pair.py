@@ -351,13 +351,13 @@ def test_the_weight_is_the_margin_over_its_mean_or_the_probability_s_distance(
     assert sum(histogram["pairs"]) == 2 and histogram["pairs"][0] == histogram["pairs"][-1] == 1
 
 
-def test_what_a_person_swapped_has_no_probability_and_no_weight(paired, tmp_path):
+def test_what_a_person_swapped_is_sure_and_weighs_one(paired, tmp_path):
     line = {"action": "swap", "prompt_id": "p", "chosen_id": "p-0", "rejected_id": "p-1"}
     (tmp_path / "edits.jsonl").write_text(json.dumps(line) + "\n")
     words = f"pair.edits.1={tmp_path / 'edits.jsonl'}", "pair.weight=confidence"
     details = {"p-0": json.dumps({"wins": {"p-1": 0.8}})}
     found = strength(paired(dict.fromkeys("pq", GOOD_AND_BAD), *words, details=details))
-    assert found["p"] == (None, None, None)
+    assert found["p"] == (None, 1.0, 1.0), "no margin: the scores say the opposite"
     assert None not in found["q"]
 
 
