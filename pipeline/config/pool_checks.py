@@ -47,7 +47,7 @@ def _check_names(cfg: "Config") -> Iterator[str]:
         elif name and name not in answering:
             known = suggest(name, answering)
             yield (
-                f"{knob}={name}: no model of this name answers. {known}"
+                f"{knob}={name}: no model of this name answers. {known}."
                 f" To add it: +member@sample.pool.{name}=checkpoint sample.pool.{name}.model=…"
             )
     needed, sources = cfg.pair.at_least_one, cfg.pair.sources
