@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 PIPELINE := $(PYTHON) -m pipeline
 STAGES := prompts base sft reward offline sample score pair reference train gate benchmark duel evaluate
 # The slow tests in parts; CI runs one by turn.
-SLOW_1 := tests/e2e --ignore=tests/e2e/test_twins.py
+SLOW_1 := tests/e2e --ignore=tests/e2e/test_twins.py --ignore=tests/e2e/test_docs_commands.py
 SLOW_2 := tests/faults tests/report tests/driver tests/commands
 SLOW_3 := tests/resources tests/backends tests/scorers tests/stages
 SLOW_4 := tests/training tests/bench
@@ -12,6 +12,7 @@ SLOW_5 := tests/e2e/test_twins.py -k offline
 SLOW_6 := tests/e2e/test_twins.py -k objectives
 SLOW_7 := tests/e2e/test_twins.py -k sampled
 SLOW_8 := tests/e2e/test_twins.py -k rounds
+SLOW_9 := tests/e2e/test_docs_commands.py
 CHOSEN = $(if $(RECIPE),recipes=$(RECIPE))
 # The overrides that a recipe made for vLLM needs where there is none.
 WITHOUT_VLLM = $$($(PYTHON) requirements/backend.py)
@@ -51,7 +52,7 @@ test: install ## what must hold, on two cores
 test-fast: install ## the part without models and whole runs, in at most 90 seconds
 	$(PYTHON) -m pytest -n auto -m "not slow and not gpu and not browser and not model and not long" $(ARGS)
 
-test-slow: install ## the rest, or one of its eight parts [PART=1|2|…|8]
+test-slow: install ## the rest, or one of its nine parts [PART=1|2|…|9]
 	$(PYTHON) -m pytest -m slow $(SLOW_$(PART)) $(ARGS)
 
 test-browser: install ## the report in a real browser
