@@ -74,7 +74,11 @@ def draw_figures(measured: Mapping[str, Row]) -> dict[str, str]:
 CURVES = {
     "beta": (
         "beta",
-        {"Δ of held-out pairs, nats": "delta", "KL from SFT, nats per answer": "kl"},
+        {
+            "Δ of held-out pairs, nats": "delta",
+            "KL from SFT, nats per answer": "kl",
+            "score of new answers": "score",
+        },
     ),
     "rate": (
         "rate",
@@ -121,7 +125,8 @@ def list_panels(points: Iterable[Row], panels: Mapping[str, str]) -> list[Panel]
 def _select_curve(row: Row, key: str) -> Points:
     if key == "losses":
         return _smooth([(step, loss) for step, loss in row["losses"]])
-    return [(one["step"], one[key]) for one in row["evaluations"]]
+    # Rounded, so that a rounding error at the start adds no tick below zero.
+    return [(one["step"], round(one[key], 4)) for one in row["evaluations"]]
 
 
 def _smooth(points: Points, width: int = 5) -> Points:
