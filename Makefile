@@ -20,7 +20,7 @@ BASE_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; d
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock trl_fields smoke demo test test-fast test-slow test-browser check plan $(STAGES) all pilot edit label calibrate compare sweep report doctor export store prune docs site bench twins
+.PHONY: help install lock trl_fields smoke demo test test-fast test-slow test-browser check plan $(STAGES) all pilot edit label calibrate compare sweep report doctor export store prune docs site figures bench twins
 
 help:
 	@echo 'make TARGET [RECIPE=name] [ARGS="key=value …"]'
@@ -62,6 +62,10 @@ docs: ## docs/configuration.md from the comments in conf/
 
 site: install ## the pages of docs/ as a site, in site/ [needs the extra: pip install .[docs]]
 	$(PYTHON) -m mkdocs build --strict $(ARGS)
+
+figures: install ## the experiments of docs/understand, and its figures drawn anew [ARGS="beta length …"]
+	$(PYTHON) docs/experiments.py $(ARGS)
+	$(PYTHON) docs/plots.py
 
 check: install ## ruff and mypy
 	$(PYTHON) -m ruff check .
