@@ -61,12 +61,9 @@ def draw_figures(measured: Mapping[str, Row]) -> dict[str, str]:
             drawn[name] = draw_panels(f"{name} by step", "step", list_panels(points, panels))
     if {*FRONTIER} <= {*measured}:
         drawn["frontier"] = draw_frontier({name: measured[name] for name in FRONTIER})
-    for name, draw in OTHERS.items():
-        if name in measured:
-            drawn[name] = draw(measured[name])
-    if {"length", "rate"} <= {*measured}:
-        drawn["criteria"] = draw_criteria(measured["length"])
-        drawn["openings"] = draw_openings(measured["rate"])
+    for name, (experiment, draw) in OTHERS.items():
+        if experiment in measured:
+            drawn[name] = draw(measured[experiment])
     return drawn
 
 
@@ -155,12 +152,6 @@ def draw_ties(figures: Row) -> str:
     return draw_panels("Ties by samples", "samples per prompt", [panel])
 
 
-OTHERS: Mapping[str, Callable[[Row], str]] = {
-    "overoptimise": draw_overoptimisation,
-    "ties": draw_ties,
-}
-
-
 def draw_criteria(figures: Row) -> str:
     return draw_rows("Criteria: difference from SFT", _list_criteria(figures))
 
@@ -183,6 +174,14 @@ def draw_openings(figures: Row) -> str:
 def _list_openings(figures: Row) -> dict[str, float]:
     rows = [("sft", figures["sft"]), *((one["name"], one["final"]) for one in figures["points"])]
     return {name: row["opening"]["share"] for name, row in rows}
+
+
+OTHERS: Mapping[str, tuple[str, Callable[[Row], str]]] = {
+    "overoptimise": ("overoptimise", draw_overoptimisation),
+    "ties": ("ties", draw_ties),
+    "criteria": ("length", draw_criteria),
+    "openings": ("rate", draw_openings),
+}
 
 
 def list_written_numbers(name: str, measured: Mapping[str, Row]) -> Iterator[str]:
