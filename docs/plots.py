@@ -122,8 +122,7 @@ def list_panels(points: Iterable[Row], panels: Mapping[str, str]) -> list[Panel]
 def _select_curve(row: Row, key: str) -> Points:
     if key == "losses":
         return _smooth([(step, loss) for step, loss in row["losses"]])
-    # Rounded, so that a rounding error at the start adds no tick below zero.
-    return [(one["step"], round(one[key], 4)) for one in row["evaluations"]]
+    return [(one["step"], one[key]) for one in row["evaluations"]]
 
 
 def _smooth(points: Points, width: int = 5) -> Points:
@@ -216,6 +215,8 @@ def draw_panels(title: str, x_title: str, panels: Sequence[Panel]) -> str:
     for panel in panels:
         (start, end) = (top + 26, top + 26 + PANEL_HEIGHT)
         values = [y for line in panel.lines.values() for _, y in line]
+        noise = max(values) / 100  # an estimate this little below zero adds no tick there
+        values = [0.0 if -noise < value < 0 else value for value in values]
         up = fit_scale(values, end, start, intervals=3)
         is_last = panel is panels[-1]
         texts = () if is_last else [""] * len(across.ticks)
