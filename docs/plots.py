@@ -38,7 +38,7 @@ FRONTIER = {
     "policy": "offline",
 }
 MANY = 15  # points of a line, from which on only the last is marked
-MIN_KL = 0.003  # nats: an estimate of less is drawn here, since the axis is logarithmic
+MIN_KL = 0.01  # nats: an estimate of less is drawn here, since the axis is logarithmic
 Row = Mapping[str, Any]
 Points = Sequence[tuple[float, float]]
 
@@ -59,8 +59,8 @@ def draw_figures(measured: Mapping[str, Row]) -> dict[str, str]:
         if experiment in measured:
             points = measured[experiment]["points"]
             drawn[name] = draw_panels(f"{name} by step", "step", list_panels(points, panels))
-    if {*FRONTIER} <= {*measured}:
-        drawn["frontier"] = draw_frontier({name: measured[name] for name in FRONTIER})
+    if compared := select_compared(measured):
+        drawn["frontier"] = draw_frontier(compared)
     for name, (experiment, draw) in OTHERS.items():
         if experiment in measured:
             drawn[name] = draw(measured[experiment])
@@ -186,8 +186,8 @@ OTHERS: Mapping[str, tuple[str, Callable[[Row], str]]] = {
 def list_written_numbers(name: str, measured: Mapping[str, Row]) -> Iterator[str]:
     """Numbers that a figure shows and no table has, as its page writes them."""
     if name == "frontier":
-        for *_, kl, score in _list_spots({one: measured[one] for one in FRONTIER}):
-            yield f"{format_number(kl, 2)} {format_number(score)}"
+        for _, point, kl, score in _list_spots(select_compared(measured)):
+            yield f"{point} {format_number(kl, 2)} {format_number(score)}"
     if name == "ties":
         yield from (f"{format_share(row['share'])} {row['n']}" for row in measured["ties"]["ties"])
     if name == "openings":
@@ -236,6 +236,10 @@ def draw_panels(title: str, x_title: str, panels: Sequence[Panel]) -> str:
         strokes = [(name, f"stroke {colours[name]}") for name in names]
         (legend, height) = svg.legend(strokes, LEFT, top + 46)
     return make_standalone(svg.render(title, height, [*parts, *legend]))
+
+
+def select_compared(measured: Mapping[str, Row]) -> dict[str, Row]:
+    return {name: measured[name] for name in FRONTIER if name in measured}
 
 
 def draw_frontier(measured: Mapping[str, Row]) -> str:
