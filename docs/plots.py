@@ -38,7 +38,7 @@ FRONTIER = {
     "policy": "offline",
 }
 MANY = 15  # points of a line, from which on only the last is marked
-MIN_KL = 0.003  # nats: an estimate of less is drawn here, since the axis is logarithmic
+MIN_KL = 0.01  # nats: an estimate of less is drawn here, since the axis is logarithmic
 Row = Mapping[str, Any]
 Points = Sequence[tuple[float, float]]
 
@@ -59,14 +59,11 @@ def draw_figures(measured: Mapping[str, Row]) -> dict[str, str]:
         if experiment in measured:
             points = measured[experiment]["points"]
             drawn[name] = draw_panels(f"{name} by step", "step", list_panels(points, panels))
-    if {*FRONTIER} <= {*measured}:
-        drawn["frontier"] = draw_frontier({name: measured[name] for name in FRONTIER})
-    for name, draw in OTHERS.items():
-        if name in measured:
-            drawn[name] = draw(measured[name])
-    if {"length", "rate"} <= {*measured}:
-        drawn["criteria"] = draw_criteria(measured["length"])
-        drawn["openings"] = draw_openings(measured["rate"])
+    if compared := select_compared(measured):
+        drawn["frontier"] = draw_frontier(compared)
+    for name, (experiment, draw) in OTHERS.items():
+        if experiment in measured:
+            drawn[name] = draw(measured[experiment])
     return drawn
 
 
@@ -125,8 +122,7 @@ def list_panels(points: Iterable[Row], panels: Mapping[str, str]) -> list[Panel]
 def _select_curve(row: Row, key: str) -> Points:
     if key == "losses":
         return _smooth([(step, loss) for step, loss in row["losses"]])
-    # Rounded, so that a rounding error at the start adds no tick below zero.
-    return [(one["step"], round(one[key], 4)) for one in row["evaluations"]]
+    return [(one["step"], one[key]) for one in row["evaluations"]]
 
 
 def _smooth(points: Points, width: int = 5) -> Points:
@@ -155,12 +151,6 @@ def draw_ties(figures: Row) -> str:
     return draw_panels("Ties by samples", "samples per prompt", [panel])
 
 
-OTHERS: Mapping[str, Callable[[Row], str]] = {
-    "overoptimise": draw_overoptimisation,
-    "ties": draw_ties,
-}
-
-
 def draw_criteria(figures: Row) -> str:
     return draw_rows("Criteria: difference from SFT", _list_criteria(figures))
 
@@ -185,11 +175,19 @@ def _list_openings(figures: Row) -> dict[str, float]:
     return {name: row["opening"]["share"] for name, row in rows}
 
 
+OTHERS: Mapping[str, tuple[str, Callable[[Row], str]]] = {
+    "overoptimise": ("overoptimise", draw_overoptimisation),
+    "ties": ("ties", draw_ties),
+    "criteria": ("length", draw_criteria),
+    "openings": ("rate", draw_openings),
+}
+
+
 def list_written_numbers(name: str, measured: Mapping[str, Row]) -> Iterator[str]:
     """Numbers that a figure shows and no table has, as its page writes them."""
     if name == "frontier":
-        for *_, kl, score in _list_spots({one: measured[one] for one in FRONTIER}):
-            yield f"{format_number(kl, 2)} {format_number(score)}"
+        for _, point, kl, score in _list_spots(select_compared(measured)):
+            yield f"{point} {format_number(kl, 2)} {format_number(score)}"
     if name == "ties":
         yield from (f"{format_share(row['share'])} {row['n']}" for row in measured["ties"]["ties"])
     if name == "openings":
@@ -217,6 +215,8 @@ def draw_panels(title: str, x_title: str, panels: Sequence[Panel]) -> str:
     for panel in panels:
         (start, end) = (top + 26, top + 26 + PANEL_HEIGHT)
         values = [y for line in panel.lines.values() for _, y in line]
+        noise = max(values) / 100  # an estimate this little below zero adds no tick there
+        values = [0.0 if -noise < value < 0 else value for value in values]
         up = fit_scale(values, end, start, intervals=3)
         is_last = panel is panels[-1]
         texts = () if is_last else [""] * len(across.ticks)
@@ -236,6 +236,10 @@ def draw_panels(title: str, x_title: str, panels: Sequence[Panel]) -> str:
         strokes = [(name, f"stroke {colours[name]}") for name in names]
         (legend, height) = svg.legend(strokes, LEFT, top + 46)
     return make_standalone(svg.render(title, height, [*parts, *legend]))
+
+
+def select_compared(measured: Mapping[str, Row]) -> dict[str, Row]:
+    return {name: measured[name] for name in FRONTIER if name in measured}
 
 
 def draw_frontier(measured: Mapping[str, Row]) -> str:
