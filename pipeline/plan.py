@@ -131,10 +131,10 @@ class PoolSteps(NamedTuple):
 class Candidates(NamedTuple):
     """What pairs are made of: the inputs of `pair` by their names."""
 
-    samples: list[Step]  # the policy's
-    scores: list[Step]
     pool: dict[str, list[Step]]
     pool_logps: list[Step]
+    samples: list[Step]  # the policy's own: after the pool's, so that `until` means these
+    scores: list[Step]
     steps: Step | None = None
 
 
@@ -150,7 +150,7 @@ def plan_candidates(
 ) -> Candidates:
     """Whole answers; or steps, from where solutions go wrong: how the policy continues there."""
     if cfg.steps is None:
-        return Candidates(samples, [*pool.scores, *scores], pool.samples, pool.logps)
+        return Candidates(pool.samples, pool.logps, samples, [*pool.scores, *scores])
     scorer = reward if cfg.score.uses_reward_stage else None
     steps = Step(
         "steps",
@@ -164,7 +164,7 @@ def plan_candidates(
     request = cfg.sample.request_continuations(r, cfg.steps.sampling)
     continued = Step("sample", request, at=r, policy=policy, prompts=steps)
     scored = Step("score", cfg.score, at=r, samples=continued, prompts=steps, reward=scorer)
-    return Candidates([continued], [scored], {}, [], steps)
+    return Candidates({}, [], [continued], [scored], steps)
 
 
 def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:

@@ -319,7 +319,7 @@ def test_an_adapter_is_sampled_merged_and_leaves_no_scratch(lora, tmp_path):
     predicted = logits[len(row["prompt_token_ids"]) - 1 : -1].argmax(-1).tolist()
     assert predicted == row["token_ids"]
     assert set(rows["policy"]) == {"00000000000a"}
-    assert not list((tmp_path / "out" / "scratch").iterdir())
+    assert not (tmp_path / "out" / sampler.MERGED).exists()
     assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.name != "scratch") == [
         "cost.json",
         "dropped.parquet",

@@ -50,7 +50,7 @@ def test_all_that_samples_one_policy_shares_an_engine(steps, folder_of):
 
 
 def test_an_engine_of_another_kind_is_another(folder_of):
-    changes = [], ["sample.backend.dtype=float32"], ["evaluate.sample.backend.dtype=float32"]
+    changes = [], ["sample.backend.dtype=float16"], ["evaluate.sample.backend.dtype=float16"]
     keys = []
     for change in changes:
         steps = named(plan(composed(*MORE, *change)))

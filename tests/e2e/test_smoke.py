@@ -64,6 +64,7 @@ COLUMNS = {
             "rejected_score",
         ),
         *("margin", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "origin"),
+        *("p_chosen", "weight"),
     },
     "reference": {"sample_id", "prompt_id", "logp", "tokens"},
 }

@@ -149,7 +149,7 @@ REFUSED_BOTH_TIMES = [
     ),
     (
         ["rounds=4", "sample.per_round=8"],
-        "  Give sample.per_round=7 or less, or fewer rounds, or more prompts.",
+        "  Give sample.per_round=7 or less, or sample.reuse_prompts=true, or fewer rounds,",
     ),
     (["rounds=4", "sample.per_round=8"], "rounds=4 need 32 prompts, and there are at most 30."),
     (

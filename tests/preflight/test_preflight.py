@@ -139,11 +139,14 @@ made = lambda completions: []
             "score.scorers.s.languages: xx",
         ),
         (
-            {"kind": "json", "schema_file": "no.json", "fenced": True},
+            {"kind": "json", "schema_file": "no.json", "fenced": True, "calls": None},
             "not a JSON schema: 'nothing' is not valid",
         ),
-        ({"kind": "json", "schema_file": "own.py", "fenced": True}, "cannot be read as JSON"),
-        ({"kind": "json", "schema_file": "yes.json", "fenced": True}, None),
+        (
+            {"kind": "json", "schema_file": "own.py", "fenced": True, "calls": None},
+            "cannot be read as JSON",
+        ),
+        ({"kind": "json", "schema_file": "yes.json", "fenced": True, "calls": None}, None),
         *(
             ({"kind": "function", "function": function, "runtime": {"timeout": 60}}, said)
             for function, said in {

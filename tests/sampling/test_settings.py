@@ -17,7 +17,7 @@ from pipeline.config import Reasoning, SampleRequest, SamplingSettings
 from pipeline.config import sample as shape
 from pipeline.errors import StageError
 from pipeline.plan import plan
-from pipeline.sampling import asking, collector, stop_strings
+from pipeline.sampling import asking, collector, sampler, stop_strings
 from pipeline.stages import sample
 from pipeline.stages.score import SCORE
 from tests.stages.test_sample import PLAIN, POLICY, ask, config, files, run
@@ -303,7 +303,7 @@ def test_a_wave_that_no_prompt_needs_publishes_no_rows_and_starts_nothing(
     first = run(tmp_path / "0", prompts)
     scores = scored(tmp_path / "s0", first, lambda row: int(row["sample_id"], 16) / 2**64)
     monkeypatch.setattr(
-        sample, "open_backend", lambda *_: pytest.fail("a backend, and so a tokenizer, was opened")
+        sampler, "open_backend", lambda *_: pytest.fail("a backend, and so a tokenizer, was opened")
     )
     made = sample.run(
         config(wave=1, ties_by="rules"),

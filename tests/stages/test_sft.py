@@ -617,6 +617,7 @@ def refitting(**changes: Any) -> BestOfNConfig:
         "kind": "best_of_n",
         "scorer": "rules",
         "min_score": None,
+        "answers": "samples",
         "runtime": {"micro_batch": 4, "save_every": 2, "tracker": None},
     }
     return BestOfNConfig(**{**values, **changes})
