@@ -6,7 +6,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.config.reward import PlaygroundPreferences
@@ -55,7 +55,8 @@ def write_offline(folder: Path) -> None:
     """The same pairs twice: in the words of the demonstrations, and as lists."""
     rows = [*generate_preferences(OFFLINE)]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rewrite in {"close": str, "foreign": list_sentences}.items():
+    rewrites: dict[str, Callable[[str], str]] = {"close": str, "foreign": list_sentences}
+    for name, rewrite in rewrites.items():
         pairs = [
             {
                 "prompt": row["prompt"],
