@@ -16,6 +16,7 @@ from pydantic import (
 from pipeline.config.base import Block, Seed, Share, TrainingDtype
 from pipeline.config.demonstrations import OptionalRehearsal
 from pipeline.config.guards import GuardsConfig
+from pipeline.config.kernels import Attention, explain_args, explain_attention
 from pipeline.config.launch import SHARDED_WEIGHTS, LaunchedRuntime, TrainerRuntime
 from pipeline.config.trl_args import LOSS_COLUMNS, check_args, couples_rows
 from pipeline.errors import pluralize
@@ -160,6 +161,7 @@ class TrainConfig(Optimization):
     beta: PositiveFloat
     reference_logps: Literal["precomputed", "online", "none"]
     loss_group: PositiveInt | None
+    attention: Attention
     adapter: AdapterConfig
     eval_every: PositiveInt
     guards: GuardsConfig
@@ -169,9 +171,9 @@ class TrainConfig(Optimization):
 
     @property
     def outside_identity(self) -> frozenset[str]:
-        """A training that uses neither of these is what it was without the knob."""
+        """Kernels compute the same; a training without a weight or mask is as before they came."""
         used = {"weight": self.weight.column, "mask": self.mask.format_tokens}
-        return frozenset(name for name, value in used.items() if not value)
+        return frozenset({"attention", *(name for name, value in used.items() if not value)})
 
     @property
     def pair_columns(self) -> list[str]:
@@ -331,7 +333,9 @@ class TrainConfig(Optimization):
     def explain_misfit(self, gpus: int) -> str | None:
         """Why this cannot be trained on so many GPUs here; None: it can."""
         world = self.runtime.world_size(gpus)
-        if fault := self.runtime.explain_misfit(self.batch, gpus):
+        fault = self.runtime.explain_misfit(self.batch, gpus)
+        fault = fault or explain_attention(self.attention, self.dtype, gpus)
+        if fault := fault or explain_args(self.args, gpus):
             return fault
         if world > 1 and not self.runtime.eval_when_distributed and self.guards.needs_own_metrics:
             return self._explain_unseen_guards(world)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PrinterCallback, get_scheduler, set_seed
+from transformers.modeling_flash_attention_utils import FLASH_ATTN_KERNEL_FALLBACK
 
 from pipeline.artifacts import Model, write_table
 from pipeline.config import FullAdapter, TrainConfig
@@ -18,6 +19,7 @@ from pipeline.training.monitoring.callbacks import (
     MetricsLog,
     ProgressLine,
 )
+from pipeline.training.monitoring.expert_load import ExpertLoad
 from pipeline.training.monitoring.guards import Guards
 from pipeline.training.monitoring.reference_check import StartCheck
 from pipeline.training.monitoring.trackers import TrackerCallback
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import polars as pl
     from datasets import Dataset
 
+TRANSFORMERS_NAMES = {"flex": "flex_attention"}  # of attention, where they differ from ours
 PARTS = "train", "dev"  # of the pairs; the demonstrations to rehearse are a third table
 
 
@@ -50,8 +53,30 @@ def load_policy(cfg: TrainConfig, init: Model) -> Any:
     """The model to train. Full weights stay in float32: a step of 5e-7 would vanish in bfloat16."""
     set_seed(cfg.seed)
     if isinstance(cfg.adapter, FullAdapter):
-        return loading.load_merged(init)
-    return loading.load_with_adapter(init, cfg.adapter, cfg.dtype)
+        policy = loading.load_merged(init)
+    else:
+        policy = loading.load_with_adapter(init, cfg.adapter, cfg.dtype)
+    return set_attention(policy, cfg.attention)
+
+
+def set_attention(module: Any, attention: str) -> Any:
+    """Refuse what transformers has not for this model, and what it would replace by another."""
+    if attention == "auto":
+        return module
+    name = TRANSFORMERS_NAMES.get(attention, attention)
+    try:
+        module.set_attn_implementation(name)
+    except Exception as error:  # also what downloading a kernel raises
+        raise UserError(
+            f"train.attention={attention}: {error}\n  Give train.attention=auto."
+        ) from error
+    used = module.config.get_text_config()._attn_implementation
+    if used not in (name, FLASH_ATTN_KERNEL_FALLBACK.get(name)):
+        raise UserError(
+            f"train.attention={attention}: transformers would compute this model's attention by"
+            f" {used}.\n  Give train.attention=auto."
+        )
+    return module
 
 
 def build_trainer(
@@ -75,6 +100,7 @@ def build_trainer(
     args = _make_arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
     data = _make_datasets(args, rows, out / "scratch")
     sharing, start = PromptSharing(cfg, rows, out), StartCheck(cfg, rows, init, reference)
+    load = ExpertLoad()
     trainer = import_trainer(cfg.trainer).Trainer(
         model=policy,
         **ref_model,
@@ -82,11 +108,17 @@ def build_trainer(
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
         processing_class=loading.load_tokenizer(init),
-        callbacks=[HeadRegistration(), sharing, start, *_make_callbacks(cfg, out, ledger, guards)],
+        callbacks=[
+            HeadRegistration(),
+            sharing,
+            start,
+            load,
+            *_make_callbacks(cfg, out, ledger, guards),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.by_length, trainer.rehearsal = cfg.runtime.by_length, build_rehearsal(cfg, rows)
-    for callback in (sharing, start, guards):
+    for callback in (sharing, start, load, guards):
         callback.attach(trainer)
     _remove_copied_adapter(policy)
     _restore_precision(policy, weights)
@@ -141,9 +173,11 @@ def _load_reference(cfg: TrainConfig, policy: Any, init: Model, reference: Model
         return None
     quantization = None if isinstance(cfg.adapter, FullAdapter) else cfg.adapter.quantization
     if quantization and not reference.adapter:
-        return loading.load(reference, cfg.dtype, quantization)
-    dtype = torch.float32 if isinstance(cfg.adapter, FullAdapter) else getattr(torch, cfg.dtype)
-    return loading.load_merged(reference).to(dtype).requires_grad_(False)
+        module = loading.load(reference, cfg.dtype, quantization)
+    else:
+        dtype = torch.float32 if isinstance(cfg.adapter, FullAdapter) else getattr(torch, cfg.dtype)
+        module = loading.load_merged(reference).to(dtype).requires_grad_(False)
+    return set_attention(module, cfg.attention)
 
 
 def _remove_copied_adapter(policy: Any) -> None:

@@ -147,6 +147,7 @@ def dpo(
         "max_length": 128,
         "dtype": "float32",
         "gradient_checkpointing": False,
+        "attention": "auto",
         "eval_every": 4,
         "guards": {**GUARDS, **(guards or {})},
         "rehearsal": None,

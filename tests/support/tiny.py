@@ -49,16 +49,18 @@ def tiny_llama(
     context: int = 256,
     spread: float = 0.2,
     seed: int = 0,
+    kind: str = "llama",
     **config: object,
 ) -> None:
     """Weights so large that the next token is no coin toss: greedy decoding has no near ties, and
     some answers end."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     torch.manual_seed(seed)
-    shape = LlamaConfig(
+    shape = AutoConfig.for_model(
+        kind,
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=hidden * 8 // 3 // 8 * 8,
@@ -72,7 +74,7 @@ def tiny_llama(
         pad_token_id=tokenizer.pad_token_id,
         **config,
     )
-    LlamaForCausalLM(shape).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
 
 
 def tiny_model(

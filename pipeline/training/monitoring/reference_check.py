@@ -127,7 +127,10 @@ def _compare_logps(
 
 
 def _compute_first_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> float:
-    """TRL's mean loss on the pairs, in batches of the size that training uses."""
+    """TRL's mean loss on the pairs, in batches of the size that training uses.
+
+    The loss that balances a mixture's experts is not of pairs: it is left out.
+    """
     import torch
 
     pairs = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
@@ -136,7 +139,10 @@ def _compute_first_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any
         some = pairs[start : start + size]
         batch = trainer._prepare_inputs(trainer.data_collator(some))
         with torch.no_grad(), trainer.compute_loss_context_manager():
-            total += trainer.compute_loss(trainer.model, batch).item() * len(some)
+            loss = trainer.compute_loss(trainer.model, batch).item()
+        if trainer.aux_loss_enabled:
+            loss -= trainer.router_aux_loss_coef * trainer._metrics["eval"]["aux_loss"][-1]
+        total += loss * len(some)
     trainer._metrics["eval"].clear()
     return total / len(pairs) / sum(cfg.loss_weights or [1.0])
 

@@ -1,0 +1,79 @@
+"""What computes a training's attention and layers, and what each way needs of a machine."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+HUB = "kernels-community/"
+FLASH = ("flash_attention_2", "flash_attention_3")
+ATTENTIONS = ("auto", "sdpa", *FLASH, "flex")
+# Modules that any one of is enough for, and what installs the first. transformers takes flash
+# attention from the hub, by the package kernels, where flash-attn is missing.
+PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
+    "flash_attention_2": (("flash_attn", "kernels"), "flash-attn --no-build-isolation"),
+    "flash_attention_3": (("flash_attn_interface", "kernels"), "kernels"),
+    HUB: (("kernels",), "kernels"),
+}
+
+
+def check_attention(name: str) -> str:
+    if name not in ATTENTIONS and not (name.startswith(HUB) and name != HUB):
+        raise ValueError(f"expected {', '.join(ATTENTIONS)}, or {HUB}NAME from the hub")
+    return name
+
+
+Attention = Annotated[str, AfterValidator(check_attention)]
+
+
+def is_flash(attention: str) -> bool:
+    """Whether it is flash attention, by transformers' name or ours."""
+    return attention in FLASH or "flash" in attention.removeprefix(HUB)
+
+
+def explain_attention(attention: str, dtype: str, gpus: int) -> str | None:
+    """What this machine lacks for it; None: nothing."""
+    knob = f"train.attention={attention}"
+    modules, install = PACKAGES.get(HUB if attention.startswith(HUB) else attention, ((), ""))
+    is_missing = bool(modules) and not any(map(find_spec, modules))
+    lacks = [f"the package {install.split()[0]}, which is not installed"] if is_missing else []
+    if not gpus and (attention == "flex" or is_flash(attention)):
+        lacks.append("a GPU, and this machine has none")
+    if lacks:
+        found = f" (pip install {install})" if is_missing else ""
+        return (
+            f"{knob} needs {', and '.join(lacks)}.\n"
+            f"  Give train.attention=auto, or run where there is what it needs{found}."
+        )
+    if is_flash(attention) and dtype == "float32":
+        return (
+            f"{knob} computes in half precision, and train.dtype=float32.\n"
+            "  Give train.dtype=bfloat16, or train.attention=auto."
+        )
+    return None
+
+
+def explain_args(args: Mapping[str, Any], gpus: int) -> str | None:
+    """What this machine lacks for kernels and optimizers in `train.args`; None: nothing."""
+    optimizer = str(args.get("optim", ""))
+    needs = []
+    if args.get("use_liger_kernel"):
+        needs.append(("use_liger_kernel=true", "liger_kernel", True))
+    if args.get("activation_offloading"):
+        needs.append(("activation_offloading=true", "", True))
+    if "bnb" in optimizer or "paged" in optimizer or optimizer in ("adamw_8bit", "lion_8bit"):
+        needs.append((f"optim={optimizer}", "bitsandbytes", "paged" in optimizer))
+    for knob, module, needs_gpu in needs:
+        if module and not find_spec(module):
+            package = module.replace("_", "-")
+            return (
+                f"train.args.{knob} needs the package {package}, which is not installed.\n"
+                f"  Install it into this environment (pip install {package}), or leave it out."
+            )
+        if needs_gpu and not gpus:
+            return (
+                f"train.args.{knob} needs a GPU, and this machine has none.\n"
+                "  Leave it out, or run where there is one."
+            )
+    return None
