@@ -24,6 +24,7 @@ from pipeline.training.monitoring.guards import Guards
 from pipeline.training.monitoring.reference_check import StartCheck
 from pipeline.training.monitoring.trackers import TrackerCallback
 from pipeline.training.prompt_sharing import PromptSharing
+from pipeline.training.row_packing import RowPacking
 from pipeline.training.trainers.arguments import common_arguments
 from pipeline.training.trainers.rehearsal import build_rehearsal
 
@@ -100,7 +101,7 @@ def build_trainer(
     args = _make_arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
     data = _make_datasets(args, rows, out / "scratch")
     sharing, start = PromptSharing(cfg, rows, out), StartCheck(cfg, rows, init, reference)
-    load = ExpertLoad()
+    packing, load = RowPacking(cfg, rows), ExpertLoad()
     trainer = import_trainer(cfg.trainer).Trainer(
         model=policy,
         **ref_model,
@@ -111,6 +112,7 @@ def build_trainer(
         callbacks=[
             HeadRegistration(),
             sharing,
+            packing,
             start,
             load,
             *_make_callbacks(cfg, out, ledger, guards),
@@ -118,7 +120,7 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.by_length, trainer.rehearsal = cfg.runtime.by_length, build_rehearsal(cfg, rows)
-    for callback in (sharing, start, load, guards):
+    for callback in (sharing, packing, start, load, guards):
         callback.attach(trainer)
     _remove_copied_adapter(policy)
     _restore_precision(policy, weights)

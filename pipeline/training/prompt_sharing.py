@@ -3,6 +3,9 @@
 Config, pairs and model alone decide, so that a resumed training decides the same.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +16,13 @@ from pipeline.artifacts import note_cost
 from pipeline.config import TrainConfig
 from pipeline.progress import print_note
 from pipeline.training.monitoring.reference_check import NATS_PER_TOKEN, is_exact
-from pipeline.training.trainers.passes import estimate_cost, share_always
+from pipeline.training.trainers.passes import FLEX, estimate_cost, share_always
 from pipeline.training.trainers.shared_prompt import IGNORED
 
 if TYPE_CHECKING:
     import polars as pl
 
+Arrange = Callable[[Any], AbstractContextManager[None]]  # of a model's rows
 # Of the tokens. On a CPU 66 % of them took 0.8 of the time, and 88 % as long as all.
 WORTHWHILE_SHARE = 0.85
 EXACT_NATS_PER_TOKEN = 1e-4  # in float32
@@ -66,8 +70,8 @@ def explain_separate(cfg: TrainConfig, trainer: Any, pairs: "pl.DataFrame") -> s
         config = trainer.accelerator.unwrap_model(model).config.get_text_config()
         if why := explain_attention(config, cfg.max_length):
             return why
-    limit = EXACT_NATS_PER_TOKEN if is_exact(cfg) else NATS_PER_TOKEN
-    return explain_difference(trainer, _find_longest(pairs), limit)
+    share = partial(share_always, by_blocks=find_attention(trainer) == FLEX)
+    return explain_difference(cfg, trainer, pairs, share)
 
 
 def measure_share(pairs: "pl.DataFrame", hidden: int) -> float:
@@ -85,7 +89,7 @@ def measure_share(pairs: "pl.DataFrame", hidden: int) -> float:
 
 def explain_attention(config: Any, longest: int) -> str | None:
     """Why a model with this config cannot tell a row's two branches apart. None: it can."""
-    if (kind := config._attn_implementation) != "sdpa":
+    if (kind := config._attn_implementation) not in ("sdpa", FLEX):
         return f"attention by {kind} takes no mask of two branches"
     if others := set(getattr(config, "layer_types", None) or []) - MASKED_LAYERS:
         return f"the model has layers of {min(others)}"
@@ -95,32 +99,37 @@ def explain_attention(config: Any, longest: int) -> str | None:
     return None
 
 
-def explain_difference(trainer: Any, pair: dict[str, Any], limit: float) -> str | None:
-    """Compute one pair both ways."""
-    batch = trainer._prepare_inputs(trainer.data_collator([pair]))
+def explain_difference(
+    cfg: TrainConfig, trainer: Any, pairs: "pl.DataFrame", arrange: Arrange
+) -> str | None:
+    """Compute the longest pair in separate rows and within `arrange`."""
+    limit = EXACT_NATS_PER_TOKEN if is_exact(cfg) else NATS_PER_TOKEN
+    batch = trainer._prepare_inputs(trainer.data_collator([_find_longest(pairs)]))
     rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
     for model in trainer.list_models():
         model.eval()
         try:
-            gap = _measure_gap(trainer, model, {**rows, "labels": labels})
+            gap = _measure_gap(trainer, model, {**rows, "labels": labels}, arrange)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model's code raises, it does not take such rows
-            return f"the model refuses rows of two answers ({type(error).__name__}: {error})"
+            return f"the model refuses such rows ({type(error).__name__}: {error})"
         if not gap <= limit:
             return f"the model's log-probabilities would differ by {gap:.2g} nats per token"
     return None
 
 
-def _measure_gap(trainer: Any, model: Any, rows: dict[str, torch.Tensor]) -> float:
+def _measure_gap(
+    trainer: Any, model: Any, rows: dict[str, torch.Tensor], arrange: Arrange
+) -> float:
     call = {**rows, "fused_lm_head": True, "use_cache": False}
     with torch.no_grad(), trainer.compute_loss_context_manager():
         separate = model(**call).log_probs
-        with share_always(model):
-            shared = model(**call).log_probs
+        with arrange(model):
+            arranged = model(**call).log_probs
     tokens = (rows["labels"] != IGNORED).sum()
-    return float((shared - separate).abs().sum() / tokens)
+    return float((arranged - separate).abs().sum() / tokens)
 
 
 def _find_longest(pairs: "pl.DataFrame") -> dict[str, Any]:
@@ -128,6 +137,11 @@ def _find_longest(pairs: "pl.DataFrame") -> dict[str, Any]:
 
     lengths = pairs.select(pl.col("^.*_ids$").list.len()).sum_horizontal()
     return pairs.row(lengths.arg_max() or 0, named=True)
+
+
+def find_attention(trainer: Any) -> str:
+    """By transformers' name. A reference that the trainer loads has the same."""
+    return str(trainer.model.config.get_text_config()._attn_implementation)
 
 
 def _find_width(trainer: Any) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import polars as pl
@@ -11,7 +12,7 @@ import torch
 from pipeline.artifacts import read_table, write_table
 from pipeline.config import TrainConfig
 from pipeline.training import prompt_sharing
-from pipeline.training.trainers.passes import Arrangement, arrange_rows, estimate_cost
+from pipeline.training.trainers.passes import Arrangement, arrange_rows, estimate_cost, share_always
 from tests.support.preferences import LORA, dpo, write_logps
 from tests.training.test_guards import Round, metric_by_step
 
@@ -143,9 +144,9 @@ KTO = {"trainer": "kto", "loss": ["kto"], "loss_group": 8, "reference_logps": "o
 PAIRS = [(40, 5, 9), (2, 1, 1), (1, 3, 2), (60, 20, 1), (9, 1, 30)]
 
 
-def compute(model, batch: dict[str, torch.Tensor], shares: bool, by_length: bool = True):
+def compute(model, batch: dict[str, torch.Tensor], shares: bool, by_length: bool = True, **changes):
     arrangement = Arrangement(
-        hidden=10**9, by_length=by_length, shares_prompts=shares, sharded=False
+        hidden=10**9, by_length=by_length, shares_prompts=shares, sharded=False, **changes
     )
     with arrange_rows([model], arrangement):
         return model(**batch, fused_lm_head=True, use_cache=False)
@@ -155,19 +156,67 @@ def compute(model, batch: dict[str, torch.Tensor], shares: bool, by_length: bool
 def test_each_token_and_each_gradient_is_that_of_a_row_by_itself(by_length):
     """Prompts and answers of one token too."""
     model, batch = random_model(), collate(PAIRS)
-    results, gradients = [], []
-    for shares in (True, False):
-        result = compute(model, batch, shares, by_length)
-        weights = torch.linspace(-1, 2, result.log_probs.numel()).view_as(result.log_probs)
-        model.zero_grad()
-        (result.log_probs * weights).sum().backward()
-        results.append(result)
-        gradients.append({name: each.grad.clone() for name, each in model.named_parameters()})
+    shared, separate = (
+        measure(model, batch, shares, by_length=by_length) for shares in (True, False)
+    )
+    assert_equal(shared, separate)
+    assert (shared[0].log_probs != 0).sum() == sum(a + b for _, a, b in PAIRS)
+
+
+def measure(model, batch: dict[str, torch.Tensor], shares: bool, **changes):
+    """What the loss reads, and the gradient of each weight."""
+    result = compute(model, batch, shares, **changes)
+    factors = torch.linspace(-1, 2, result.log_probs.numel()).view_as(result.log_probs)
+    model.zero_grad()
+    (result.log_probs * factors).sum().backward()
+    return result, {name: each.grad.clone() for name, each in model.named_parameters()}
+
+
+def assert_equal(one, other) -> None:
     for name in ("log_probs", "entropy"):
-        assert torch.allclose(results[0][name], results[1][name], atol=1e-4)
-    for name, gradient in gradients[0].items():
-        assert torch.allclose(gradient, gradients[1][name], atol=1e-3, rtol=1e-3), name
-    assert (results[0].log_probs != 0).sum() == sum(a + b for _, a, b in PAIRS)
+        assert torch.allclose(one[0][name], other[0][name], atol=1e-4)
+    for name, gradient in one[1].items():
+        assert torch.allclose(gradient, other[1][name], atol=1e-3, rtol=1e-3), name
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])
+def test_rows_packed_into_one_are_those_of_rows_by_themselves(kind):
+    """As under flash attention: sdpa too takes positions that start again for another row."""
+    model, batch = random_model(kind), collate(PAIRS)
+    packed, separate = (measure(model, batch, shares=False, packs=packs) for packs in (True, False))
+    assert_equal(packed, separate)
+
+
+def test_packed_rows_are_one_without_padding(monkeypatch):
+    from transformers import LlamaModel
+
+    model, batch, sizes, plain = random_model(), collate(PAIRS), [], LlamaModel.forward
+    monkeypatch.setattr(
+        LlamaModel,
+        "forward",
+        lambda self, **given: sizes.append(given["input_ids"].shape) or plain(self, **given),
+    )
+    compute(model, batch, shares=False, packs=True)
+    assert sizes == [(1, batch["attention_mask"].sum())]
+
+
+@pytest.fixture
+def flex_on_a_cpu(monkeypatch) -> None:
+    """Flex attention as torch defines it, not compiled. On a CPU torch refuses its gradient."""
+    from torch.nn.attention import flex_attention
+    from transformers.integrations.flex_attention import WrappedFlexAttention
+
+    monkeypatch.setattr(
+        WrappedFlexAttention, "__call__", lambda self: flex_attention.flex_attention
+    )
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *given: None)
+
+
+def test_flex_attention_shares_prompts_by_blocks_of_its_mask(flex_on_a_cpu):
+    model, batch = random_model(hidden_size=64), collate([(200, 90, 150), (40, 5, 9)])
+    separate = measure(model, batch, shares=False)
+    model.set_attn_implementation("flex_attention")
+    assert_equal(measure(model, batch, shares=True, by_blocks=True), separate)
 
 
 def test_no_answer_sees_the_other_one():
@@ -242,11 +291,13 @@ def test_a_window_with_room_for_the_longest_row_changes_nothing():
 
 def test_a_model_that_computes_a_shared_row_otherwise_is_found_by_its_log_probabilities():
     """Of its config's word: here the window is there, and nothing names it."""
-    model = random_model("mistral", sliding_window=16)
-    pair = make_pairs(60, 20).row(0, named=True)
-    why = prompt_sharing.explain_difference(make_trainer(model), pair, 1e-4)
-    assert why and "would differ by" in why
-    assert prompt_sharing.explain_difference(make_trainer(random_model()), pair, 1e-4) is None
+    share, pairs = partial(share_always, by_blocks=False), make_pairs(60, 20)
+    whys = [
+        prompt_sharing.explain_difference(settings(), make_trainer(model), pairs, share)
+        for model in (random_model("mistral", sliding_window=16), random_model())
+    ]
+    assert whys[0] and "would differ by" in whys[0]
+    assert whys[1] is None
 
 
 def test_the_share_counts_a_pair_as_it_costs_least():

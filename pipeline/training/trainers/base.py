@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from pipeline.training.distributed.collectives import BatchPart, gather_uneven_rows, split_batches
+from pipeline.training.distributed.sharded import is_sharded
 from pipeline.training.trainers.learning_rate import NonzeroWarmup
-from pipeline.training.trainers.passes import Arrangement, arrange_rows
+from pipeline.training.trainers.passes import FLEX, Arrangement, arrange_rows
 from pipeline.training.trainers.rehearsal import Rehearsal, compute_rehearsal_loss
 
 REHEARSED = "rehearsed"  # a micro-batch's share of the step's demonstrations
@@ -27,7 +28,8 @@ class PretokenizedTrainer(NonzeroWarmup):
     _metrics: Any
 
     by_length = True
-    shares_prompts = False  # training/prompt_sharing.py decides before the first step
+    # training/prompt_sharing.py and row_packing.py decide before the first step.
+    shares_prompts = packs_rows = False
     rehearsal: Rehearsal | None = None
     part: BatchPart | None = None  # this process's rows of the current batch; None: all of them
 
@@ -109,12 +111,14 @@ class PretokenizedTrainer(NonzeroWarmup):
         return result
 
     def _arrange_rows(self) -> AbstractContextManager[None]:
-        kind = self.accelerator.distributed_type.value
+        config = self.model.config.get_text_config()
         arrangement = Arrangement(
-            hidden=self.model.config.get_text_config().hidden_size,
-            by_length=self.by_length and kind != "DEEPSPEED",
+            hidden=config.hidden_size,
+            by_length=self.by_length,
             shares_prompts=self.shares_prompts,
-            sharded=kind == "FSDP",
+            sharded=is_sharded(self),
+            packs=self.packs_rows,
+            by_blocks=config._attn_implementation == FLEX,
         )
         return arrange_rows(self.list_models(), arrangement)
 

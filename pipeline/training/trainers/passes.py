@@ -5,7 +5,7 @@ that cost least.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -14,8 +14,10 @@ import torch
 
 from pipeline.training.distributed.collectives import find_least
 from pipeline.training.trainers.length_grouping import Rows, SeparateRows
+from pipeline.training.trainers.packed_rows import PackedRows
 from pipeline.training.trainers.shared_prompt import SharedRows
 
+FLEX = "flex_attention"  # transformers' name
 # What one more pass costs, in tokens: kernels this small do not fill a device.
 PASS_COST = 128
 # With sharded weights each pass gathers all of them, for as long as some thousand tokens take.
@@ -36,6 +38,8 @@ class Arrangement:
     by_length: bool  # rows of similar length share a pass; else all do
     shares_prompts: bool  # two answers may share a row
     sharded: bool  # processes gather each other's weights: all run equally many passes
+    packs: bool = False  # all rows are one, without padding
+    by_blocks: bool = False  # attention is flex
 
     @property
     def pass_cost(self) -> int:
@@ -68,11 +72,13 @@ def arrange_rows(modules: list[Any], arrangement: Arrangement) -> Iterator[None]
         yield
 
 
-@contextmanager
-def share_always(module: Any) -> Iterator[None]:
+def share_always(module: Any, by_blocks: bool) -> AbstractContextManager[None]:
     """Share each prompt, whatever it costs."""
-    with _patch_forward(module, _forward_shared):
-        yield
+    return _patch_forward(module, partial(_forward_as, partial(SharedRows, by_blocks=by_blocks)))
+
+
+def pack_always(module: Any) -> AbstractContextManager[None]:
+    return _patch_forward(module, partial(_forward_as, PackedRows))
 
 
 @contextmanager
@@ -99,16 +105,16 @@ def _forward_cheapest(
     # A mixture of experts balances its load over the whole batch, as TRL made it.
     if kwargs.get("output_router_logits"):
         return forward(**batch)
-    layouts: list[Layout] = [SeparateRows(**batch)]
+    layouts: list[Layout] = [PackedRows(**batch) if arrangement.packs else SeparateRows(**batch)]
     if arrangement.shares_prompts:
-        layouts.append(SharedRows(**batch))
+        layouts.append(SharedRows(**batch, by_blocks=arrangement.by_blocks))
     layout, passes = arrangement.choose(*layouts)
     return layout.forward(forward, passes)
 
 
-def _forward_shared(forward: Any, **batch: Any) -> Any:
-    shared = SharedRows(**batch)
-    return shared.forward(forward, plan_one_pass(shared.lengths))
+def _forward_as(make_layout: Callable[..., Layout], forward: Any, **batch: Any) -> Any:
+    layout = make_layout(**batch)
+    return layout.forward(forward, plan_one_pass(layout.lengths))
 
 
 def estimate_cost(length: Any, hidden: int) -> Any:

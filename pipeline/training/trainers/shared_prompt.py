@@ -25,16 +25,21 @@ class Place:
 
 
 class SharedRows:
-    """The pairs of TRL's batch: its first half are the chosen answers, its second the rejected."""
+    """The pairs of TRL's batch: its first half are the chosen answers, its second the rejected.
+
+    `by_blocks`: for flex attention, which computes no block of the mask that is hidden as a whole.
+    """
 
     def __init__(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
+        by_blocks: bool = False,
         **kwargs: Any,
     ):
         self.input_ids, self.labels, self.kwargs = input_ids, labels, kwargs
+        self.by_blocks = by_blocks
         chosen, rejected = attention_mask.sum(1).chunk(2)
         self.prompt = (labels[: len(chosen)] != IGNORED).int().argmax(1)
         # The rejected branch takes the place of the chosen answer's last token, which predicts
@@ -51,7 +56,7 @@ class SharedRows:
             mask = self._hide_branches(pairs, self.lengths[rows[-1]])
             outputs.append(forward(**self._take_tokens(place), attention_mask=mask, **self.kwargs))
             places.append(place)
-        return self._restore_batch(outputs, places)
+        return restore_batch(outputs, places, (len(self.input_ids), self.input_ids.shape[1] - 1))
 
     def _locate_tokens(self, pairs: torch.Tensor, width: int) -> Place:
         at = torch.arange(width, device=pairs.device)
@@ -71,26 +76,35 @@ class SharedRows:
             "shift_labels": labels.masked_fill(~place.is_real, IGNORED),
         }
 
-    def _hide_branches(self, pairs: torch.Tensor, width: int) -> torch.Tensor:
-        """True where a query sees a key.
+    def _hide_branches(self, pairs: torch.Tensor, width: int) -> Any:
+        """Which keys a query sees: in blocks for flex attention, else one by one.
 
         Padding sees the rejected branch, because a query that sees nothing would give NaN.
         """
-        at = torch.arange(width, device=pairs.device)
-        query, key = at[:, None], at
-        prompt, fork = self.prompt[pairs][..., None], self.fork[pairs][..., None]
-        is_same_branch = (key < prompt - 1) | (query < fork) | (key >= fork)
-        return ((key <= query) & is_same_branch)[:, None]
+        prompt, fork = self.prompt[pairs[:, 0]], self.fork[pairs[:, 0]]
 
-    def _restore_batch(self, outputs: list[Any], places: list[Place]) -> Any:
-        """Values in TRL's batch. What a pass returns once, and not per token, is left out."""
-        rows = torch.cat([place.rows[place.is_real] for place in places])
-        columns = torch.cat([place.columns[place.is_real] for place in places])
-        shape = len(self.input_ids), self.input_ids.shape[1] - 1
-        fields = {}
-        for name, first in outputs[0].items():
-            if isinstance(first, torch.Tensor) and first.dim() > 1:
-                pairs = zip(outputs, places, strict=True)
-                values = torch.cat([output[name][place.is_real] for output, place in pairs])
-                fields[name] = first.new_zeros(shape).index_put((rows, columns), values)
-        return type(outputs[0])(**fields)
+        def sees(pair: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            begin, end = prompt[pair] - 1, fork[pair]
+            return (key <= query) & ((key < begin) | (query < end) | (key >= end))
+
+        if self.by_blocks:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            size = len(pairs), None, width, width
+            return create_block_mask(sees, *size, device=pairs.device)
+        at = torch.arange(width, device=pairs.device)
+        pair = torch.arange(len(pairs), device=pairs.device)[:, None, None, None]
+        return sees(pair, None, at[:, None], at)
+
+
+def restore_batch(outputs: list[Any], places: list[Place], shape: tuple[int, int]) -> Any:
+    """Values in TRL's batch. What a pass returns once, and not per token, is left out."""
+    rows = torch.cat([place.rows[place.is_real] for place in places])
+    columns = torch.cat([place.columns[place.is_real] for place in places])
+    fields = {}
+    for name, first in outputs[0].items():
+        if isinstance(first, torch.Tensor) and first.dim() > 1:
+            pairs = zip(outputs, places, strict=True)
+            values = torch.cat([output[name][place.is_real] for output, place in pairs])
+            fields[name] = first.new_zeros(shape).index_put((rows, columns), values)
+    return type(outputs[0])(**fields)
