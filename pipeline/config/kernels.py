@@ -16,6 +16,8 @@ PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "flash_attention_3": (("flash_attn_interface", "kernels"), "kernels"),
     HUB: (("kernels",), "kernels"),
 }
+# Of `train.args`: Liger's kernels are Triton's, and activations are moved off a GPU's memory.
+GPU_ARGS = ("use_liger_kernel", "activation_offloading")
 
 
 def check_attention(name: str) -> str:
@@ -55,25 +57,16 @@ def explain_attention(attention: str, dtype: str, gpus: int) -> str | None:
 
 
 def explain_args(args: Mapping[str, Any], gpus: int) -> str | None:
-    """What this machine lacks for kernels and optimizers in `train.args`; None: nothing."""
-    optimizer = str(args.get("optim", ""))
-    needs = []
-    if args.get("use_liger_kernel"):
-        needs.append(("use_liger_kernel=true", "liger_kernel", True))
-    if args.get("activation_offloading"):
-        needs.append(("activation_offloading=true", "", True))
-    if "bnb" in optimizer or "paged" in optimizer or optimizer in ("adamw_8bit", "lion_8bit"):
-        needs.append((f"optim={optimizer}", "bitsandbytes", "paged" in optimizer))
-    for knob, module, needs_gpu in needs:
-        if module and not find_spec(module):
-            package = module.replace("_", "-")
-            return (
-                f"train.args.{knob} needs the package {package}, which is not installed.\n"
-                f"  Install it into this environment (pip install {package}), or leave it out."
-            )
-        if needs_gpu and not gpus:
-            return (
-                f"train.args.{knob} needs a GPU, and this machine has none.\n"
-                "  Leave it out, or run where there is one."
-            )
+    """What this machine lacks for kernels and offloading in `train.args`; None: nothing."""
+    if args.get("use_liger_kernel") and not find_spec("liger_kernel"):
+        return (
+            "train.args.use_liger_kernel=true needs the package liger-kernel, which is not"
+            " installed.\n"
+            "  Install it into this environment (pip install liger-kernel), or leave it out."
+        )
+    if (used := [name for name in GPU_ARGS if args.get(name)]) and not gpus:
+        return (
+            f"train.args.{used[0]}=true needs a GPU, and this machine has none.\n"
+            "  Leave it out, or run where there is one."
+        )
     return None

@@ -74,6 +74,14 @@ REMOVED_ARGS = {
     "group_by_length": "use train.runtime.by_length: it computes no padding and keeps the batches",
 }
 
+# TRL's DPOTrainer and KTOTrainer sum an answer's log-probability in one process, before the loss.
+NO_CONTEXT_PARALLEL = (
+    "TRL's preference trainers read whole rows, and lose what context parallelism (ring or Ulysses)"
+    " gives to other processes; for long rows use train.gradient_checkpointing=true,"
+    " train.attention, train.args.activation_offloading=true, and train.runtime.launch=fsdp2 or"
+    " zero3"
+)
+
 # Set by the stage: what to use instead.
 SET_BY_STAGE = {
     "output_dir": "the store decides where a model is saved",
@@ -120,7 +128,7 @@ SET_BY_STAGE = {
     "deepspeed": "use train.runtime.processes and train.runtime.launch",
     "fsdp": "use train.runtime.processes and train.runtime.launch",
     "fsdp_config": "use train.runtime.processes and train.runtime.launch",
-    "parallelism_config": "use train.runtime.processes and train.runtime.launch",
+    "parallelism_config": NO_CONTEXT_PARALLEL,
 }  # fmt: skip
 
 # Read by TRL but without effect here, where the trainer gets a loaded model and token ids.

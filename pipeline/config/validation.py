@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import renamed
+from pipeline.config.trl_args import NO_CONTEXT_PARALLEL
 from pipeline.errors import UserError, suggest
 
 BlockT = TypeVar("BlockT", bound=BaseModel)
@@ -17,6 +18,7 @@ KeyPath = tuple[str, ...]
 # What score= offers, the most frequent first; score=rules knows the playground alone.
 SCORES = "reward, rubric, pairwise, ifeval, math, code, function, labels, length, regex, json"
 MAX_GUESSES = 3
+UNSUPPORTED = {"train.parallel": NO_CONTEXT_PARALLEL}  # asked for by a name that others use
 KNOB = re.compile(r"(?<![\w.@+~=-])([a-z_]\w*)(?:\.\w+)*(?==)")  # as in `runtime.launch=ddp`
 
 
@@ -282,6 +284,8 @@ def _describe_unknown(
     """A key that is not a knob: by an old name, without its group, or like a known name."""
     if renamed.rename(path)[-1] in known:
         return renamed.describe_renamed(path, iter_leaves(parent[path[-1]], path))
+    if why := UNSUPPORTED.get(".".join(path)):
+        return f"{'.'.join(path)} is refused: {why}."
     if len(path) == 1 and longer:
         guess = " or ".join(longer[:MAX_GUESSES])
         return f"{path[0]} is not a knob of the config. Did you mean {guess}?"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model, Prompts
 from pipeline.config import DISTRIBUTED_TYPES, FullAdapter, TrainConfig
+from pipeline.config.trl_args import NO_CONTEXT_PARALLEL
 from pipeline.errors import UserError, pluralize
 from pipeline.models import loading
 from pipeline.training import build, model_checks
@@ -82,6 +83,13 @@ def _is_first_process() -> bool:
 
 def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:
     """A launcher that lacks what was requested runs what it finds, without a warning."""
+    split = trainer.accelerator.parallelism_config
+    if split and split.non_data_parallel_size > 1:
+        raise UserError(
+            "train: accelerate would split rows or layers among processes, as its environment says,"
+            f" and {NO_CONTEXT_PARALLEL}.\n"
+            "  Type `unset ACCELERATE_USE_PARALLELISM_CONFIG`, and run the same command again."
+        )
     started, kind = trainer.args.world_size, trainer.accelerator.distributed_type.value
     expected = ("NO",) if wanted == 1 else DISTRIBUTED_TYPES[cfg.runtime.launch]
     if started != wanted or kind not in expected or trainer.args.n_gpu > 1:
