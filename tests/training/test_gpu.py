@@ -6,10 +6,11 @@ What needs no GPU also runs on a CPU, so that a fault of the tests themselves sh
 import json
 import math
 
+import polars as pl
 import pytest
 import torch
 
-from pipeline.artifacts import Logps, Model
+from pipeline.artifacts import Logps, Model, Pairs, read_table, write_table
 from pipeline.config import ReferenceConfig
 from pipeline.models import loading, logprobs
 from pipeline.stages import reference
@@ -115,6 +116,37 @@ def test_sdpa_gives_what_another_attention_gives(round_, attention):
     tokens = sum(map(len, round_.pairs.read_dev()["chosen_token_ids"]))
     gaps = (abs(a - b) for a, b in zip(found, compute_logps(module, round_), strict=True))
     assert sum(gaps) / tokens < NATS_PER_TOKEN
+
+
+KERNELS = {
+    "flash attention": {"attention": "flash_attention_2"},
+    "flex attention": {"attention": "flex"},
+    "Liger": {"args": {"use_liger_kernel": True}},
+    "activation offloading": {"args": {"activation_offloading": True}},
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_train_as_without_them(round_, name, capfd):
+    """Flash attention packs rows, and flex attention shares prompts: here those are long enough."""
+    cfg = make_config("lora", max_length=300, **KERNELS[name])
+    if fault := cfg.explain_misfit(int(HAS_GPU)):
+        pytest.skip(fault.splitlines()[0])
+    pairs = Pairs(round_.store / "pair" / name)
+    for part in ("train", "dev"):
+        table = read_table(round_.pairs.path / f"{part}.parquet")
+        longer = table.with_columns(pl.concat_list(["prompt_token_ids"] * 4))
+        write_table(pairs.path / f"{part}.parquet", longer)
+    given = {"pairs": [pairs]}
+    given["logps"] = [write_logps(round_.store / "logps" / name, round_.sft, pairs, "bfloat16")]
+    plain = round_.train(f"without {name}", make_config("lora", max_length=300), **given)
+    capfd.readouterr()
+    model = round_.train(f"with {name}", cfg, **given)
+    found, expected = (metric_by_step(run, "loss") for run in (model, plain))
+    assert found == pytest.approx(expected, abs=0.02)
+    notes = capfd.readouterr().err
+    assert ("rows     packed" in notes) == (name == "flash attention")
+    assert ("computed once for both answers" in notes) == (name != "flash attention")
 
 
 @needs_gpu

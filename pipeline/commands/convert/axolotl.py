@@ -14,6 +14,7 @@ from pipeline.commands.convert.rows import (
 )
 from pipeline.commands.convert.source import Source, show
 from pipeline.commands.convert.tools import (
+    ATTENTION,
     ONLINE_INSTEAD,
     REWARD_INSTEAD,
     SFT_INSTEAD,
@@ -277,10 +278,10 @@ TOOL = Tool(
         "pad_to_sequence_len": "Would have padded each row to the full length, to keep memory"
         " even; here rows are padded to the longest of their batch.",
         "train_on_inputs": "Would have trained the prompt's tokens too; preferences do not.",
-        "flash_attention": KERNELS,
+        "flash_attention": ATTENTION,
         "xformers_attention": KERNELS,
         "sdp_attention": KERNELS,
-        "flex_attention": KERNELS,
+        "flex_attention": ATTENTION,
         "lora_mlp_kernel": KERNELS,
         "lora_qkv_kernel": KERNELS,
         "lora_o_kernel": KERNELS,

@@ -14,6 +14,7 @@ from pipeline.commands.convert.rows import (
 )
 from pipeline.commands.convert.source import Source, read_file, show
 from pipeline.commands.convert.tools import (
+    ATTENTION,
     ONLINE_INSTEAD,
     REWARD_INSTEAD,
     SFT_INSTEAD,
@@ -261,8 +262,7 @@ TOOL = Tool(
         "use_unsloth": "Would have trained with Unsloth's kernels.",
         "enable_liger_kernel": "Would have used Liger's kernels, which save memory; to have them:"
         " pip install liger-kernel, and train.args.use_liger_kernel=true",
-        "flash_attn": "Would have chosen the attention kernel. Here transformers chooses; the"
-        " result is the same up to rounding.",
+        "flash_attn": ATTENTION,
         "rope_scaling": "Would have stretched the context; here the checkpoint's config does.",
         "streaming": "Would have read rows as they come; here they are read once.",
         "mix_strategy": "Would have interleaved data sets; a run reads one source here.",

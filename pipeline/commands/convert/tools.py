@@ -47,14 +47,16 @@ TRANSFORMERS_DEFAULTS: Mapping[str, Any] = {
     "clip": 1.0,
     "weight_decay": 0.0,
 }
+ATTENTION = (
+    "Would have chosen the attention kernel, which changes the result by rounding alone. Here"
+    " transformers chooses; to choose: train.attention=flash_attention_2"
+)
 # Keys of transformers that several tools take, with what they would have done.
 TRANSFORMERS_LOST = {
     "tf32": "Would have multiplied float32 matrices in TF32, on GPUs that have it. In bfloat16 few"
     " are left; to have it: train.args.tf32=true",
-    "attn_implementation": "Would have chosen the attention kernel. Here transformers chooses; the"
-    " result is the same up to rounding.",
-    "use_flash_attention_2": "Would have chosen the attention kernel. Here transformers chooses;"
-    " the result is the same up to rounding.",
+    "attn_implementation": ATTENTION,
+    "use_flash_attention_2": ATTENTION,
     "use_liger_kernel": "Would have computed the loss with Liger's kernels, which save memory;"
     " to have them: pip install liger-kernel, and train.args.use_liger_kernel=true",
     "torch_compile": "Would have compiled the model, which is faster; to have it:"
