@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 from measure import Ratio, report
 
-from pipeline.config import PairRound
+from pipeline.config.compose import Arguments, compose
 from pipeline.data import minhash
 from pipeline.pairing import filters, selection
 from pipeline.pairing.candidates import join_candidates
@@ -33,41 +33,14 @@ from pipeline.pairing.candidates import join_candidates
 PROMPTS, SAMPLES, RUNS = 200_000, 8, 5
 POOL = ["policy", "strong", "weak", "other"]
 GB = 1e9
-FILTERS = {
-    "allow_truncated": False,
-    "allow_refusals": False,
-    "languages": None,
-    "repeats": True,
-    "pass_rate": {"threshold": 0.0, "min": 0.1, "max": 0.9},
-    "min_margin": 0.5,
-    "min_chosen": -1.0,
-    "max_rejected": 1.0,
-    "max_length_ratio": 3.0,
-    "max_token_gap": None,
-    "excluded_words": None,
-    "max_disagreement": None,
-    "max_flip_rate": None,
-    "min_reference": None,
-    "near_duplicate_threshold": None,
-}
-CONFIG = PairRound(
-    strategy={"kind": "best_worst"},
-    scorer="rules",
-    pairs_per_prompt=1,
-    at_least_one=None,
-    ties="drop",
-    filters=FILTERS,
-    mix={"on_policy": 1, "offline": 0, "per_round": None},
-    budget={"at_most": None, "balance": None, "per_prompt": None},
-    unpaired_threshold=None,
-    edits=None,
-    limits={"prompt": 1024, "completion": 1024},
-    template_kwargs={},
-    dev={"share": 0.02, "min": 0, "max_share": 0.1},
-    seed=0,
-    round=1,
-    scored=True,
-)
+WORDS = [
+    "recipes=smoke",
+    "pair=best_worst",
+    "pair.filters={allow_refusals: false, repeats: true, min_margin: 0.5, min_chosen: -1.0,"
+    " max_rejected: 1.0, max_length_ratio: 3.0, pass_rate: {threshold: 0.0, min: 0.1, max: 0.9}}",
+    "pair.limits={prompt: 1024, completion: 1024}",
+]
+CONFIG = compose(Arguments.parse(WORDS))[0][0].pair.for_round(1)
 
 
 def make_rows(prompts: int, models: int = 1) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -60,7 +60,8 @@ MAY_IMPORT = {
     "status": "step store",
     "models": "artifacts config data errors hashing progress store",
     "backends": "artifacts config data errors hardware hashing models progress resources",
-    "sampling": "artifacts backends config errors hardware hashing models progress resources text",
+    "sampling": "artifacts backends config data errors hardware hashing models progress"
+    " resources text",
     "scorers": "artifacts backends config data errors hashing models progress resources text",
     "pairing": "artifacts backends config data errors hashing models text",
     "benchmarks": "artifacts backends config errors models progress resources scorers",

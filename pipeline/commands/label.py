@@ -1,8 +1,8 @@
 """`strop label`: pairs of answers for blind annotation: an offline page, a spreadsheet, Argilla.
 
-`of=1` takes two answers to each prompt that round 1 sampled; `of=test-sft,test-round-1` one of each
-of two evaluated models. The scorer `labels` and `strop calibrate` read the page's verdicts.jsonl or
-the filled spreadsheet.
+`of=1` takes two of the policy's answers to each prompt of round 1, `of=1,1-strong` one of it and
+one of a member of the pool; `of=test-sft,test-round-1` one of each of two evaluated models. The
+scorer `labels` and `strop calibrate` read the page's verdicts.jsonl or the filled spreadsheet.
 """
 
 import csv
@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Samples, list_steps, resolve_run, write_text
+from pipeline.artifacts import KL, Samples, list_steps, read_step, resolve_run, write_text
 from pipeline.commands.table import describe_usage, parse_words, reports_errors
 from pipeline.config import LATER_TURN
 from pipeline.data.label_files import FORMULA_SIGNS
@@ -84,7 +84,7 @@ def find_samples(run: Path, of: str | None) -> list[list[Samples]]:
     """All samples of each side: a round's later waves are answers too."""
     by_label: dict[str, list[Samples]] = {}
     for path in list_steps(run, "*-sample-*"):
-        by_label.setdefault(path.name.split("-", 2)[2], []).append(Samples(path))
+        by_label.setdefault(name_samples(path), []).append(Samples(path))
     if not by_label:
         raise UserError(
             f"{run}: no run with samples here. Give one that has built sample.\n"
@@ -98,6 +98,15 @@ def find_samples(run: Path, of: str | None) -> list[list[Samples]]:
     if len(labels) > 2:
         raise UserError(f"of={of}: a pair has two sides. Name one or two.")
     return [by_label[label] for label in labels]
+
+
+def name_samples(step: Path) -> str:
+    """The step's label. A round's other samples than the policy's have their purpose in it too."""
+    label = step.name.split("-", 2)[2]
+    if not label.isdigit():
+        return label
+    purpose = read_step(step)["config"]["purpose"].split()  # `train`, `train MEMBER` or `steps`
+    return "-".join([label, *(word for word in purpose if word != "train")])
 
 
 def find_last_label(labels: list[str]) -> str:

@@ -134,7 +134,7 @@ COMMANDS = {
     ),
     "label": Command(
         "Write pairs of answers for annotators to judge, as a page that works offline.",
-        "[RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0]",
+        "[RUN] [of=ROUND or of=ROUND-MEMBER or of=MODEL,MODEL] [pairs=100] [seed=0]",
         "strop label runs/latest of=test-sft,test-round-1",
         "pipeline.commands.label",
         places=(0, 1),

@@ -15,19 +15,14 @@ SHAPES = (
     ' [{"turns": […]}]} (FastChat, Arena-Hard v0.1) or {"uid": …, "messages": […]} (Arena-Hard v2)'
 )
 
+Question = str | tuple[str]  # its text, or its number in a tuple
+
 
 def read_published_answers(cfg: AnswersFile, knob: str) -> dict[str, list[str]]:
     """The answers to each first question, one for each turn. The first row of a question counts."""
     questions = _read_questions(Path(cfg.questions)) if cfg.questions else {}
     found: dict[str, list[str]] = {}
-    for where, fault, row in read_files(Path(cfg.file).expanduser()):
-        parsed = None if fault else _parse_answers(row)
-        if parsed is None:
-            raise UserError(
-                f"{knob}.file={cfg.file}: {where}: {fault or 'no answer is found in it'}.\n"
-                f"  Expected rows such as {SHAPES}."
-            )
-        question, answers = parsed
+    for where, question, answers in _read_answers(cfg.file, f"{knob}.file"):
         if isinstance(question, str):
             found.setdefault(question.strip(), answers)
         elif (text := questions.get(question[0])) is not None:
@@ -43,6 +38,13 @@ def read_published_answers(cfg: AnswersFile, knob: str) -> dict[str, list[str]]:
 def read_reference_answers(file: str, knob: str) -> dict[str, list[str]]:
     """The answers, one for each turn, by the text of the first question or by its number."""
     found: dict[str, list[str]] = {}
+    for _, question, answers in _read_answers(file, knob):
+        found.setdefault(question.strip() if isinstance(question, str) else question[0], answers)
+    return found
+
+
+def _read_answers(file: str, knob: str) -> Iterator[tuple[str, Question, list[str]]]:
+    """Where each row is, its question and its answers."""
     for where, fault, row in read_files(Path(file).expanduser()):
         parsed = None if fault else _parse_answers(row)
         if parsed is None:
@@ -50,13 +52,10 @@ def read_reference_answers(file: str, knob: str) -> dict[str, list[str]]:
                 f"{knob}={file}: {where}: {fault or 'no answer is found in it'}.\n"
                 f"  Expected rows such as {SHAPES}."
             )
-        question, answers = parsed
-        found.setdefault(question.strip() if isinstance(question, str) else question[0], answers)
-    return found
+        yield where, *parsed
 
 
-def _parse_answers(row: Row) -> tuple[str | tuple[str], list[str]] | None:
-    """The question's text, or its number in a tuple, and the answers."""
+def _parse_answers(row: Row) -> tuple[Question, list[str]] | None:
     match row:
         case {"instruction": str(question), "output": str(answer)}:
             return question, [answer]

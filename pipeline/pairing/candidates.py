@@ -70,29 +70,29 @@ def find_scores(ids: pl.Series, scores: pl.DataFrame, scorer: str) -> pl.Series:
 def number_prompts(samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
     """The samples in the order of prompts, and each sample's prompt number `p`.
 
-    The samples of one model are in this order already.
+    The samples of one model are in this order already. Those of several are a sorted run each, and
+    both sorts here merge such runs in linear time.
     """
     ids = samples["prompt_id"]
-    new = np.append(True, (ids[1:] != ids[:-1]).to_numpy()) if len(ids) else np.zeros(0, dtype=bool)
+    new = _find_changes(ids)
     firsts = ids.filter(pl.Series(new))
-    if not firsts.is_sorted():
-        return _sort_by_prompt(samples, firsts, new)
-    return samples, pl.Series("p", np.cumsum(new, dtype=np.uint32) - np.uint32(1)).set_sorted()
+    if firsts.is_sorted():
+        return samples, pl.Series("p", _count_changes(new)).set_sorted()
+    order = firsts.arg_sort()
+    places = np.empty(len(firsts), dtype=np.uint32)
+    places[order.to_numpy()] = _count_changes(_find_changes(firsts.gather(order)))
+    numbers = np.repeat(places, np.diff(np.append(np.flatnonzero(new), len(ids))))
+    rows = np.argsort(numbers, kind="stable")
+    return samples[rows], pl.Series("p", numbers[rows]).set_sorted()
 
 
-def _sort_by_prompt(
-    samples: pl.DataFrame, firsts: pl.Series, new: np.ndarray
-) -> tuple[pl.DataFrame, pl.Series]:
-    """By numbers, not by texts: each model's samples are a sorted run, which merge in linear time.
+def _find_changes(ids: pl.Series) -> np.ndarray:
+    """Which rows differ from the row above; the first one does."""
+    return np.append(True, (ids[1:] != ids[:-1]).to_numpy())[: len(ids)]
 
-    `firsts`: the prompt where `new` says that one begins.
-    """
-    places = firsts.unique().sort().to_frame().with_row_index("p")
-    found = firsts.to_frame().join(places, on=firsts.name, how="left", maintain_order="left")
-    lengths = np.diff(np.append(np.flatnonzero(new), samples.height))
-    numbers = np.repeat(found["p"].to_numpy(), lengths)
-    order = np.argsort(numbers, kind="stable")
-    return samples[order], pl.Series("p", numbers[order]).set_sorted()
+
+def _count_changes(new: np.ndarray) -> np.ndarray:
+    return np.cumsum(new, dtype=np.uint32) - np.uint32(1)
 
 
 def align_scores(ids: pl.Series, own: pl.DataFrame) -> pl.Series:

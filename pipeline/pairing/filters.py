@@ -7,13 +7,12 @@ the first reason that holds.
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from pipeline.config import BySource, Local, PairRound
-from pipeline.errors import UserError
+from pipeline.config import BySource, PairRound
+from pipeline.data.line_lists import read_list
 from pipeline.pairing import duplicates
 from pipeline.pairing.arrow_views import match_texts
 from pipeline.text import REFUSAL, REFUSAL_OPENING, check_languages, guess_language
@@ -65,23 +64,10 @@ def has_excluded_word(cfg: PairRound) -> pl.Expr | None:
     """Such as names of other models, which an answer of theirs brings along."""
     if (listed := cfg.filters.excluded_words) is None:
         return None
-    words = read_words(listed) if isinstance(listed, Local) else listed
+    example = "a list: [OpenAI, ChatGPT], or null for none"
+    words = read_list(listed, "pair.filters.excluded_words", "word or phrase", example)
     pattern = "|".join(re.escape(word) for word in words)
     return pl.col("completion").str.contains(rf"(?i)\b(?:{pattern})\b")
-
-
-def read_words(file: Local) -> list[str]:
-    """One word or phrase a line; empty lines and those that begin with # are skipped."""
-    try:
-        lines = [line.strip() for line in Path(file).expanduser().read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"pair.filters.excluded_words={file}: cannot be read ({error}).\n"
-            "  Give a text file with one word or phrase a line, or a list: [OpenAI, ChatGPT]."
-        ) from error
-    if words := [line for line in lines if line and not line.startswith("#")]:
-        return words
-    raise UserError(f"pair.filters.excluded_words={file}: it lists no word. Give null for none.")
 
 
 SAMPLES: Mapping[str, Filter] = {

@@ -12,12 +12,12 @@ import polars as pl
 
 from pipeline.artifacts import Prompts, Samples, Scores, write_table
 from pipeline.config import PairRound
+from pipeline.data.columns import MESSAGES, SCORES
 from pipeline.data.solution_steps import find_false_equation, find_step_end
 
 if TYPE_CHECKING:
     from pipeline.backends.chat import ModelTokenizer
 
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 CANDIDATE: dict[str, Any] = {
     "prompt_id": pl.String,
     "sample_id": pl.String,
@@ -26,14 +26,6 @@ CANDIDATE: dict[str, Any] = {
     "finish_reason": pl.String,
     "prompt_token_ids": pl.List(pl.Int64),
     "token_ids": pl.List(pl.Int64),
-}
-SCORE: dict[str, Any] = {
-    "sample_id": pl.String,
-    "prompt_id": pl.String,
-    "scorer": pl.String,
-    "score": pl.Float64,
-    "status": pl.String,
-    "detail": pl.String,
 }
 Row = dict[str, Any]
 
@@ -89,7 +81,7 @@ def write_candidates(
     write_table(out / "samples" / "0.parquet", table.drop("score"))
     marks = table.with_columns(
         scorer=pl.lit(cfg.scorer), status=pl.lit("ok"), detail=pl.lit("")
-    ).select(*SCORE)
+    ).select(*SCORES)
     write_table(out / "scores" / "0.parquet", marks)
     counts = {
         "beginnings": len(found),

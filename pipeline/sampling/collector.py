@@ -23,6 +23,7 @@ from pipeline.backends import (
     TrainedTokenizer,
 )
 from pipeline.config import SampleRequest
+from pipeline.data.columns import MESSAGES
 from pipeline.errors import StageError, pluralize
 from pipeline.hashing import hash_json
 from pipeline.resources.worker_pool import Worker
@@ -35,7 +36,6 @@ from pipeline.sampling.writer import ShardWriter, WriteGroup
 
 REPORT_EVERY = 0.5  # seconds between two progress reports
 FILL_AT_ONCE = 64  # completions that the writer detokenises together
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 SAMPLE: dict[str, Any] = {
     "prompt_id": pl.String,
     "sample_id": pl.String,

@@ -8,7 +8,8 @@ import polars as pl
 
 from pipeline.artifacts import Prompts, Samples, read_table, write_table
 from pipeline.config import RevisionRequest
-from pipeline.sampling.collector import MESSAGES, SAMPLE
+from pipeline.data.columns import MESSAGES
+from pipeline.sampling.collector import SAMPLE
 from pipeline.sampling.multi_turn import append_turn
 from pipeline.sampling.principles import draw_principle
 

@@ -12,6 +12,7 @@ import polars as pl
 
 from pipeline.artifacts import Decontamination, Model, Pairs, write_table
 from pipeline.config import OfflineConfig
+from pipeline.data.columns import MESSAGES
 from pipeline.data.decontamination import OverlapCheck
 from pipeline.data.drop_log import BAD_ROW, DropLog
 from pipeline.data.preferences import read_preferences
@@ -25,7 +26,6 @@ from pipeline.progress import Progress
 if TYPE_CHECKING:
     from pipeline.backends.chat import ModelTokenizer
 
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 IDS = pl.List(pl.Int64)
 PAIR: dict[str, Any] = {
     "prompt": MESSAGES,

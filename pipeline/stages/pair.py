@@ -24,6 +24,7 @@ from pipeline.artifacts import (
     write_text,
 )
 from pipeline.config import POLICY, Demonstration, PairRound
+from pipeline.data.columns import MESSAGES
 from pipeline.data.drop_log import count_reasons
 from pipeline.data.jsonl import find_unwritable, read_jsonl
 from pipeline.errors import StageError, UserError
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from pipeline.backends.chat import ModelTokenizer
 
 ANSWERS = pl.Schema([("sample_id", pl.String), ("token_ids", pl.List(pl.Int64))])
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 PROMPTS = pl.Schema(
     [("prompt_id", pl.String), ("prompt", MESSAGES), ("prompt_token_ids", pl.List(pl.Int64))]
 )

@@ -35,6 +35,7 @@ from pipeline.config import (
     ScoreConfig,
     ScorerConfig,
 )
+from pipeline.data.columns import SCORES
 from pipeline.errors import StageError, UserError, WorkPending, pluralize
 from pipeline.progress import Progress, print_phase, print_progress
 from pipeline.resources.gpu_sets import worker_environments
@@ -43,14 +44,6 @@ from pipeline.scorers import Answer, PaidScorer, Score, Scorer, open_scorer
 from pipeline.scorers.ensemble import ScoresByMember, combine_scores
 from pipeline.scorers.refusal import score_by_guard
 
-SCORE = {
-    "sample_id": pl.String,
-    "prompt_id": pl.String,
-    "scorer": pl.String,
-    "score": pl.Float64,
-    "status": pl.String,
-    "detail": pl.String,
-}
 LOCAL_SCORE = {
     "scorer": pl.String,
     "sample_id": pl.String,
@@ -335,7 +328,7 @@ def build_table(
                     "detail": one.detail,
                 }
             )
-    return pl.DataFrame(list(chain.from_iterable(rows.values())), schema=SCORE)
+    return pl.DataFrame(list(chain.from_iterable(rows.values())), schema=SCORES)
 
 
 def score_jointly(

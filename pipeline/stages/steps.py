@@ -17,11 +17,12 @@ import polars as pl
 from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, write_table
 from pipeline.backends.chat import ModelTokenizer
 from pipeline.config import StepJudge, StepSearch
+from pipeline.data.columns import MESSAGES
 from pipeline.data.drop_log import DropLog
 from pipeline.data.solution_steps import find_false_equation, split_steps
 from pipeline.errors import StageError, pluralize
 from pipeline.hashing import hash_json
-from pipeline.pairing.step_pairs import MESSAGES, cut_tokens, read_tokens
+from pipeline.pairing.step_pairs import cut_tokens, read_tokens
 from pipeline.scorers.judging.cached_judge import CachedJudge
 from pipeline.scorers.judging.first_wrong import (
     MAX_STEPS,

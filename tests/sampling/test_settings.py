@@ -15,11 +15,11 @@ from pipeline.backends import Completion, CompletionRequest
 from pipeline.backends.scripted import ScriptedSampler
 from pipeline.config import Reasoning, SampleRequest, SamplingSettings
 from pipeline.config import sample as shape
+from pipeline.data.columns import SCORES
 from pipeline.errors import StageError
 from pipeline.plan import plan
 from pipeline.sampling import asking, collector, sampler, stop_strings
 from pipeline.stages import sample
-from pipeline.stages.score import SCORE
 from tests.stages.test_sample import PLAIN, POLICY, ask, config, files, run
 from tests.support.house import SMALL, composed, fingerprints, named
 
@@ -263,7 +263,7 @@ def scored(folder: Path, rows: pl.DataFrame, score_of) -> Scores:
             scorer=pl.lit("other"), score=pl.int_range(rows.height).cast(pl.Float64)
         )
     ]
-    write_table(folder / "scores" / "00000.parquet", pl.concat(parts).select(*SCORE))
+    write_table(folder / "scores" / "00000.parquet", pl.concat(parts).select(*SCORES))
     return Scores(folder)
 
 

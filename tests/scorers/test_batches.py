@@ -287,6 +287,34 @@ def test_all_shards_are_submitted_by_the_first_call(server, tmp_path):
     assert was_paid_once(server, 12)
 
 
+@pytest.mark.parametrize(
+    ("how", "model", "paid"),
+    [("wrong", "good", 6), ("all", "chatty", 12)],
+    ids=["rejected", "no verdict"],
+)
+@BOTH
+def test_what_has_failed_waits_for_the_other_batches_and_is_not_asked_again(
+    server, tmp_path, engine, how, model, paid
+):
+    inputs, out = write_inputs(tmp_path), tmp_path / "out"
+    cfg = make_config(server, tmp_path, engine, model=model)
+    with pytest.raises(WorkPending, match="12 verdicts wait"):
+        score.run(cfg, out, **inputs)
+    server.finish(how, count=1)
+    for _ in range(2):
+        with pytest.raises(WorkPending, match="6 verdicts wait"):
+            score.run(cfg, out, **inputs)
+        (out / "scores" / "0.parquet").unlink()  # as if another scorer had not been ready
+    server.finish()
+    with pytest.raises(StageError, match="scores by j failed"):
+        score.run(cfg, out, **inputs)
+    assert server.sizes == [6, 6] and was_paid_once(server, paid)
+    # That command came to its end: the next one asks again for what it lacks.
+    with pytest.raises(WorkPending):
+        score.run(cfg, out, **inputs)
+    assert server.sizes[:3] == [6, 6, 6]
+
+
 def test_a_command_by_batch_ends_with_75_and_then_is_done(server, tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "q", "chosen": ["good"], "rejected": ["bad"], "subset": "s"}\n')

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.artifacts import Prompts, Samples, write_table
+from pipeline.artifacts import STEP_FILE, Prompts, Samples, write_json, write_table
 from pipeline.commands import calibrate, label
 from pipeline.config import LabelsScorer, Local, ScoreConfig
 from pipeline.data.human_pairs import HumanComparison, read_human_comparisons
@@ -330,22 +330,39 @@ def run(tmp_path) -> Path:
         ]
         rows.append({**sample_row("p0", f"{name}-kl", "drift"), "setting": "kl"})
         rows += [sample_row("same", f"{name}-same-{i}", "the same") for i in range(2)]
-        write_table(
-            tmp_path / "run" / "store" / name / "samples" / "0.parquet",
-            pl.DataFrame(rows, schema=SAMPLE),
-        )
+        write_samples(tmp_path / "run" / "store" / name, rows)
     return tmp_path / "run"
+
+
+def write_samples(step: Path, rows: list[dict], purpose: str = "train") -> None:
+    write_json(step / STEP_FILE, {"config": {"purpose": purpose}, "inputs": {}})
+    write_table(step / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
 
 
 def test_a_round_s_later_waves_are_shown_as_well(run):
     rows = [sample_row("late", f"late-{i}", f"wave {i}") for i in range(2)]
-    write_table(
-        run / "store" / "05-sample-1" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE)
-    )
+    write_samples(run / "store" / "05-sample-1", rows)
     assert {"late", "p1"} <= {
         row["prompt_id"]
         for row in label.choose_pairs(run, {"of": "1", "pairs": "99", "seed": "0"})[0]
     }
+
+
+def test_a_round_is_the_policy_s_and_a_member_of_the_pool_has_its_name(run):
+    others = ("04-sample-1", "train strong", "strong"), ("05-sample-1", "steps", "continued")
+    for name, purpose, text in others:
+        rows = [
+            sample_row(f"p{p}", f"{name}-{p}-{i}", f"{text} {i}") for p in range(20) for i in "ab"
+        ]
+        write_samples(run / "store" / name, rows, purpose)
+    own = {pair[side] for pair in write_pairs(run, "of=1") for side in ("a_id", "b_id")}
+    assert own and all(one.startswith("03-") for one in own)
+    assert write_pairs(run) == write_pairs(run, "of=1")
+    strong = write_pairs(run, "of=1-strong")
+    assert {pair[side][:6] for pair in strong for side in "ab"} == {"strong"}
+    mixed = write_pairs(run, "of=1,1-strong")
+    assert len(mixed) == 20
+    assert all({pair["a_id"][:2], pair["b_id"][:2]} == {"03", "04"} for pair in mixed)
 
 
 def write_pairs(run: Path, *words: str) -> list[dict]:

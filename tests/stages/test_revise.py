@@ -172,7 +172,7 @@ def test_a_file_without_principles_is_refused_before_anything_is_built(tmp_path)
     empty = tmp_path / "none.txt"
     empty.write_text("\n# nothing yet\n")
     step = named(plan(composed(*SMALL, "revise=default", f"revise.principles={empty}")))["revise@1"]
-    with pytest.raises(UserError, match=r"revise\.principles=.*none\.txt: it has no principle"):
+    with pytest.raises(UserError, match=r"revise\.principles=.*none\.txt: it lists no principle"):
         check_steps([step])
 
 

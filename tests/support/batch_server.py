@@ -41,9 +41,12 @@ class BatchServer(ThreadingHTTPServer):
         """Of every batch that was made."""
         return [len(batch["requests"]) for batch in self.batches.values()]
 
-    def finish(self, how: str = "all") -> None:
-        """End all batches. `half` expires, `some` fail by the server's fault, or all are wrong."""
-        for batch in self.batches.values():
+    def finish(self, how: str = "all", count: int | None = None) -> None:
+        """End all batches, or the first `count`.
+
+        `half` expires, `some` fail by the server's fault, or all are wrong.
+        """
+        for batch in [*self.batches.values()][:count]:
             if batch["ended"]:
                 continue
             batch["ended"], batch["how"] = True, how

@@ -3,6 +3,9 @@
 A batch is known by a token of ours until the service has named it. A process that ends in between
 leaves the token, by which the next one finds the batch at the service. A request is in one batch at
 a time, whichever process asks for it.
+
+What was collected without a verdict is final for as long as any batch waits: the command that waits
+comes again, and would ask for it anew each time.
 """
 
 import secrets
@@ -29,6 +32,7 @@ CREATE TABLE IF NOT EXISTS batched (
     tries INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS batched_by_token ON batched (token);
+CREATE TABLE IF NOT EXISTS collected (key TEXT PRIMARY KEY, fault TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -58,10 +62,27 @@ class BatchJournal:
     def __init__(self, store: VerdictStore):
         self.store, self.path, self.file = store, store.path, store.file
         self._create_tables()
+        self._forget_collected()
 
     @explain_damage
     def _create_tables(self) -> None:
         self.file.executescript(SCHEMA)
+
+    @explain_damage
+    def _forget_collected(self) -> None:
+        """Where no batch waits, no command is to come again: a new one asks for all it lacks."""
+        self.file.execute("DELETE FROM collected WHERE NOT EXISTS (SELECT 1 FROM batches)")
+
+    @explain_damage
+    def load_collected(self, keys: Iterable[str]) -> dict[str, str]:
+        """Those that were collected while a batch waits, each with its fault if it has one."""
+        wanted, found = list(keys), dict[str, str]()
+        for start in range(0, len(wanted), KEYS_PER_QUERY):
+            part = wanted[start : start + KEYS_PER_QUERY]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT key, fault FROM collected WHERE key IN ({marks})"
+            found |= dict(self.file.execute(query, part).fetchall())
+        return found
 
     @explain_damage
     def list_batches(self, keys: Iterable[str]) -> list[BatchEntry]:
@@ -141,6 +162,8 @@ class BatchJournal:
             found = self.file.execute("DELETE FROM batched WHERE key = ?", (request.key,))
             if found.rowcount and response:
                 self.store.write_response(request.key, request.source, asked, response, batch=True)
+                row = request.key, response.fault
+                self.file.execute("INSERT OR REPLACE INTO collected VALUES (?, ?)", row)
         return bool(found.rowcount)
 
     @explain_damage

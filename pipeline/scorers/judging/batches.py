@@ -12,7 +12,7 @@ from pipeline.scorers.judging import JudgeRequest, Response
 from pipeline.scorers.judging.batch_journal import BatchEntry, BatchJournal
 from pipeline.scorers.judging.batch_services import BatchService, Outcome, open_service
 from pipeline.scorers.judging.budget import JudgeBudget
-from pipeline.scorers.judging.verdict_cache import VerdictSource, VerdictStore
+from pipeline.scorers.judging.verdict_cache import VerdictSource
 
 # Of one batch. OpenAI takes 50,000 requests and 200 MB, Anthropic 100,000 and 256 MB.
 MAX_REQUESTS, MAX_CHARACTERS = 20_000, 50_000_000
@@ -26,19 +26,20 @@ class BatchCollector:
         cfg: EndpointEngine | AnthropicEngine,
         form: str,
         knob: str,
-        store: VerdictStore,
+        journal: BatchJournal,
         source: VerdictSource,
         budget: JudgeBudget,
     ):
         self.runtime, self.source, self.budget = cfg.runtime, source, budget
-        self.journal = BatchJournal(store)
+        self.journal = journal
         self.service: BatchService = open_service(cfg, form, knob)
         self._waiting: dict[str, int] = {}  # by batch, how many requests of this process
         self._tries: dict[str, int] = {}
 
     def collect(self, requests: Mapping[str, JudgeRequest]) -> dict[str, Response]:
         """The response to each request, by key. Raises WorkPending while one is missing."""
-        responses: dict[str, Response] = {}
+        faults = self.journal.load_collected(requests)
+        responses = {key: Response(None, fault=fault) for key, fault in faults.items() if fault}
         waiting = set[str]()
         for batch in self.journal.list_batches(requests):
             if (found := self._read_batch(batch)) is not None:

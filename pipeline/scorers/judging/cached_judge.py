@@ -11,6 +11,7 @@ from pipeline.errors import pluralize
 from pipeline.hashing import ContentCache, drop_runtime, hash_json
 from pipeline.progress import Progress, print_progress
 from pipeline.scorers.judging import JudgeEngine, JudgeRequest, Response, open_engine
+from pipeline.scorers.judging.batch_journal import BatchJournal
 from pipeline.scorers.judging.batches import BatchCollector
 from pipeline.scorers.judging.budget import JudgeBudget
 from pipeline.scorers.judging.parsing import Verdict, parse_verdict
@@ -43,6 +44,7 @@ class CachedJudge:
         hashed = hash_json(texts if len(texts) > 1 else texts[0])[:16]
         self.source = VerdictSource(name, cfg.engine.revision or "", hashed)
         self.engine: JudgeEngine | None = None
+        self.journal = BatchJournal(self.store) if cfg.engine.batch else None
         self.batches: BatchCollector | None = None
         self._requested = set[str]()  # the keys of what this process has sent
 
@@ -81,7 +83,7 @@ class CachedJudge:
     def _load_usable(self, request_of: Mapping[str, JudgeRequest]) -> dict[str, Response]:
         """The known responses. An earlier run's one without a verdict is forgotten.
 
-        So the same command asks again once the judge is fixed.
+        So the same command asks again once the judge is fixed; not while it waits for a batch.
         """
         known = self.store.load_responses(request_of)
         unusable = {
@@ -89,17 +91,20 @@ class CachedJudge:
             for key, response in known.items()
             if key not in self._requested and self._parse(request_of[key], response).fault
         }
+        if self.journal:
+            collected = self.journal.load_collected(unusable)
+            unusable = {key: one for key, one in unusable.items() if key not in collected}
         if unusable:
             self.store.forget(unusable)
         return {key: response for key, response in known.items() if key not in unusable}
 
     def _collect_batches(self, unknown: dict[str, JudgeRequest]) -> dict[str, Verdict]:
         """Raises WorkPending until each request was answered in a batch."""
-        assert not isinstance(self.cfg.engine, VllmEngine)
+        assert self.journal and not isinstance(self.cfg.engine, VllmEngine)
         if self.batches is None:
             form, knob = self.cfg.form, self.knob
             self.batches = BatchCollector(
-                self.cfg.engine, form, knob, self.store, self.source, self.budget
+                self.cfg.engine, form, knob, self.journal, self.source, self.budget
             )
         responses = self.batches.collect(unknown)
         self._requested |= responses.keys()
