@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 Method = Literal["linear", "slerp"]
 PARTS = "weights", "adapter"  # of a step's folder
 ADAPTER_FILE = "adapter_model.safetensors"
+TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "*.jinja"),
+    *("vocab*", "merges.txt", "*.model", "*.tiktoken"),
+)
 PREFIX = "base_model.model."  # before each name in an adapter's file
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 DENSIFY = "Give merge.densify=true, which merges each adapter into its base."
@@ -238,8 +242,9 @@ def _copy_settings(parent: Parent, dtypes: set[str], folder: Path) -> None:
 
 
 def _copy_tokenizer(parent: Parent, folder: Path) -> None:
-    assert parent.model, "the first parent is the trained model"
-    loading.load_tokenizer(parent.model).save_pretrained(folder)
+    for pattern in TOKENIZER_FILES:
+        for file in parent.tokenizer.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
 
 
 def _check_can_densify(parent: Parent) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 from pipeline.errors import UserError, pluralize
 from pipeline.models.tensor_files import DTYPES, TensorFolder
 
+ROPE = "rope_parameters"  # of transformers 5; before, its values were among the others
 # What config.json says of the file, of generation and of padding, not of the network.
 FREE_SETTINGS = {
+    ROPE,  # its values are compared one by one
     "_name_or_path",
     "transformers_version",
     "dtype",
@@ -20,7 +22,6 @@ FREE_SETTINGS = {
     "eos_token_id",
     "pad_token_id",
 }
-ROPE = "rope_parameters"  # of transformers 5; before, its values were among the others
 SAME_KIND = "Only models with the same architecture and tokenizer can be merged."
 
 
