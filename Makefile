@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 PIPELINE := $(PYTHON) -m pipeline
-STAGES := prompts base sft reward offline sample revise score steps pair reference train gate benchmark duel evaluate
+STAGES := prompts base sft reward offline sample revise score steps pair reference train merge gate benchmark duel evaluate
 # The slow tests in parts; CI runs one by turn.
 # test_docs_commands is in no part yet: some pages still lack the files that their commands name.
 SLOW_1 := tests/e2e --ignore=tests/e2e/test_twins.py --ignore=tests/e2e/test_docs_commands.py

@@ -455,6 +455,7 @@ MADE_BY: dict[str, type[Artifact]] = {
     "pair": Pairs,
     "reference": Logps,
     "train": Model,
+    "merge": Model,
     "gate": Model,
     "benchmark": Metrics,
     "duel": Verdicts,

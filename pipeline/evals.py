@@ -19,6 +19,7 @@ from pipeline.config import (
     SampleRequest,
     ScoreConfig,
     TextModel,
+    is_merged,
 )
 from pipeline.step import Input, Part, Step
 
@@ -166,13 +167,12 @@ class EvalPlan:
         knob: str = "evaluate",
         chat: str = "",
     ) -> Duels:
-        """Rounds meet SFT and the round before; baselines meet SFT and the last round."""
+        """Rounds meet SFT and the round before; merged models and baselines SFT and the last round."""
         line = [name for name in evals if name == "sft" or name.startswith("round-")]
         matches = [(new, "sft") for new in line[1:]]
         matches += zip(line[1:], line, strict=False)
-        matches += [
-            (name, old) for name in self.cfg.evaluate.baselines for old in ("sft", line[-1])
-        ]
+        guests = [*filter(is_merged, evals), *self.cfg.evaluate.baselines]
+        matches += [(name, old) for name in guests for old in ("sft", line[-1])]
         matches += [(CONTROL, "sft")] if CONTROL in evals else []
         duels: Duels = {judge: {} for judge in judges}
         for judge, block in judges.items():

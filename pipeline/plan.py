@@ -6,6 +6,7 @@ A Step is one stage on given inputs (see step.py). The plan is the returned Step
 from typing import NamedTuple
 
 from pipeline.config import (
+    MERGED,
     POOL,
     REVISED,
     BestOfNConfig,
@@ -72,6 +73,13 @@ def plan(cfg: Config) -> Step:
             dev_evals |= {name: evals.plan_eval(name, models[name], "dev") for name in new}
             policy = Step("gate", cfg.gate, at=r, evals=dict(dev_evals))
 
+    if merged := plan_merged(cfg, sft, models):
+        models |= merged
+        if cfg.gate:
+            dev_evals |= {name: evals.plan_eval(name, merged[name], "dev") for name in merged}
+            policy = Step("gate", cfg.gate, at=MERGED, evals=dict(dev_evals))
+        elif len(merged) == 1:
+            [policy] = merged.values()
     models = {"base": base, **models} if base else models
     return plan_report(cfg, evals, models, policy, pairs, prompts)
 
@@ -244,6 +252,18 @@ def plan_best_of_n(
     if block.answers == REVISED:
         samples, scores = pool.select(REVISED)
     return Step("sft", block, at=r, base=policy, samples=samples, scores=scores)
+
+
+def plan_merged(cfg: Config, sft: Step, models: dict[str, Step]) -> dict[str, Step]:
+    """Models whose weights are between those of the last round and others, by their names."""
+    if cfg.merge is None:
+        return {}
+    *earlier, last = [models[f"round-{r}"] for r in range(1, cfg.rounds + 1)]
+    others = {"with_sft": [sft], "rounds": earlier, "paths": []}[cfg.merge.kind]
+    return {
+        name: Step("merge", point, at=name, model=last, others=others)
+        for name, point in cfg.merge.list_points()
+    }
 
 
 def plan_report(

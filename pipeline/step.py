@@ -38,6 +38,7 @@ STAGE_VERSIONS = {
     "pair": 4,
     "reference": 1,
     "train": 4,
+    "merge": 1,
     "gate": 1,
     "benchmark": 1,
     "duel": 1,

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +312,8 @@ def rewrite_adapter_configs(root: Path) -> None:
     The store may have been moved, and so may a checkpoint outside it. What the user named instead
     stays.
     """
-    for file in root.absolute().glob(f"train/*/{MODEL_FILE}"):
+    files = (root.absolute().glob(f"{stage}/*/{MODEL_FILE}") for stage in ("train", "merge"))
+    for file in chain.from_iterable(files):
         model = Model(file.parent)
         try:
             is_adapter = STEP_NAME.fullmatch(file.parent.name) and "peft" in model.record

@@ -325,6 +325,8 @@ BESIDE = {
     "conf/steps/judged.yaml": [*GIVEN[:2], "score=math", "steps.judge.engine.model=judge"],
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
     "conf/member/checkpoint.yaml": [*GIVEN, STRONG[1]],
+    "conf/merge/rounds.yaml": [*GIVEN, "rounds=2", "sample.per_round=9"],
+    "conf/merge/paths.yaml": [*GIVEN, "merge.models=[./other]"],
     "conf/member/served.yaml": [*GIVEN, "sample.pool.strong" + ASKED_ELSEWHERE[1][17:]],
     "conf/pair/by_source.yaml": [*GIVEN, *STRONG, *OVER_POLICY[1:]],
     "conf/baseline/checkpoint.yaml": [*GIVEN, "evaluate.baselines.rival.model=owner/name"],

@@ -71,6 +71,15 @@ from pipeline.config.launch import (
     LaunchedRuntime,
     TrainerRuntime,
 )
+from pipeline.config.merge import (
+    MERGED,
+    MergeConfig,
+    MergePaths,
+    MergePoint,
+    MergeRounds,
+    MergeWithSft,
+    is_merged,
+)
 from pipeline.config.models import (
     BaseConfig,
     BestOfNConfig,
@@ -238,6 +247,7 @@ class Config(Block):
     train: TrainConfig
     best_of_n: BestOfNConfig | None
     offline: OfflineConfig | None
+    merge: MergeConfig | None
     gate: GateConfig | None
     benchmark: dict[Name, BenchmarkConfig]
     evaluate: EvaluateConfig

@@ -11,7 +11,7 @@ from pipeline.config.pool_checks import find_pool_faults
 from pipeline.config.reward import RewardTraining
 from pipeline.config.sample import ANSWER, KL
 from pipeline.config.score import EnsembleScorer, list_criteria
-from pipeline.config.training import FullAdapter
+from pipeline.config.training import FullAdapter, LoraAdapter
 from pipeline.errors import suggest
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_scorers(cfg)
     yield from _check_comparability(cfg)
+    yield from _check_merge(cfg)
     yield from _check_gate(cfg)
     yield from _check_retention(cfg)
     yield from _check_expect(cfg)
@@ -102,6 +103,50 @@ def _check_comparability(cfg: "Config") -> Iterator[str]:
             f"evaluate.scorer={cfg.evaluate.scorer}: {knob}={chief.combine} compares one model's"
             " answers to one prompt and cannot tell models apart."
             f" Give a single scorer, or {knob}=mean or min."
+        )
+
+
+def _check_merge(cfg: "Config") -> Iterator[str]:
+    """Merging needs several models, and whole weights where the result is not an adapter."""
+    if cfg.merge is None:
+        return
+    count = {"with_sft": 2, "rounds": cfg.rounds, "paths": 1 + len(cfg.merge.folders)}
+    if cfg.merge.kind == "rounds" and cfg.rounds == 1:
+        yield "merge=rounds: there is one round. Give rounds=2 or more, or merge=with_sft"
+    if cfg.merge.method == "slerp" and count[cfg.merge.kind] > 2:
+        yield (
+            f"merge.method=slerp: an arc joins two models, and there are {count[cfg.merge.kind]}."
+            " Give merge.method=linear"
+        )
+    adapter = cfg.train.adapter
+    if isinstance(adapter, FullAdapter):
+        return
+    if cfg.merge.densify and adapter.quantization:
+        yield (
+            "merge.densify=true: train.adapter.quantization makes weights of few bits, which cannot"
+            " be added. Give merge.densify=false, or adapter=lora"
+        )
+    elif not cfg.merge.densify:
+        yield from _check_adapters_to_merge(cfg, adapter)
+
+
+def _check_adapters_to_merge(cfg: "Config", adapter: LoraAdapter) -> Iterator[str]:
+    """What no adapter can express."""
+    whole = "merge.method=linear" if adapter.quantization else "merge.densify=true"
+    if cfg.merge and cfg.merge.method == "slerp":
+        yield (
+            "merge.method=slerp: a point on the arc between two adapters is not an adapter."
+            f" Give {whole}"
+        )
+    if adapter.dora:
+        yield (
+            "merge: the sum of DoRA adapters is not an adapter. Give merge.densify=true, or"
+            " train.adapter.dora=false"
+        )
+    if cfg.init == "best_of_n":
+        yield (
+            "merge: with init=best_of_n each round's adapter is on another model."
+            f" Give {'init=previous' if adapter.quantization else 'merge.densify=true'}"
         )
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from pipeline.config.base import Block, Local, Seed
 from pipeline.config.judge import DuelConfig, Name
+from pipeline.config.merge import is_merged
 from pipeline.config.models import OtherModel
 from pipeline.config.sample import ANSWER, SampleConfig, SampleRequest, Turn
 from pipeline.config.score import ReferenceConfig, ScoreConfig
@@ -117,7 +118,8 @@ class EvaluateConfig(VerdictConfig):
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         for name in self.baselines:
-            if name in RESERVED_NAMES or name.startswith(("round-", BEST_OF_PREFIX)):
+            is_taken = name in RESERVED_NAMES or is_merged(name)
+            if is_taken or name.startswith(("round-", BEST_OF_PREFIX)):
                 raise ValueError(
                     f"baselines.{name}: the table already has a row of this name. Give another name"
                 )

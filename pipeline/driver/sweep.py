@@ -141,7 +141,7 @@ def make_test_config(run_dir: Path) -> Config:
 
 
 def prune_losers(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> None:
-    """Prune the models that these points of the sweep trained and that no other run uses."""
+    """Prune the models that these points of the sweep made and that no other run uses."""
     ours = folder.relative_to(cfg.runs.absolute())
     losers = {(ours / str(point["point"])).as_posix() for point in points}
     try:
@@ -150,18 +150,19 @@ def prune_losers(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]])
             users = store_users.find_users(cfg.store, known_runs)
             users.check()
             for fingerprint, runs in users.runs.items():
-                model = store.step_folder(cfg.store, "train", fingerprint)
-                is_inside = model.parent == cfg.store / "train" and not model.is_symlink()
-                manifest = store.read_manifest(model) if is_inside else None
-                if manifest and not store.is_pruned(manifest) and losers.issuperset(runs):
-                    print(_prune_model(model, manifest, runs))
+                for stage in ("train", "merge"):
+                    model = store.step_folder(cfg.store, stage, fingerprint)
+                    is_inside = model.parent == cfg.store / stage and not model.is_symlink()
+                    manifest = store.read_manifest(model) if is_inside else None
+                    if manifest and not store.is_pruned(manifest) and losers.issuperset(runs):
+                        print(_prune_model(model, manifest, runs))
     except UserError as error:
         print(f"sweep.keep=best: the models of the other points are kept.\n  {error}")
 
 
 def _prune_model(model: Path, manifest: store.Manifest, runs: Sequence[str]) -> str:
     """Prune one model, if it has no file of the user's. Returns what to print."""
-    name = f"train/{model.name} ({', '.join(runs)})"
+    name = f"{model.parent.name}/{model.name} ({', '.join(runs)})"
     if reason := store.explain_foreign_files(model):
         return f"sweep.keep=best: {name} is kept: it {reason}."
     store.prune(model, manifest)

@@ -4,13 +4,20 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from pipeline.config import Checkpoint, GgufCheckpoint, RewardCheckpoint, SampleRequest
+from pipeline.config import (
+    Checkpoint,
+    GgufCheckpoint,
+    MergePoint,
+    RewardCheckpoint,
+    SampleRequest,
+)
 from pipeline.errors import run_all
 from pipeline.models.checkpoint import check_files
 from pipeline.models.gguf import check_source
 from pipeline.preflight.context_length import check_context
 from pipeline.preflight.environment import check_engine, check_keys, check_packages
 from pipeline.preflight.inputs import check_lengths, check_offline, check_prompts
+from pipeline.preflight.merging import check_models
 from pipeline.preflight.rows import describe_unread as describe_unread
 from pipeline.preflight.rows import list_row_checks
 from pipeline.preflight.rows import warn_of_one_sided_sets as warn_of_one_sided_sets
@@ -29,6 +36,8 @@ def list_checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
         yield from list_scorer_checks(step)
         if isinstance(step.config, Checkpoint):
             yield partial(check_template, step.config)
+        if isinstance(step.config, MergePoint) and all(map(exists, step.config.models)):
+            yield partial(check_models, step)
         yield from list_row_checks(step, coming)
         yield from list_checkpoint_checks(step.config)
         if isinstance(step.config, SampleRequest):

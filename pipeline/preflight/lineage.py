@@ -25,7 +25,12 @@ def trace_lineage(model: Step) -> Iterator[Step]:
         if step.stage == "gate":  # whichever model it chooses was made from sft
             step = step.inputs["evals"]["sft"]["model"]
         else:
-            step = step.inputs.get("init") or step.inputs.get("base")
+            inputs = step.inputs
+            step = inputs.get("init") or inputs.get("base") or _find_merged_model(step)
+
+
+def _find_merged_model(step: Step) -> Step | None:
+    return step.inputs["model"] if step.stage == "merge" else None
 
 
 def find_shape(run_plan: RunPlan, model: Step) -> model_shape.Shape | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.config import CONTROL, VerdictConfig
+from pipeline.config import CONTROL, VerdictConfig, is_merged
 from pipeline.report.analysis.eval_results import (
     SFT,
     EvalResult,
@@ -166,17 +166,18 @@ def score_duels(
 ) -> list[ModelDuel]:
     """By each scorer's means, without its criteria.
 
-    Rounds meet SFT and the round before, baselines SFT and the last round, the control SFT.
+    Rounds meet SFT and the round before, merged models and baselines SFT and the last round, the
+    control SFT.
     """
     sft, rounds = find_model(results, SFT), select_rounds(results)
     against_sft = [(model, sft) for model in rounds if sft]
     control = find_model(results, CONTROL)
     of_control = [(control, sft)] if control and sft else []
     opponents = ([sft] if sft else []) + rounds[-1:]
-    baselines = [model for model in results if is_baseline(model.name)]
-    of_baselines = [(model, old) for model in baselines for old in opponents]
+    guests = [model for model in results if is_merged(model.name) or is_baseline(model.name)]
+    of_guests = [(model, old) for model in guests for old in opponents]
     between_rounds = zip(rounds[1:], rounds, strict=False)
-    met = [*against_sft, *between_rounds, *of_baselines, *of_control]
+    met = [*against_sft, *between_rounds, *of_guests, *of_control]
     scorers = [name for name in names if not is_criterion(name)]
     return [score_duel(a, b, name, bootstrap) for name in scorers for a, b in met]
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, EvalArtifacts, Logps, Model, Samples, Scores, read_object
-from pipeline.config import ANSWER, BEST_OF_PREFIX, CONTROL, PROMPTED
+from pipeline.config import ANSWER, BEST_OF_PREFIX, CONTROL, PROMPTED, is_merged
 from pipeline.errors import StageError, pluralize
 from pipeline.report.analysis.text_metrics import add_text_metrics
 
@@ -133,7 +133,8 @@ def is_sft_variant(name: str) -> bool:
 
 def is_baseline(name: str) -> bool:
     """Whether a row is a model that this run neither started from nor trained."""
-    return name not in ("base", SFT) and not name.startswith("round-") and not is_sft_variant(name)
+    is_ours = name in ("base", SFT) or name.startswith("round-") or is_merged(name)
+    return not is_ours and not is_sft_variant(name)
 
 
 def _read_scores(

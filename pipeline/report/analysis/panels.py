@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from pipeline.config import PANEL
+from pipeline.config import PANEL, is_merged
 from pipeline.data.label_files import find_majority
 from pipeline.report.analysis.aggregate import ModelDuel, find_model
 from pipeline.report.analysis.agreement import cohen_kappa, fleiss_kappa, mean
@@ -115,9 +115,13 @@ def describe_ensembles(
     duels: Sequence[ModelDuel],
     bootstrap: BootstrapConfig,
 ) -> list[dict[str, Any]]:
-    """Each round and baseline against SFT by each ensemble; `duels` are those by scores."""
+    """Each model against SFT by each ensemble; `duels` are those by scores."""
     sft = find_model(results, SFT)
-    models = [one for one in results if one.name.startswith("round-") or is_baseline(one.name)]
+    models = [
+        one
+        for one in results
+        if one.name.startswith("round-") or is_merged(one.name) or is_baseline(one.name)
+    ]
     return [
         row
         for ensemble in ensembles

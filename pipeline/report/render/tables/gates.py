@@ -11,13 +11,17 @@ def build_gates(report: ReportRow) -> ReportTable:
     if not report["gates"]:
         return ReportTable("Gate", "", columns, [])
     last = report["gates"][-1]
-    chosen = "; ".join(f"after round {gate['round']} {gate['chosen']}" for gate in report["gates"])
+    chosen = "; ".join(f"after {_name_moment(gate)} {gate['chosen']}" for gate in report["gates"])
     note = (
         f"Chosen: {chosen}. By {last['scorer']} on dev prompts,"
         f" each candidate against the best before it.{_describe_limits(last)}"
     )
     rows = [_candidate_row(row) for row in last["candidates"]]
     return ReportTable("Gate", note, columns, rows, last["chosen"])
+
+
+def _name_moment(gate: ReportRow) -> str:
+    return f"round {gate['round']}" if isinstance(gate["round"], int) else "merging"
 
 
 def _describe_limits(gate: ReportRow) -> str:
