@@ -180,10 +180,13 @@ def list_run_models(run: Path) -> dict[str, Path]:
 
 
 def _name_model(link: str) -> str | None:
-    """A link's name after its number: `train-2` is round-2. None for any other step."""
+    """A link's name after its number: `train-2` is round-2, a replicate's has the model's name.
+
+    None for any other step.
+    """
     stage, _, label = link.partition("-")
     if stage == "train":
-        return f"round-{label}"
+        return label if label.startswith("round-") else f"round-{label}"
     return link if link in ("base", "sft") else None
 
 
