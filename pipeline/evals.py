@@ -20,6 +20,7 @@ from pipeline.config import (
     ScoreConfig,
     TextModel,
     is_merged,
+    shift_seed,
 )
 from pipeline.step import Input, Part, Step
 
@@ -34,10 +35,16 @@ class EvalPlan:
     sft: Step
     reward: Step | None
 
-    def plan_eval(self, name: str, model: Step, split: Literal["dev", "test"]) -> EvalSteps:
-        """A model of this run: its answers, their scores, what its KL needs, and its benchmarks."""
+    def plan_eval(
+        self, name: str, model: Step, split: Literal["dev", "test"], shift: int = 0
+    ) -> EvalSteps:
+        """A model of this run: its answers, their scores, what its KL needs, and its benchmarks.
+
+        A replicate's answers have a shifted seed. It has no benchmarks.
+        """
         cfg, part, label = self.cfg.evaluate, self.prompts / split, f"{split} {name}"
         request = cfg.sample.request(EVAL_PURPOSE)
+        request = request.model_copy(update={"seed": shift_seed(request.seed, shift)})
         samples = Step(
             "sample", request, at=label, knob="evaluate.sample", policy=model, prompts=part
         )
@@ -50,7 +57,7 @@ class EvalPlan:
             model=self.sft,
             rows=samples,
         )
-        tasks = self.cfg.benchmark if split == "test" else {}
+        tasks = self.cfg.benchmark if split == "test" and not shift else {}
         metrics = {
             task: Step(
                 "benchmark", block, at=f"{label} {task}", knob=f"benchmark.{task}", model=model

@@ -14,6 +14,7 @@ from pipeline.config import (
     RewardTraining,
     ServedMember,
     SftTraining,
+    shift_seed,
 )
 from pipeline.evals import EvalPlan, EvalSteps
 from pipeline.step import Input, Part, Step
@@ -275,7 +276,7 @@ def plan_report(
     prompts: Step,
 ) -> Step:
     """Every model's evaluation and the report on all of them."""
-    split = cfg.evaluate.split
+    split, last = cfg.evaluate.split, f"round-{cfg.rounds}"
     evaluated = {name: evals.plan_eval(name, model, split) for name, model in models.items()}
     chats: dict[str, Input] = {}
     duels: Input = None
@@ -294,4 +295,17 @@ def plan_report(
         pairs=pairs,
         duels=duels,
         chats=chats,
+        replicates=plan_replicates(cfg, evals, last, models[last]),
     )
+
+
+def plan_replicates(cfg: Config, evals: EvalPlan, name: str, first: Step) -> dict[str, Input]:
+    """The last round's training by other seeds, with all of its inputs, and their evaluations."""
+    replicates: dict[str, Input] = {}
+    for shift in range(1, cfg.seeds):
+        seed = shift_seed(cfg.train.seed, shift)
+        replicate = f"{name}-seed-{seed}"
+        config = cfg.train.model_copy(update={"seed": seed})
+        model = Step("train", config, at=replicate, **first.inputs)
+        replicates[replicate] = evals.plan_eval(replicate, model, cfg.evaluate.split, shift)
+    return replicates

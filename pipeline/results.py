@@ -44,6 +44,14 @@ class Run:
         return pl.concat([table.with_columns(split=pl.lit(name)) for name, table in parts.items()])
 
     @property
+    def replicates(self) -> pl.DataFrame:
+        """A row for each seed of the last round and each scorer; none with `seeds=1`.
+
+        `model` is the first seed's; `artifact("train", "round-1-seed-43")` is another one's.
+        """
+        return pl.DataFrame(self.report.get("replicates", []))
+
+    @property
     def model(self) -> Model:
         """The last round's: `AutoModelForCausalLM.from_pretrained(run.model.weights)`.
 

@@ -84,6 +84,11 @@ class Step:
         return f"{label} {self.pool_member or ''}".strip()
 
     @property
+    def in_evaluation(self) -> bool:
+        """Whether it is of a model's evaluation, as no training is, a replicate's neither."""
+        return isinstance(self.label, str) and self.stage != "train"
+
+    @property
     def pool_member(self) -> str | None:
         """The model of sample.pool whose answers it samples or scores, if any; or `revised`."""
         sampling = self.inputs.get("samples", self)

@@ -429,6 +429,7 @@ PLANS = [
     ["recipes=smoke", "train_on=all", "reference.model=previous"],
     ["recipes=smoke", "train.reference_logps=online"],
     ["recipes=smoke", "evaluate.split=dev", "rounds=3"],
+    ["recipes=smoke", "seeds=3", "gate=best"],
     SMALL,
     ["recipes=smoke", *HALF, *ONLY[2:], "pair.mix.per_round=9", "pair.filters.min_reference=-4"],
     [*SMALL, *ONLY],

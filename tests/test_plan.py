@@ -174,6 +174,45 @@ def test_a_floating_hub_revision_marks_everything_after_it():
     assert not has_floating_revision(named(plan(composed(*SMALL)))["train@1"])
 
 
+def test_two_more_seeds_add_two_trainings_and_their_exams():
+    words = [*SMALL, "benchmark=ifeval"]
+    one, three = fingerprints(*words), fingerprints(*words, "seeds=3")
+    assert changed(one, three) == {"evaluate@report"}
+    assert set(three) - set(one) == {
+        f"{stage}@{split}round-1-seed-{seed}"
+        for stage, split in (
+            ("train", ""),
+            *((s, "test ") for s in ("sample", "score", "reference")),
+        )
+        for seed in (43, 44)
+    }
+    assert fingerprints(*words, "seeds=1") == one
+
+
+def test_a_seed_changes_a_training_s_seed_and_that_of_its_answers_and_no_input():
+    steps = named(plan(composed(*SMALL, "seeds=2", "rounds=2")))
+    first, other = steps["train@2"], steps["train@round-2-seed-43"]
+    assert other.inputs == first.inputs and "train@round-1-seed-43" not in steps
+    assert other.config == first.config.model_copy(update={"seed": 43})
+    answers = steps["sample@test round-2-seed-43"]
+    assert (answers.config.seed, answers.inputs["policy"]) == (43, other)
+    alone = named(plan(composed(*SMALL, "rounds=2", "train.seed=43")))["train@2"].config
+    assert other.config == alone, "what a user gets by train.seed=43"
+
+
+def test_the_seed_after_the_last_is_the_first():
+    steps = named(plan(composed(*SMALL, "seed=4294967295", "seeds=2")))
+    assert "train@round-1-seed-0" in steps
+
+
+def test_a_gate_and_a_report_on_dev_read_the_first_seed():
+    steps = named(plan(composed(*SMALL, "seeds=3", "gate=best", "evaluate.split=dev")))
+    assert list(steps["gate@1"].inputs["evals"]) == ["sft", "round-1"]
+    report = steps["evaluate@report"].inputs
+    assert list(report["replicates"]) == ["round-1-seed-43", "round-1-seed-44"]
+    assert report["chosen"] is steps["gate@1"]
+
+
 def test_an_input_that_is_no_step_is_refused():
     with pytest.raises(TypeError, match="samples"):
         list(Step("score", composed(*SMALL).score, samples="store/sample/abc").edges())  # type: ignore[arg-type]
@@ -187,6 +226,20 @@ def test_the_second_run_builds_nothing_and_a_third_round_only_its_own(toys):
     first = [f"{stage} round 2" for stage in ("sample", "score", "pair", "reference", "train")]
     assert built[:6] == [*first, "sample test round-2"] and built[8:] == ["evaluate report"]
     assert set(built[6:8]) == {"reference test round-2", "score test round-2"}, "side by side"
+
+
+@pytest.mark.long
+def test_more_seeds_build_their_own_trainings_alone(toys):
+    toys.run(*SMALL)
+    built = toys.built(toys.run(*SMALL, "seeds=2"))
+    assert sorted(built) == [
+        "evaluate report",
+        "reference test round-1-seed-43",
+        "sample test round-1-seed-43",
+        "score test round-1-seed-43",
+        "train round-1-seed-43",
+    ]
+    assert toys.built(toys.run(*SMALL, "seeds=2", "until=pair")) == []
 
 
 @pytest.mark.long

@@ -65,3 +65,16 @@ def test_links_past_a_hundred_steps_still_lie_in_the_order_of_the_plan(tmp_path)
         "2",
         "3",
     ]
+
+
+def test_each_seed_of_the_last_round_is_a_row(run, tmp_path):
+    folder = tmp_path / "store" / "evaluate" / "aaaaaaaaaaaa"
+    (tmp_path / "run" / "store" / "90-evaluate-report").symlink_to(folder)
+    write_json(folder / "report.json", {})
+    assert run.replicates.is_empty()
+    row = {"model": "round-2", "scorer": "rules", "gain": 0.1}
+    write_json(folder / "report.json", {"replicates": [row, {**row, "model": "round-2-seed-43"}]})
+    assert run.replicates["model"].to_list() == ["round-2", "round-2-seed-43"]
+    link = tmp_path / "run" / "store" / "91-train-round-2-seed-43"
+    link.symlink_to(tmp_path / "store" / "pair" / "000000000000")
+    assert run.model.path.parent.name == "train", "the first seed's"

@@ -92,7 +92,7 @@ def read_finished_run(run: Path) -> FinishedRun:
             f"{run / 'config.yaml'}: cannot be read ({str(error).splitlines()[0]}).\n"
             "  Type the run's command again: what is built is kept."
         ) from error
-    links = sorted((run / "store").glob("[0-9]*-train-*"))
+    links = sorted((run / "store").glob("[0-9]*-train-[0-9]*"))  # not the replicates
     return FinishedRun(report, config, [read_training(link) for link in links if has_record(link)])
 
 

@@ -186,7 +186,8 @@ def _name_model(link: str) -> str | None:
     """
     stage, _, label = link.partition("-")
     if stage == "train":
-        return f"round-{label}"
+        # A replicate's label is the model's name already.
+        return label if label.startswith("round-") else f"round-{label}"
     if stage == "merge":
         return label
     return link if link in ("base", "sft") else None

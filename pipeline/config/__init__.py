@@ -25,6 +25,7 @@ from pipeline.config.base import (
     Template,
     Trust,
     Weights,
+    shift_seed,
 )
 from pipeline.config.benchmark import BenchmarkConfig
 from pipeline.config.cross_checks import find_mismatches
@@ -225,6 +226,7 @@ class Config(Block):
     recipe: str
     command: str
     seed: Seed
+    seeds: Annotated[int, Field(ge=1, le=100)]
     rounds: Annotated[int, Field(ge=1, le=100)]  # a plan of many more is too long to read
     init: Literal["previous", "sft", "best_of_n"]
     train_on: Literal["latest", "all"]

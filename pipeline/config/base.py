@@ -22,7 +22,8 @@ from pydantic_core import PydanticCustomError, core_schema
 from pipeline import hardware
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and torch both take
+SEEDS = 2**32  # what NumPy and torch both take
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 # Reading the config replaces `auto` by what this device computes in, so no identity holds `auto`.
 auto_resolver = AfterValidator(hardware.resolve_dtype)
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], auto_resolver]
@@ -32,6 +33,11 @@ Workers = Literal["auto"] | PositiveInt  # processes of one stage, each on separ
 
 
 _WHEEL = "wheel:"
+
+
+def shift_seed(seed: int, by: int) -> int:
+    """The seed of a replicate, which is a number that a user can give: train.seed=43."""
+    return (seed + by) % SEEDS
 
 
 class Local(str):

@@ -28,7 +28,8 @@ def describe_head(cfg: Config, steps: Sequence[Step]) -> Iterator[str]:
     if setup["rounds"]:
         rate = f"learning rate {setup['learning_rate']:g}"
         rounds = pluralize(setup["rounds"], "round")
-        yield " · ".join([setup["objective"], f"β {setup['beta']:g}", rate, rounds])
+        words = [setup["objective"], f"β {setup['beta']:g}", rate, rounds]
+        yield " · ".join([*words, *([f"{cfg.seeds} seeds"] if cfg.seeds > 1 else [])])
 
 
 def _describe_step(step: Step) -> Ancestor:

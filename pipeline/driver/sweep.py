@@ -81,8 +81,19 @@ def describe_point(cfg: Config, run_dir: Path, code: int, job: Any) -> dict[str,
         "sft_score": sft and sft["metrics"].get(cfg.evaluate.scorer, {}).get("mean"),
         "better": results.get("verdict", {}).get("better"),
         "kl": kl,
+        **_describe_seeds(results, cfg.evaluate.scorer),
         "report": str(run_dir / "report.html"),
     }
+
+
+def _describe_seeds(results: Mapping[str, Any], scorer: str) -> dict[str, Any]:
+    """The chosen model's gain over SFT with the intervals of its seeds; nothing with one seed."""
+    key = results["evaluation"]["chosen"], scorer
+    for row in results.get("differences", ()):
+        if (row["model"], row["scorer"]) == key and "between" in row:
+            names = "mean", "low", "high", "between", "wider"
+            return {"gain": {name: row[name] for name in names}}
+    return {}
 
 
 # ── the end of a sweep ───────────────────────────────────────────────────────────────────────────

@@ -83,7 +83,7 @@ def describe_memory(run_plan: RunPlan, fits: TrainingFits, to_do: list[Step]) ->
     for step in to_do:
         if isinstance(step.config, TrainConfig):
             (first, *rest) = fits.describe(step, step.config)
-            yield f"  train round {step.label}: {first}"
+            yield f"  train {step.label_text}: {first}"
             yield from (f"    {line}" for line in rest)
 
 

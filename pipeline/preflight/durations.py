@@ -231,7 +231,7 @@ class TimeLeft:
 
 
 def _name_kind(step: Step) -> str:
-    return f"{step.stage} of evaluations" if isinstance(step.label, str) else step.stage
+    return f"{step.stage} of evaluations" if step.in_evaluation else step.stage
 
 
 def _describe_kinds(steps: list[Step], known: dict[int, float]) -> Iterator[str]:

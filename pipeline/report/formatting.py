@@ -51,6 +51,21 @@ def format_duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def measure_reach(interval: ReportRow) -> float:
+    """Half the width of an interval; 0 where there is none."""
+    return ((interval["high"] or 0.0) - (interval["low"] or 0.0)) / 2
+
+
+def explain_spread(gap: ReportRow) -> str:
+    """Which of the two intervals is wider, and what would narrow it."""
+    seeds, prompts = (measure_reach(gap["between"][name]) for name in ("seeds", "prompts"))
+    other = "prompts" if gap["wider"] == "seeds" else "seeds"
+    return (
+        f"Between {gap['between']['seeds']['n']} seeds ±{format_number(seeds)}, between prompts"
+        f" ±{format_number(prompts)}: more {gap['wider']} would narrow this more than more {other}."
+    )
+
+
 def format_p_value(value: float | None) -> str:
     if value is None:
         return UNKNOWN

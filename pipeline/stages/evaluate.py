@@ -56,6 +56,11 @@ from pipeline.report.analysis.panels import (
     describe_ensembles,
     list_ensembles,
 )
+from pipeline.report.analysis.replicates import (
+    average_over_seeds,
+    describe_seeds,
+    widen_differences,
+)
 from pipeline.report.analysis.setup import describe_setup
 from pipeline.report.analysis.slices import describe_slices
 from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict
@@ -75,12 +80,16 @@ def run(
     pairs: list[Pairs],
     duels: dict[str, dict[str, dict[str, Verdicts]]] | None = None,
     chats: dict[str, ChatSet] | None = None,
+    replicates: dict[str, EvalArtifacts] | None = None,
 ) -> Report:
     asked = prompts.read()
-    results = [
-        read_eval(name, evaluation, frozenset(asked["prompt_id"]), cfg.scorer)
-        for name, evaluation in evals.items()
-    ]
+    results, repeated = (
+        [
+            read_eval(name, evaluation, frozenset(asked["prompt_id"]), cfg.scorer)
+            for name, evaluation in group.items()
+        ]
+        for group in (evals, replicates or {})
+    )
     check_scorer(cfg.scorer, results)
     sets = [read_question_set(name, chat) for name, chat in (chats or {}).items()]
     found = collect_findings(
@@ -90,6 +99,7 @@ def run(
         duels or {},
         sets,
         list_ensembles(read_ancestors(out), prompts.path.name),
+        repeated,
     )
     report = assemble_report(cfg, out, prompts, find_name(chosen, results), found, pairs)
     answers = tabulate_answers(results, asked)
@@ -110,9 +120,10 @@ def run(
 
 @dataclass(frozen=True)
 class Findings:
-    """What was read, in the order of the plan."""
+    """What was read, in the order of the plan. `replicates`: the last round by other seeds."""
 
     results: list[EvalResult]
+    replicates: list[EvalResult]
     duels: list[aggregate.ModelDuel]
     published: list[dict[str, Any]]
     annotators: HumanResults
@@ -129,7 +140,7 @@ class Findings:
 
     def list_missing(self) -> list[dict[str, str]]:
         own = [
-            *aggregate.list_missing(self.results),
+            *aggregate.list_missing([*self.results, *self.replicates]),
             *list_unavailable(self.published),
             *self.annotators.missing,
         ]
@@ -143,6 +154,7 @@ def collect_findings(
     duels: dict[str, dict[str, dict[str, Verdicts]]],
     sets: list[QuestionSet],
     ensembles: list[Ensemble],
+    replicates: list[EvalResult],
 ) -> Findings:
     """Annotators' verdicts go to the set of questions that they are about.
 
@@ -165,7 +177,7 @@ def collect_findings(
         own = {name: select_votes(of, given) for name, given in votes.items()}
         reports[of.name] = describe_chat(of, own, draw, cfg.panel)
     contests = [*judges, *annotators.duels]
-    return Findings(results, contests, published, annotators, panels, reports)
+    return Findings(results, replicates, contests, published, annotators, panels, reports)
 
 
 def assemble_report(
@@ -190,9 +202,12 @@ def assemble_report(
         prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged, members
     )
     names = aggregate.list_scorers(results, cfg.scorer)
-    models = aggregate.describe_models(results, names, asked, draw)
+    averaged = average_over_seeds(results, found.replicates)
+    models = aggregate.describe_models(averaged, names, asked, draw)
+    gaps = aggregate.describe_differences(averaged, names, draw)
+    seeds = describe_seeds(results, found.replicates, names, draw)
     differences, contests = correct_families(
-        aggregate.describe_differences(results, names, draw),
+        widen_differences(gaps, results, found.replicates, draw),
         [aggregate.describe_duel(duel) for duel in found.duels],
         primary=(chosen, cfg.scorer),
     )
@@ -206,10 +221,11 @@ def assemble_report(
         "verdict": apply_retention(verdict, retained, chosen),
         "models": models,
         "differences": differences,
+        **({"replicates": seeds} if seeds else {}),
         "duels": contests,
         "changes": describe_changes(results, chosen, asked, draw),
         "distributions": describe_distributions(results, chosen, cfg.scorer),
-        "slices": describe_slices(cfg.slices, prompts.read_columns(), results, cfg.scorer, draw),
+        "slices": describe_slices(cfg.slices, prompts.read_columns(), averaged, cfg.scorer, draw),
         "control": sanity_checks.check_control(question, differences, contests),
         "proxy": sanity_checks.check_proxy(question, models, differences),
         "ceiling": sanity_checks.check_ceiling(question, differences),

@@ -415,6 +415,12 @@ def test_a_seed_that_no_library_takes_is_refused_once():
     assert "\n" not in said("recipes=smoke", "seed=-1")
 
 
+@pytest.mark.parametrize("seeds", ["0", "1.5", "-3", "[1,2,3]", "101"])
+def test_seeds_are_a_number_of_trainings(seeds):
+    assert said("recipes=smoke", f"seeds={seeds}").startswith("command line: seeds=")
+    assert "(conf/config.yaml)" in said("recipes=smoke", f"seeds={seeds}")
+
+
 def test_a_value_taken_over_from_elsewhere_is_blamed_once():
     assert said("recipes=smoke", "seed=abc").splitlines() == [
         "command line: seed='abc': Input should be a valid integer, unable to parse string as an"

@@ -28,3 +28,7 @@ def test_a_plan_that_stops_before_the_training_has_one_line():
     [line] = describe_head(cfg, before)
     assert line.startswith("model hub/model · prompts playground (dev ")
     assert [*describe_head(cfg, [step for step in steps if step.stage == "prompts"])] == []
+
+
+def test_it_counts_seeds_and_takes_no_replicate_for_a_round():
+    assert read_head(*SMALL, "seeds=3")[1].endswith(" · 1 round · 3 seeds")

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.report.render.sweep_page import (
     SweepGrid,
+    build_points,
     choose_best,
     draw_heat_map,
     is_dominated,
@@ -128,3 +129,25 @@ def test_nothing_is_framed_where_no_point_is_best():
 def test_a_sweep_on_test_is_not_sent_to_test_again():
     assert "again, on test" not in render_sweep(grid(split="test"))
     assert "again, on test" in render_sweep(grid())
+
+
+def with_seeds(line: dict, wider: str) -> dict:
+    reaches = {"seeds": 0.02, "prompts": 0.04} if wider == "prompts" else {"seeds": 0.09}
+    between = {
+        name: {"low": 0.1 - reach, "high": 0.1 + reach, "n": 3}
+        for name, reach in ({"prompts": 0.04} | reaches).items()
+    }
+    gain = {"mean": 0.1, "low": 0.06, "high": 0.14, "between": between, "wider": wider}
+    return {**line, "gain": gain}
+
+
+def test_points_of_several_seeds_have_both_intervals_and_say_which_is_wider():
+    points = [with_seeds(POINTS[0], "prompts"), with_seeds(POINTS[1], "seeds"), *POINTS[2:]]
+    table = build_points(grid(points))
+    assert table.columns[-5:-2] == ["Δ over sft", "between seeds", "between prompts"]
+    shown = [[(cell.text, cell.detail) for cell in row[4:6]] for row in table.rows[:3]]
+    assert shown[0] == [("±0.020", ""), ("±0.040", "the wider")]
+    assert shown[1] == [("±0.090", "the wider"), ("±0.040", "")]
+    assert shown[2] == [("–", "")] * 2, "a point with one seed"
+    assert "more seeds would narrow this more than more prompts" in write_lead(grid(points))
+    assert "between seeds" not in build_points(grid()).columns

@@ -48,11 +48,17 @@ class Run:
         self.store, self.out = folder / "store", folder / "out"
         self.out.mkdir(parents=True)
         self.prompts = evals.prompts(self.store, ids)
-        self.evals, self.pairs = {}, []
+        self.evals, self.pairs, self.replicates = {}, [], {}
 
     def add(self, name, answers, kl=(), without=(), log=()):
         of = model(self.store, {**STAGE, **AGAIN}[name], f"{len(self.evals):012x}", log)
         self.evals[name] = make_eval(of, answers, kl, without)
+        return self
+
+    def repeat(self, name, answers, kl=()):
+        """The last round by another seed."""
+        of = model(self.store, "train", f"{100 + len(self.replicates):012x}")
+        self.replicates[name] = make_eval(of, answers, kl)
         return self
 
     def evaluate(self, chosen="round-1", config=CONFIG):
@@ -62,6 +68,7 @@ class Run:
             else model(self.store, "train", "f" * 12)
         )
         parts = {"prompts": self.prompts, "evals": self.evals, "chosen": of, "pairs": self.pairs}
+        parts |= {"replicates": self.replicates} if self.replicates else {}
         evaluate.run(config, self.out, **parts)
         return json.loads((self.out / "report.json").read_text())
 
@@ -853,3 +860,80 @@ def test_where_sft_was_chosen_the_last_round_s_unchanged_weights_are_said(run):
         in run.evaluate(chosen="sft")["verdict"]["why"]
     )
     assert "weights are byte for byte those" not in run.evaluate(chosen="round-1")["verdict"]["why"]
+
+
+# ── seeds as replicates ───────────────────────────────────────────────────────────────────────────
+
+
+def by_three_seeds(run, *lifts, spread=0.4, kl=(-1.0, -1.5, -2.0)):
+    """SFT and round 1 by three seeds: each gains its lift and a chance of its own at a prompt."""
+    rng = random.Random(3)
+    base = [rng.random() for _ in IDS]
+    run.add("sft", scored(lambda i: base[i]))
+    for place, (lift, logp) in enumerate(zip(lifts, kl, strict=True)):
+        values = [value + lift + spread * (rng.random() - 0.5) for value in base]
+        answers = scored(values.__getitem__)
+        far = [(key, 0.0, logp) for key in IDS]
+        if place:
+            run.repeat(f"round-1-seed-{42 + place}", answers, far)
+        else:
+            run.add("round-1", answers, far)
+    return run
+
+
+def test_scores_and_kl_of_the_last_round_are_means_over_its_seeds(run):
+    report = by_three_seeds(run, 0.2, 0.3, 0.4).evaluate()
+    rows = report["replicates"]
+    assert [row["model"] for row in rows] == ["round-1", "round-1-seed-43", "round-1-seed-44"]
+    last = named(report["models"], name="round-1")
+    assert last["metrics"]["rules"]["mean"] == pytest.approx(sum(r["score"] for r in rows) / 3)
+    assert (last["kl"]["mean"], [row["kl"] for row in rows]) == (1.5, [1.0, 1.5, 2.0])
+    gap = named(report["differences"], model="round-1")
+    assert gap["mean"] == pytest.approx(sum(row["gain"] for row in rows) / 3)
+    assert gap["between"]["seeds"]["n"] == 3 and gap["between"]["prompts"]["n"] == 60
+    assert gap["wider"] == "seeds" and gap["low"] == gap["between"]["seeds"]["low"]
+    assert [each["name"] for each in report["models"]] == ["sft", "round-1"], "no row of its own"
+
+
+def test_a_gain_that_the_seeds_do_not_share_is_unclear_although_one_seed_is_sure(run):
+    report = by_three_seeds(run, 0.4, 0.0, -0.1).evaluate()
+    assert report["replicates"][0]["low"] > 0
+    assert report["verdict"]["better"] == "unclear"
+    assert "more seeds would narrow this more than more prompts" in report["verdict"]["why"]
+    assert "Give more seeds (seeds=6)" in report["verdict"]["why"]
+    page = (run.out / "report.html").read_text()
+    assert "round-1-seed-44" in page and "Between 3 seeds ±" in page
+    assert "| mean |" in (run.out / "report.md").read_text()
+
+
+def test_where_prompts_vary_more_the_advice_is_more_prompts(run):
+    report = by_three_seeds(run, 0.01, 0.012, 0.008, spread=1.0).evaluate()
+    assert named(report["differences"], model="round-1")["wider"] == "prompts"
+    assert "Give more prompts (prompts.split.test)" in report["verdict"]["why"]
+
+
+def test_one_seed_leaves_no_trace_in_the_report(tmp_path):
+    alone = by_three_seeds(Run(tmp_path / "one"), 0.2, kl=(-1.0,)).evaluate()
+    assert "replicates" not in alone and "between" not in alone["differences"][0]
+    assert "seeds" not in (tmp_path / "one" / "out" / "report.md").read_text()
+
+
+def test_prompts_that_one_seed_lacks_are_left_out_of_the_mean(run):
+    by_three_seeds(run, 0.2, 0.3, 0.4)
+    run.replicates["round-1-seed-44"] = make_eval(
+        run.replicates["round-1-seed-44"]["model"], scored(0.5, IDS[:40])
+    )
+    report = run.evaluate()
+    gap = named(report["differences"], model="round-1")
+    assert (gap["n"], gap["missing"]) == (40, 20)
+    assert any(row["model"] == "round-1-seed-44" for row in report["missing"]), "its KL is unknown"
+
+
+def test_a_seed_without_scores_leaves_the_first_seed_s(run):
+    by_three_seeds(run, 0.2, 0.3, 0.4)
+    of = run.replicates["round-1-seed-44"]["model"]
+    run.replicates["round-1-seed-44"] = make_eval(of, scored(0.5), without=("scores",))
+    report = run.evaluate()
+    gap = named(report["differences"], model="round-1")
+    assert "between" not in gap and gap["mean"] == report["replicates"][0]["gain"]
+    assert (report["replicates"][2]["score"], report["replicates"][2]["n"]) == (None, 0)

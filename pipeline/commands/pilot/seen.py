@@ -51,7 +51,7 @@ def measure_steps(cfg: Config) -> Iterator[MeasuredStep]:
 def find_kind(step: Step) -> str:
     if step.stage == "benchmark":  # a pilot does not lower its number of questions
         return ONCE
-    if isinstance(step.label, str):
+    if step.in_evaluation:
         return EVAL
     return ROUND if step.label else ONCE
 

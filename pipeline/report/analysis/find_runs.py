@@ -101,7 +101,8 @@ def _find_in_run(run: Path, row: str, name: str) -> FoundRun:
         )
     folder = reports[-1].resolve()
     step = read_step(folder)
-    evals = build_tree(step["inputs"]).get("evals", {})
+    inputs = build_tree(step["inputs"])
+    evals = inputs.get("evals", {}) | inputs.get("replicates", {})
     if not evals:
         raise UserError(f"{run}: its report names no evaluated model. {WHAT_TO_GIVE}")
     chosen = row or Report(folder).read()["evaluation"]["chosen"]

@@ -51,7 +51,7 @@ def _describe_training(steps: list[Ancestor]) -> dict[str, Any]:
         "objective": f"{config['trainer']} ({' + '.join(config['loss'])}), {changed}",
         "beta": config["beta"],
         "learning_rate": config["learning_rate"],
-        "rounds": len({step.label for step in steps}),
+        "rounds": sum(isinstance(step.label, int) for step in steps),  # not the replicates
     }
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pipeline.report.analysis.statistics import TIE
 from pipeline.report.formatting import (
     ReportRow,
+    explain_spread,
     format_interval,
     format_level,
     format_number,
@@ -129,6 +130,8 @@ def _describe_difference(
         f"{format_signed(gap['mean'])}, {format_level(basis.level)} "
         f"{format_interval(gap, format_signed)}."
     )
+    if "between" in gap:
+        difference = f"{difference} {explain_spread(gap)}"
     metrics = [model["metrics"][basis.scorer] for model in (chosen, sft)]
     if any(metric["n"] != gap["n"] for metric in metrics):
         return (
@@ -310,11 +313,14 @@ def _advise_after_no(basis: VerdictBasis, model: ReportRow, who: str = "It") -> 
 
 
 def _advise_after_unclear(basis: VerdictBasis, gap: ReportRow, chosen: ReportRow) -> str:
-    nats = chosen["kl"]["mean"]
+    nats, knob = chosen["kl"]["mean"], f"prompts.split.{basis.split}"
     if _is_near(nats):
         return _describe_small_move("It", nats)
     if _is_far(nats):
         return _describe_large_move("It", nats)
+    if "between" in gap and gap["low"] < gap["high"]:
+        more = f"seeds={2 * gap['between']['seeds']['n']}" if gap["wider"] == "seeds" else knob
+        return f"Give more {gap['wider']} ({more}) or train further (rounds, train.learning_rate)."
     if is_flat(gap):
         return (
             f"{basis.scorer} gives both models the same score on every prompt: choose a scorer that"
@@ -322,7 +328,7 @@ def _advise_after_unclear(basis: VerdictBasis, gap: ReportRow, chosen: ReportRow
         )
     return (
         f"This many prompts can detect a difference of {format_detectable(gap)}: evaluate on more"
-        f" (prompts.split.{basis.split}) or train further (rounds, train.learning_rate)."
+        f" ({knob}) or train further (rounds, train.learning_rate)."
     )
 
 

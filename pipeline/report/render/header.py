@@ -28,7 +28,13 @@ def list_settings(report: ReportRow) -> list[tuple[str, str]]:
         ("β", f"{setup['beta']:g}"),
         ("Learning rate", f"{setup['learning_rate']:g}"),
         ("Rounds", str(setup["rounds"])),
+        *([("Seeds", str(seeds))] if (seeds := _count_seeds(report)) else []),
     ]
+
+
+def _count_seeds(report: ReportRow) -> int:
+    """Of the last round; 0 where it was trained once."""
+    return len({row["model"] for row in report.get("replicates", ())})
 
 
 def list_tiles(report: ReportRow) -> list[tuple[str, str, str]]:

@@ -9,11 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import pluralize
-from pipeline.report.formatting import UNKNOWN, fit_scale, format_number
+from pipeline.report.formatting import (
+    UNKNOWN,
+    explain_spread,
+    fit_scale,
+    format_number,
+    measure_reach,
+)
 from pipeline.report.render import svg
 from pipeline.report.render.environment import render_document
 from pipeline.report.render.svg import WIDTH, Figure, SvgPoint
-from pipeline.report.render.table import Cell, ReportTable
+from pipeline.report.render.table import Cell, ReportTable, gain_cell
 
 SweepPoint = Mapping[str, Any]
 HEADER_HEIGHT, CELL_HEIGHT = 24, 44  # of a heat map
@@ -121,9 +127,10 @@ def write_lead(grid: SweepGrid) -> str:
         if grid.split == "dev"
         else " It was chosen on test, so its score there is biased upwards: use evaluate.split=dev."
     )
+    spread = f" {explain_spread(best['gain'])}" if "gain" in best else ""
     return (
         f"It scores {format_number(best['score'])}{against} on {grid.split} at {nats} from sft,"
-        f" {rank}{limit}.{warning}"
+        f" {rank}{limit}.{spread}{warning}"
     )
 
 
@@ -282,13 +289,32 @@ def _find_free_place(at: SvgPoint, names: Sequence[SvgPoint]) -> SvgPoint:
 
 
 def build_points(grid: SweepGrid) -> ReportTable:
-    columns = ["point", *grid.axes, f"score on {grid.split}", "KL to sft, nats", "status"]
+    gains = [point["gain"] for point in grid.points if "gain" in point]
+    of_seeds = ("Δ over sft", "between seeds", "between prompts") if gains else ()
+    figures = f"score on {grid.split}", *of_seeds, "KL to sft, nats"
     rows = []
     for point in grid.points:
         values = parse_overrides(point)
         knobs = [Cell(values.get(key, UNKNOWN)) for key in grid.axes]
-        figures = [Cell(format_number(point.get("score"))), Cell(format_number(point.get("kl"), 2))]
-        rows.append([Cell(str(point["point"])), *knobs, *figures, Cell(point["status"])])
+        cells = [Cell(format_number(point.get("score")))]
+        cells += _list_gain_cells(point.get("gain")) if gains else []
+        cells += [Cell(format_number(point.get("kl"), 2)), Cell(point["status"])]
+        rows.append([Cell(str(point["point"])), *knobs, *cells])
     chosen = str(grid.best["point"]) if grid.best else None
-    note = "The log of a failed point shows why it failed."
-    return ReportTable("Points", note, columns, rows, chosen)
+    means = "Scores, Δ and KL are means over a point's seeds. " if gains else ""
+    note = f"{means}The log of a failed point shows why it failed."
+    return ReportTable("Points", note, ["point", *grid.axes, *figures, "status"], rows, chosen)
+
+
+def _list_gain_cells(gain: Mapping[str, Any] | None) -> list[Cell]:
+    """Δ with its interval over seeds and prompts, and how far each of the two alone reaches."""
+    if gain is None:
+        return [Cell(UNKNOWN)] * 3
+    reaches = {name: measure_reach(gain["between"][name]) for name in ("seeds", "prompts")}
+    return [
+        gain_cell(gain),
+        *(
+            Cell(f"±{format_number(reach)}", "the wider" if name == gain["wider"] else "")
+            for name, reach in reaches.items()
+        ),
+    ]

@@ -7,6 +7,7 @@ from pipeline.report.analysis.remedies.finished_run import Advice, FinishedRun
 from pipeline.report.analysis.verdict import FAR_NATS, MIN_PROMPTS, NEAR_NATS
 from pipeline.report.formatting import (
     ReportRow,
+    explain_spread,
     format_interval,
     format_number,
     format_share,
@@ -35,6 +36,10 @@ def check_power(run: FinishedRun) -> Iterator[Advice]:
             f"{gap['n']} {run.split} prompts with scores are too few for a verdict",
             f"{knob}={MIN_PROMPTS * 10}: a verdict needs {MIN_PROMPTS}, a small effect hundreds",
         )
+        return
+    if gap.get("wider") == "seeds":
+        more = 2 * gap["between"]["seeds"]["n"]
+        yield Advice(f"the seeds differ. {explain_spread(gap)}", f"seeds={more}, or train further")
         return
     if not gap["detectable"] or gap["detectable"] <= abs(gap["mean"]):
         return

@@ -19,6 +19,7 @@ def build_tables(report: ReportRow) -> list[ReportTable]:
     tables = (
         models.build_models(report),
         expected.build_expected(report),
+        models.build_seeds(report),
         models.build_habits(report),
         models.build_criteria(report),
         models.build_slices(report),

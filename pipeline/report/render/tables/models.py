@@ -10,6 +10,7 @@ from pipeline.report.formatting import (
     NO_SPREAD,
     UNKNOWN,
     ReportRow,
+    explain_spread,
     format_count,
     format_interval,
     format_level,
@@ -62,6 +63,8 @@ def _explain_power(report: ReportRow) -> str:
     known = [gap for gap in gaps if gap["detectable"] is not None]
     of_chosen = (gap for gap in known if gap["model"] == evaluation["chosen"])
     shown = next(of_chosen, known[-1] if known else None)
+    if shown and "between" in shown:
+        return ""  # the table of seeds says more
     most = max((gap["n"] for gap in gaps), default=0)
     if (shown is None or is_flat(shown)) and most > 1:
         return NO_SPREAD
@@ -125,6 +128,53 @@ def _sides_cell(gap: ReportRow | None) -> Cell:
     if gap is None or gap["better"] is None:
         return Cell(UNKNOWN)
     return Cell(" · ".join(f"{100 * gap[side]:.0f} %" for side in ("better", "same", "worse")))
+
+
+def build_seeds(report: ReportRow) -> ReportTable:
+    """The last round by each of its seeds, and their mean."""
+    scorer, rows = report["evaluation"]["scorer"], report.get("replicates", [])
+    names = dict.fromkeys(row["scorer"] for row in rows)
+    columns = ("seed", scorer, *(f"Δ {name}" for name in names), "KL to sft")
+    by_model: dict[str, dict[str, ReportRow]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], {})[row["scorer"]] = row
+    cells = [_seed_row(name, by_scorer, scorer) for name, by_scorer in by_model.items()]
+    if not rows:
+        return ReportTable("Seeds", "", columns, cells)
+    first = rows[0]["model"]
+    gaps = {name: find_difference(report, first, name) for name in names}
+    [mean] = [model for model in report["models"] if model["name"] == first]
+    metric = mean["metrics"].get(scorer, NO_METRIC)
+    cells.append(
+        [
+            Cell("mean"),
+            Cell(format_number(metric["mean"])),
+            *(gain_cell(gap) if gap and gap["n"] else Cell(UNKNOWN) for gap in gaps.values()),
+            Cell(format_number(mean["kl"]["mean"], 2)),
+        ]
+    )
+    return ReportTable("Seeds", _write_seeds_note(first, gaps.get(scorer)), columns, cells)
+
+
+def _write_seeds_note(first: str, gap: ReportRow | None) -> str:
+    spread = f" {explain_spread(gap)}" if gap and "between" in gap else ""
+    return (
+        f"{first} trained again by other seeds, and its answers sampled by other seeds; all that"
+        " its training read is the same. A seed's interval is over prompts, that of the mean over"
+        f" seeds and prompts.{spread} In the other tables the scores and KL of {first} are this"
+        " mean; its answers, contests, style and benchmarks are those of the first seed."
+    )
+
+
+def _seed_row(name: str, by_scorer: dict[str, ReportRow], scorer: str) -> list[Cell]:
+    chief = by_scorer.get(scorer)
+    gains = [{**row, "mean": row["gain"]} for row in by_scorer.values()]
+    return [
+        Cell(name),
+        Cell(format_number(chief["score"] if chief else None)),
+        *(gain_cell(gain) if gain["n"] else Cell(UNKNOWN) for gain in gains),
+        Cell(format_number(gains[0]["kl"], 2)),
+    ]
 
 
 def build_habits(report: ReportRow) -> ReportTable:
