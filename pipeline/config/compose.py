@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,7 @@ def _compose_overrides(arguments: Arguments, overrides: list[str]) -> DictConfig
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="pipeline"):
             composed = _run_hydra(arguments, overrides)
             _leave_out_replaced(composed, arguments)
+            _share_adapter(composed)
             return composed
     except yaml.YAMLError as error:
         raise UserError(_describe_yaml_error(error)) from error
@@ -297,6 +299,14 @@ def _run_hydra(arguments: Arguments, overrides: list[str]) -> DictConfig:
 
     words = [*arguments.searchpath, *overrides]
     return hydra_compose("config", words, return_hydra_config=True)
+
+
+def _share_adapter(composed: DictConfig) -> None:
+    """Trainings of single rounds change the model as `train` does, unless they say otherwise."""
+    for block in composed.get("train_in_round", {}).values():
+        if isinstance(block, DictConfig) and "adapter" not in block:
+            with flag_override(block, ["struct", "readonly"], False):
+                block["adapter"] = deepcopy(composed.train.adapter)
 
 
 def _leave_out_replaced(composed: DictConfig, arguments: Arguments) -> None:

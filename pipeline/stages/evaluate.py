@@ -44,6 +44,7 @@ from pipeline.report.analysis.chats import (
 )
 from pipeline.report.analysis.cost import describe_cost
 from pipeline.report.analysis.distributions import describe_distributions
+from pipeline.report.analysis.effort import describe_effort
 from pipeline.report.analysis.eval_results import SFT, EvalResult, read_eval
 from pipeline.report.analysis.expected import compare_expected
 from pipeline.report.analysis.funnel import read_funnel
@@ -72,7 +73,7 @@ def run(
     prompts: Prompts,
     evals: dict[str, EvalArtifacts],
     chosen: Model,
-    pairs: list[Pairs],
+    pairs: list[Pairs] | None = None,
     duels: dict[str, dict[str, dict[str, Verdicts]]] | None = None,
     chats: dict[str, ChatSet] | None = None,
 ) -> Report:
@@ -91,7 +92,7 @@ def run(
         sets,
         list_ensembles(read_ancestors(out), prompts.path.name),
     )
-    report = assemble_report(cfg, out, prompts, find_name(chosen, results), found, pairs)
+    report = assemble_report(cfg, out, prompts, find_name(chosen, results), found, pairs or [])
     answers = tabulate_answers(results, asked)
 
     write_table(out / "answers.parquet", answers)
@@ -227,6 +228,7 @@ def assemble_report(
         "training": aggregate.describe_training(results),
         "cost": describe_cost(out),
         "missing": found.list_missing(),
+        **({"effort": effort} if (effort := describe_effort(out)) else {}),
     }
 
 

@@ -1,14 +1,16 @@
-"""From a config to its trainer: the policy, the reference, and one of two TRL trainers."""
+"""From a config to its trainer: the policy, the reference, and one of TRL's trainers."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PrinterCallback, get_scheduler, set_seed
 
-from pipeline.artifacts import Model, write_table
-from pipeline.config import FullAdapter, TrainConfig
+from pipeline.artifacts import Model, Prompts, write_table
+from pipeline.config import FullAdapter, OnlineTraining, TrainConfig
 from pipeline.errors import StageError, UserError
 from pipeline.models import loading
 from pipeline.training.distributed.sharded import HeadRegistration
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     import polars as pl
     from datasets import Dataset
 
-PARTS = "train", "dev"  # of the pairs; the demonstrations to rehearse are a third table
+    from pipeline.training.trainers.rewards import Rewards
+
+PARTS = "train", "dev"  # of the pairs or prompts; the demonstrations to rehearse are a third table
 
 
 def import_trainer(name: str) -> Any:
@@ -43,6 +47,14 @@ def import_trainer(name: str) -> Any:
             from pipeline.training.trainers import kto
 
             return kto
+        case "grpo":
+            from pipeline.training.trainers import grpo
+
+            return grpo
+        case "rloo":
+            from pipeline.training.trainers import rloo
+
+            return rloo
     raise ValueError(name)
 
 
@@ -54,6 +66,25 @@ def load_policy(cfg: TrainConfig, init: Model) -> Any:
     return loading.load_with_adapter(init, cfg.adapter, cfg.dtype)
 
 
+@contextmanager
+def open_rewards(
+    cfg: TrainConfig, init: Model, prompts: Prompts | None, reward: Model | None
+) -> "Iterator[Rewards | None]":
+    """What scores the answers of online training; None for training on pairs."""
+    if not isinstance(cfg, OnlineTraining):
+        yield None
+        return
+    from pipeline.backends.chat import ModelTokenizer
+    from pipeline.training.trainers.rewards import Rewards
+
+    assert prompts, "the plan gives online training its prompts"
+    rewards = Rewards(cfg, ModelTokenizer(init, loading.load_tokenizer(init)), prompts, reward)
+    try:
+        yield rewards
+    finally:
+        rewards.close()
+
+
 def build_trainer(
     cfg: TrainConfig,
     policy: Any,
@@ -62,6 +93,7 @@ def build_trainer(
     rows: "dict[str, pl.DataFrame]",
     out: Path,
     guards: Guards,
+    rewards: "Rewards | None" = None,
 ) -> tuple[Any, CheckpointLedger]:
     ledger = CheckpointLedger(out / "scratch" / "checkpoints")
     weights = {
@@ -74,10 +106,14 @@ def build_trainer(
         ref_model["ref_model"] = _load_reference(cfg, policy, init, reference)
     args = _make_arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
     data = _make_datasets(args, rows, out / "scratch")
+    online = {}
+    if rewards:
+        online = {"reward_funcs": [rewards], "stop_ids": rewards.tokenizer.stop_ids}
     sharing, start = PromptSharing(cfg, rows, out), StartCheck(cfg, rows, init, reference)
     trainer = import_trainer(cfg.trainer).Trainer(
         model=policy,
         **ref_model,
+        **online,
         args=args,
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
@@ -185,8 +221,6 @@ def trainer_arguments(cfg: TrainConfig, checkpoints: Path, evaluates: bool) -> d
         **import_trainer(cfg.trainer).loss_arguments(cfg),
         **_optimizer_arguments(cfg),
         **_save_arguments(cfg),
-        "beta": cfg.beta,
-        "max_length": cfg.max_length,
         "per_device_eval_batch_size": cfg.runtime.micro_batch,
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": cfg.eval_every,
