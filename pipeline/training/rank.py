@@ -21,9 +21,9 @@ def main() -> int:
     select_device()
     path = Path(sys.argv[1])
     order = json.loads(path.read_text())
-    kinds = {name: Model for name in ("init", "reference", "reward")} | {
-        name: Prompts for name in ("dev", "prompts")
-    }
+    kinds = dict.fromkeys(("init", "reference", "reward"), Model) | dict.fromkeys(
+        ("dev", "prompts"), Prompts
+    )
     inputs: dict[str, Any] = {
         name: kind(Path(order[name])) if order[name] else None for name, kind in kinds.items()
     }

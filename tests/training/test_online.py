@@ -10,7 +10,7 @@ import pytest
 from pipeline.artifacts import DROPPED_FILE, Model
 from pipeline.errors import StageError, UserError
 from pipeline.stages import train
-from tests.support.online import N, SHORT, online, request, write_prompts
+from tests.support.online import SHORT, N, online, request, write_prompts
 from tests.support.preferences import LORA
 from tests.support.tiny import tiny_model
 
@@ -163,9 +163,10 @@ def test_a_killed_training_ends_with_the_same_bytes(rounds, trainer, args, monke
             raise Killed
         return score(self, **given)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Rewards, "__call__", die)
+    monkeypatch.setattr(Rewards, "__call__", die)
+    with pytest.raises(Killed):
         rounds.train(f"{name} killed", cfg)
+    monkeypatch.undo()
     checkpoints = rounds.store / "train" / f"{name} killed" / "scratch" / "checkpoints"
     steps = 16 if args else 8
     assert [path.name for path in checkpoints.glob("checkpoint-*")] == [f"checkpoint-{steps}"]

@@ -51,7 +51,6 @@ class StartCheck(TrainerCallback):
                 logps = _compute_logps(self.cfg, module, self.rows)
                 _compare_logps(self.cfg, logps, self.rows, RECOMPUTED)
 
-
     def on_log(
         self,
         args: Any,

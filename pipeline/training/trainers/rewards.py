@@ -87,7 +87,7 @@ class Rewards:
         return whole[self.cfg.reward]
 
     def _warn_of_equal(self, answers: list[Answer], known: dict[str, Score]) -> None:
-        """Said at once, and once: a reward that never differs would train to the end for nothing."""
+        """Warn once, at the start: a reward that never differs trains to the end for nothing."""
         groups: dict[str, set[float | None]] = {}
         for answer in answers:
             groups.setdefault(answer.prompt_id, set()).add(known[answer.sample_id].score)
