@@ -286,7 +286,7 @@ def _compose_overrides(arguments: Arguments, overrides: list[str]) -> DictConfig
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="pipeline"):
             composed = _run_hydra(arguments, overrides)
             _leave_out_replaced(composed, arguments)
-            _share_adapter(composed)
+            _complete_rounds(composed)
             return composed
     except yaml.YAMLError as error:
         raise UserError(_describe_yaml_error(error)) from error
@@ -301,11 +301,18 @@ def _run_hydra(arguments: Arguments, overrides: list[str]) -> DictConfig:
     return hydra_compose("config", words, return_hydra_config=True)
 
 
-def _share_adapter(composed: DictConfig) -> None:
-    """Trainings of single rounds change the model as `train` does, unless they say otherwise."""
-    for block in composed.get("train_in_round", {}).values():
-        if isinstance(block, DictConfig) and "adapter" not in block:
-            with flag_override(block, ["struct", "readonly"], False):
+def _complete_rounds(composed: DictConfig) -> None:
+    """Trainings of single rounds change the model as `train` does, unless they say otherwise.
+
+    A round's number is a text where a file is chosen for it, and a number in YAML.
+    """
+    rounds = composed.get("train_in_round", {})
+    with flag_override(composed, ["struct", "readonly"], False):
+        for number in [key for key in rounds if not isinstance(key, str)]:
+            own = rounds.pop(number)
+            rounds[str(number)] = OmegaConf.merge(rounds.get(str(number), {}), own)
+        for block in rounds.values():
+            if isinstance(block, DictConfig) and "adapter" not in block:
                 block["adapter"] = deepcopy(composed.train.adapter)
 
 

@@ -21,9 +21,8 @@ def main() -> int:
     select_device()
     path = Path(sys.argv[1])
     order = json.loads(path.read_text())
-    kinds = dict.fromkeys(("init", "reference", "reward"), Model) | dict.fromkeys(
-        ("dev", "prompts"), Prompts
-    )
+    kinds: dict[str, Any] = dict.fromkeys(("init", "reference", "reward"), Model)
+    kinds |= dict.fromkeys(("dev", "prompts"), Prompts)
     inputs: dict[str, Any] = {
         name: kind(Path(order[name])) if order[name] else None for name, kind in kinds.items()
     }

@@ -10,19 +10,19 @@ import pytest
 from pipeline.artifacts import DROPPED_FILE, Model
 from pipeline.errors import StageError, UserError
 from pipeline.stages import train
-from tests.support.online import SHORT, N, online, request, write_prompts
+from tests.support.online import LETTER, N, online, request, write_prompts
 from tests.support.preferences import LORA
 from tests.support.tiny import tiny_model
 
 pytestmark = pytest.mark.model
 
 ENSEMBLE = {
-    "short": SHORT,
-    "spaced": {"kind": "regex", "pattern": " ", "whole": False, "wanted": True, "gold": False},
-    "both": {"kind": "ensemble", "weights": {"short": 1.0, "spaced": 3.0}, "combine": "mean",
+    "letter": LETTER,
+    "vowel": {**LETTER, "pattern": "o"},
+    "both": {"kind": "ensemble", "weights": {"letter": 1.0, "vowel": 3.0}, "combine": "mean",
              "gates": {}, "gold": False},
 }  # fmt: skip
-NEVER = {"same": {**SHORT, "max": 10**6}}
+NEVER = {"same": {**LETTER, "pattern": ""}}
 
 
 class Killed(Exception):
@@ -32,7 +32,7 @@ class Killed(Exception):
 class Rounds:
     def __init__(self, store: Path):
         self.store = store
-        self.sft = tiny_model(store / "sft" / "aaaaaaaaaaaa")
+        self.sft = tiny_model(store / "sft" / "aaaaaaaaaaaa", spread=0.05)
         self.other = tiny_model(store / "sft" / "cccccccccccc", seed=1)
         self.prompts = write_prompts(store / "prompts" / "train")
         self.dev = write_prompts(store / "prompts" / "dev", 4, seed=1)
@@ -102,21 +102,22 @@ def test_the_advantages_are_those_of_our_scores(rounds, tmp_path, monkeypatch):
 
     from pipeline.backends.chat import ModelTokenizer
 
-    tokenizer = ModelTokenizer(rounds.sft)
+    tokenizer = ModelTokenizer(rounds.sft).tokenizer
+    different = 0
     for trainer, loss in (("grpo", "dapo"), ("rloo", "rloo")):
         cfg = online(trainer=trainer, loss=[loss], reference_logps="none")
         batches = collect_batches(rounds, cfg, tmp_path / trainer, monkeypatch)
         monkeypatch.undo()
         for batch in batches:
-            short = batch["completion_mask"].sum(1) <= SHORT["max"]
+            texts = tokenizer.batch_decode(batch["completion_ids"], skip_special_tokens=True)
             # TRL has shuffled nothing yet: answers to a prompt are neighbours.
-            rewards = short.float().double().view(-1, N)
+            rewards = torch.tensor([float("e" in text) for text in texts]).view(-1, N)
+            different += rewards.std(1).count_nonzero()
             mean, spread = rewards.mean(1, keepdim=True), rewards.std(1, keepdim=True)
             others = (rewards.sum(1, keepdim=True) - rewards) / (N - 1)
             expected = (rewards - mean) / (spread + 1e-4) if trainer == "grpo" else rewards - others
-            assert batch["advantages"].double() == pytest.approx(expected.flatten(), abs=1e-5)
-            assert torch.equal(batch["prompt_ids"][0], batch["prompt_ids"][N - 1])
-    assert tokenizer.stop_ids
+            assert batch["advantages"].tolist() == pytest.approx(expected.flatten(), abs=1e-5)
+    assert different > 6
 
 
 def test_grpo_learns_what_is_rewarded(rounds):
@@ -126,7 +127,6 @@ def test_grpo_learns_what_is_rewarded(rounds):
     assert sum(reward[-16:]) / 16 > sum(reward[:16]) / 16 + 0.1
     cost = json.loads((model.path / "cost.json").read_text())
     assert cost["completions"] == 48 * 2 * N and cost["sampled_by"] == "transformers"
-    assert "Reward" in (model.path / "README.md").read_text() or model.read_metrics()
 
 
 def test_the_first_answers_have_no_kl_where_training_starts_from_its_reference(rounds, grpo):
@@ -200,8 +200,8 @@ def test_several_scorers_make_one_reward(rounds, tmp_path, monkeypatch):
     rounds.train("several", cfg)
     assert len(seen) == 6 * 2 * N
     for answer, value in seen:
-        short = float(1 <= answer.tokens <= SHORT["max"])
-        assert value == pytest.approx((short + 3 * (" " in answer.completion)) / 4)
+        letter, vowel = ("e" in answer.completion), ("o" in answer.completion)
+        assert value == pytest.approx((letter + 3 * vowel) / 4)
     assert len({value for _, value in seen}) > 1
 
 
@@ -211,9 +211,7 @@ def test_a_reward_that_never_differs_is_said_with_its_share(rounds, capsys):
     assert "the first answers to each of 2 prompts have equal rewards by same" in said
     assert "nothing to learn here: 100% of the groups have equal rewards" in said
     summary = json.loads((model.path / "training.json").read_text())
-    assert "100% of the groups" in summary["symptoms"][0]["symptom"] or any(
-        "100% of the groups" in one["symptom"] for one in summary["symptoms"]
-    )
+    assert any("100% of the groups" in one["symptom"] for one in summary["symptoms"])
 
 
 def test_rewards_that_fail_stop_the_training(rounds, monkeypatch):
@@ -224,7 +222,7 @@ def test_rewards_that_fail_stop_the_training(rounds, monkeypatch):
 
     monkeypatch.setattr(rules.Rules, "score", fail)
     with pytest.raises(
-        StageError, match=re.escape("8 of 48 rewards by short failed already (the server is gone)")
+        StageError, match=re.escape("8 of 48 rewards by letter failed already (the server is gone)")
     ):
         rounds.train("fails", online())
 
