@@ -11,7 +11,6 @@ from pipeline.config.judge import Judge, PairwiseScorer, VllmEngine
 from pipeline.config.sample import SampleRequest, SamplingSettings
 from pipeline.config.score import LabelsScorer, ScoreConfig, list_members
 from pipeline.config.training import TrainConfig
-from pipeline.errors import pluralize
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -54,15 +53,12 @@ class OnlineTraining(TrainConfig):
     @property
     def sampling_warning(self) -> str | None:
         """A warning where the loss takes other likelihoods than the answers are drawn by."""
-        drawn = self.setting
-        changed = [f"{name}={value:g}" for name, value, plain in (
-            ("top_p", drawn.top_p, 1), ("min_p", drawn.min_p, 0)
-        ) if value != plain]  # fmt: skip
-        if not changed:
+        top_p, min_p = self.setting.top_p, self.setting.min_p
+        if top_p == 1 and min_p == 0:
             return None
         return (
-            f"sample.settings: {' and '.join(changed)} leaves out tokens that {self.trainer} counts"
-            " as possible: its ratios are off. top_p=1 and min_p=0 are usual here"
+            f"sample.settings: top_p={top_p:g} and min_p={min_p:g} leave out tokens that"
+            f" {self.trainer} counts as possible, so its ratios are off; 1 and 0 are usual here"
         )
 
 
@@ -124,7 +120,7 @@ def _find_sampling_faults(cfg: "Config", train: TrainConfig) -> Iterator[str]:
         names = ", ".join(cfg.sample.settings)
         yield (
             f"sample.settings has {names}: train={train.trainer} samples by one setting."
-            " Leave the others out, as sample.settings.NAME=null."
+            " Unmount the others: ~setting@sample.settings.NAME."
         )
         return
     ((name, drawn),) = cfg.sample.settings.items()
@@ -185,9 +181,3 @@ def _explain_no_reward(scorer: Any) -> str | None:
         case Judge(engine=engine) if not isinstance(engine, VllmEngine) and engine.batch:
             return "its judge answers by batches, hours later (engine.batch=true)"
     return None
-
-
-def describe_generation(cfg: OnlineTraining) -> str:
-    """What one generation is, in words."""
-    prompts, n = pluralize(cfg.prompts_at_once, "prompt"), cfg.setting.n
-    return f"{prompts} × {n} answers at once"

@@ -11,6 +11,7 @@ from transformers import PrinterCallback, get_scheduler, set_seed
 
 from pipeline.artifacts import Model, Prompts, write_table
 from pipeline.config import FullAdapter, OnlineTraining, TrainConfig
+from pipeline.config.trl_args import ONLINE
 from pipeline.errors import StageError, UserError
 from pipeline.models import loading
 from pipeline.training.distributed.sharded import HeadRegistration
@@ -36,8 +37,18 @@ if TYPE_CHECKING:
 PARTS = "train", "dev"  # of the pairs or prompts; the demonstrations to rehearse are a third table
 
 
+def _skip_vllm() -> None:
+    """TRL imports vLLM with its online trainers, which takes seconds, also where it is not used."""
+    if not torch.cuda.is_available():
+        import trl.import_utils
+
+        trl.import_utils.is_vllm_available = lambda min_version=None: False
+
+
 def import_trainer(name: str) -> Any:
     """The module of one TRL trainer class, with its `Trainer`, `Arguments` and `loss_arguments`."""
+    if name in ONLINE:
+        _skip_vllm()
     match name:
         case "dpo":
             from pipeline.training.trainers import dpo

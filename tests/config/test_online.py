@@ -77,7 +77,8 @@ REFUSED = {
     "train.args.max_completion_length=5": ("is set by the stage", "use limits.completion"),
     "train.args.num_generations=4": ("is set by the stage", "use sample.settings.NAME.n"),
     "train.beta=5": ("20 times more than dapo usually has", "typical_beta=5"),
-    "+setting@sample.settings.cold=default": ("samples by one setting", "null"),
+    "+setting@sample.settings.cold=default": (
+        "samples by one setting", "~setting@sample.settings.NAME"),
     "backend@sample.backend=endpoint sample.backend.model=m"
     " sample.backend.runtime.base_url=http://localhost:1/v1": (
         "samples from a policy that changes with each step", "vllm or transformers"),
