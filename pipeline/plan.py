@@ -11,9 +11,11 @@ from pipeline.config import (
     REVISED,
     BestOfNConfig,
     Config,
+    OnlineTraining,
     RewardTraining,
     ServedMember,
     SftTraining,
+    TrainConfig,
     shift_seed,
 )
 from pipeline.evals import EvalPlan, EvalSteps
@@ -33,41 +35,19 @@ def plan(cfg: Config) -> Step:
     policy, models, pairs = sft, {"sft": sft}, list[Step]()
     dev_evals: dict[str, EvalSteps] = {}  # what the gate compares, planned once for each model
     for r in range(1, cfg.rounds + 1):
-        samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
-        pool = plan_pool(cfg, r, members, policy, samples, sft, prompts / "train", reward)
-        candidates = plan_candidates(cfg, r, policy, samples, scores, pool, prompts, reward)
-        pair = Step(
-            "pair",
-            cfg.pair.for_round(r, cfg.scores_samples, cfg.steps.cut if cfg.steps else None),
-            at=r,
-            policy=policy,
-            offline=offline,
-            prior=prior,
-            **candidates._asdict(),
-            earlier=list(pairs) if cfg.pair.budget.per_prompt else None,
-            prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
-        )
-        pairs += [pair]
-
-        best_of_n = plan_best_of_n(cfg.best_of_n, r, policy, samples, scores, pool)
-        init = {"previous": policy, "sft": sft, "best_of_n": best_of_n}[cfg.init]
-        references = {"previous": policy, "sft": sft, "init": init}
-        reference = references[cfg.reference.model] if cfg.train.reference_logps != "none" else None
-        trained = pairs if cfg.train_on == "all" else [pair]
-        logps = list[Step]()
-        if reference and cfg.train.reference_logps == "precomputed":
-            logps = [plan_reference(cfg, r, reference, rows) for rows in trained]
-        policy = Step(
-            "train",
-            cfg.train,
-            at=r,
-            init=init,
-            pairs=trained,
-            reference=reference,
-            logps=logps,
-            dev=prompts / "dev",
-            decontamination=ngrams if cfg.train.rehearsal else None,
-        )
+        train = cfg.training(r)
+        if isinstance(train, OnlineTraining):  # it samples and scores while it trains
+            policy = plan_online(cfg, r, train, policy, sft, prompts, reward)
+        else:
+            pair, best_of_n = plan_pairs(
+                cfg, r, policy, sft, prompts, reward, members, offline, prior, pairs
+            )
+            pairs += [pair]
+            init = {"previous": policy, "sft": sft, "best_of_n": best_of_n}[cfg.init]
+            references = {"previous": policy, "sft": sft, "init": init}
+            reference = references[cfg.reference.model]
+            trained = pairs if cfg.train_on == "all" else [pair]
+            policy = plan_training(cfg, r, train, init, reference, trained, prompts)
         models[f"round-{r}"] = policy
         if cfg.gate:  # the next round starts from the best model so far
             new = [name for name in models if name not in dev_evals]
@@ -83,6 +63,90 @@ def plan(cfg: Config) -> Step:
             [policy] = merged.values()
     models = {"base": base, **models} if base else models
     return plan_report(cfg, evals, models, policy, pairs, prompts)
+
+
+def plan_pairs(
+    cfg: Config,
+    r: int,
+    policy: Step,
+    sft: Step,
+    prompts: Step,
+    reward: Step | None,
+    members: dict[str, Step],
+    offline: Step | None,
+    prior: Step | None,
+    earlier: list[Step],
+) -> tuple[Step, Step | None]:
+    """The round's samples, their scores, and the pairs that these make; SFT on the best ones."""
+    samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
+    pool = plan_pool(cfg, r, members, policy, samples, sft, prompts / "train", reward)
+    candidates = plan_candidates(cfg, r, policy, samples, scores, pool, prompts, reward)
+    pair = Step(
+        "pair",
+        cfg.pair.for_round(r, cfg.scores_samples, cfg.steps.cut if cfg.steps else None),
+        at=r,
+        policy=policy,
+        offline=offline,
+        prior=prior,
+        **candidates._asdict(),
+        earlier=list(earlier) if cfg.pair.budget.per_prompt else None,
+        prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
+    )
+    return pair, plan_best_of_n(cfg.best_of_n, r, policy, samples, scores, pool)
+
+
+def plan_training(
+    cfg: Config,
+    r: int,
+    train: TrainConfig,
+    init: Step | None,
+    reference: Step | None,
+    pairs: list[Step],
+    prompts: Step,
+) -> Step:
+    """A training on pairs; before it, the reference's values where they can be precomputed."""
+    if train.reference_logps == "none":
+        reference = None
+    logps = list[Step]()
+    if reference and train.reference_logps == "precomputed":
+        logps = [plan_reference(cfg, r, reference, rows) for rows in pairs]
+    return Step(
+        "train",
+        train,
+        at=r,
+        knob=cfg.training_knob(r),
+        init=init,
+        pairs=list(pairs),
+        reference=reference,
+        logps=logps,
+        dev=prompts / "dev",
+        decontamination=prompts / "decontamination" if train.rehearsal else None,
+    )
+
+
+def plan_online(
+    cfg: Config,
+    r: int,
+    train: OnlineTraining,
+    policy: Step,
+    sft: Step,
+    prompts: Step,
+    reward: Step | None,
+) -> Step:
+    """A training on the policy's answers to the prompts that the round would have sampled."""
+    init = sft if cfg.init == "sft" else policy
+    reference = {"previous": policy, "sft": sft, "init": init}[cfg.reference.model]
+    return Step(
+        "train",
+        train,
+        at=r,
+        knob=cfg.training_knob(r),
+        init=init,
+        reference=reference if train.reference_logps == "online" else None,
+        prompts=prompts / "train",
+        dev=prompts / "dev",
+        reward=reward if train.score.uses_reward_stage else None,
+    )
 
 
 def plan_sft(cfg: Config, base: Step | None, ngrams: Part) -> Step:

@@ -29,9 +29,10 @@ def main() -> None:
 
 
 def table() -> dict[str, dict[str, Any]]:
-    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
+    import trl
 
-    trainers = {DPOConfig: DPOTrainer, SFTConfig: SFTTrainer, KTOConfig: KTOTrainer}
+    names = ("DPO", "SFT", "KTO", "GRPO", "RLOO")
+    trainers = {getattr(trl, f"{name}Config"): getattr(trl, f"{name}Trainer") for name in names}
     return {config.__name__: facts(config, trainer) for config, trainer in trainers.items()}
 
 

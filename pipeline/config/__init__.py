@@ -92,6 +92,7 @@ from pipeline.config.models import (
     TinyBase,
 )
 from pipeline.config.offline import OfflineConfig, PreferenceRows, PreferenceShape
+from pipeline.config.online import OnlineTraining, train_online
 from pipeline.config.pair import (
     AllPairs,
     BestRandom,
@@ -247,6 +248,7 @@ class Config(Block):
     pair: UserPairConfig
     reference: TrainingReference
     train: TrainConfig
+    train_in_round: dict[PositiveInt, TrainConfig]
     best_of_n: BestOfNConfig | None
     offline: OfflineConfig | None
     merge: MergeConfig | None
@@ -264,6 +266,23 @@ class Config(Block):
     dry_run: bool
     verify: bool
     preload: bool
+
+    def training(self, round: int) -> TrainConfig | OnlineTraining:
+        train = self.train_in_round.get(round, self.train)
+        return train_online(self, train, round) if train.is_online else train
+
+    def training_knob(self, round: int) -> str:
+        return f"train_in_round.{round}" if round in self.train_in_round else "train"
+
+    @property
+    def trainings(self) -> list[TrainConfig]:
+        """The block of each round."""
+        rounds = range(1, self.rounds + 1)
+        return [self.train_in_round.get(number, self.train) for number in rounds]
+
+    @property
+    def makes_pairs(self) -> bool:
+        return not all(train.is_online for train in self.trainings)
 
     @property
     def samples_policy(self) -> bool:

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,7 @@ def _compose_overrides(arguments: Arguments, overrides: list[str]) -> DictConfig
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="pipeline"):
             composed = _run_hydra(arguments, overrides)
             _leave_out_replaced(composed, arguments)
+            _complete_rounds(composed)
             return composed
     except yaml.YAMLError as error:
         raise UserError(_describe_yaml_error(error)) from error
@@ -297,6 +299,21 @@ def _run_hydra(arguments: Arguments, overrides: list[str]) -> DictConfig:
 
     words = [*arguments.searchpath, *overrides]
     return hydra_compose("config", words, return_hydra_config=True)
+
+
+def _complete_rounds(composed: DictConfig) -> None:
+    """Trainings of single rounds change the model as `train` does, unless they say otherwise.
+
+    A round's number is a text where a file is chosen for it, and a number in YAML.
+    """
+    rounds = composed.get("train_in_round", {})
+    with flag_override(composed, ["struct", "readonly"], False):
+        for number in [key for key in rounds if not isinstance(key, str)]:
+            own = rounds.pop(number)
+            rounds[str(number)] = OmegaConf.merge(rounds.get(str(number), {}), own)
+        for block in rounds.values():
+            if isinstance(block, DictConfig) and "adapter" not in block:
+                block["adapter"] = deepcopy(composed.train.adapter)
 
 
 def _leave_out_replaced(composed: DictConfig, arguments: Arguments) -> None:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from pipeline.config.evaluate import PANEL, list_retention_names
 from pipeline.config.judge import PairwiseScorer
 from pipeline.config.models import SftTraining
+from pipeline.config.online import find_online_faults
 from pipeline.config.pool_checks import find_pool_faults
 from pipeline.config.reward import RewardTraining
 from pipeline.config.sample import ANSWER, KL
 from pipeline.config.score import EnsembleScorer, list_criteria
-from pipeline.config.training import FullAdapter, LoraAdapter
+from pipeline.config.training import FullAdapter, LoraAdapter, TrainConfig
 from pipeline.errors import suggest
 
 if TYPE_CHECKING:
@@ -27,9 +28,12 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_expect(cfg)
     yield from _check_mix(cfg)
     yield from _check_edits(cfg)
-    yield from _check_guards(cfg)
-    yield from _check_pair_columns(cfg)
-    yield from _check_samples_per_prompt(cfg)
+    yield from _check_rounds(cfg)
+    different = [train for at, train in enumerate(cfg.trainings) if train not in cfg.trainings[:at]]
+    for train in different:
+        yield from _check_training(cfg, train)
+    if cfg.makes_pairs:
+        yield from _check_samples_per_prompt(cfg)
     yield from find_pool_faults(cfg)
     yield from _check_best_of_n(cfg)
     yield from _check_revise(cfg)
@@ -49,7 +53,6 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
             f"rounds={cfg.rounds} need fresh prompts each:"
             " give sample.per_round=N, the prompts of one round, or sample.reuse_prompts=true."
         )
-    yield from _check_reference(cfg)
     yield from _check_sft(cfg)
     yield from _check_folders(cfg)
 
@@ -179,10 +182,28 @@ def _check_edits(cfg: "Config") -> Iterator[str]:
             )
 
 
-def _check_guards(cfg: "Config") -> Iterator[str]:
+def _check_rounds(cfg: "Config") -> Iterator[str]:
+    for number in cfg.train_in_round:
+        if number > cfg.rounds:
+            yield (
+                f"train_in_round.{number}: there is no round {number}, since rounds={cfg.rounds}."
+                f" Give rounds={number}, or the number of another round."
+            )
+
+
+def _check_training(cfg: "Config", train: TrainConfig) -> Iterator[str]:
+    if train.is_online:
+        yield from find_online_faults(cfg, train)
+        return
+    yield from _check_guards(cfg, train)
+    yield from _check_pair_columns(cfg, train)
+    yield from _check_reference(cfg, train)
+
+
+def _check_guards(cfg: "Config", train: TrainConfig) -> Iterator[str]:
     """A guard that stops a training reads its evaluations, which need dev pairs."""
     dev = cfg.pair.dev
-    if cfg.train.guards.may_stop_early and not (dev.max_share and (dev.share or dev.min)):
+    if train.guards.may_stop_early and not (dev.max_share and (dev.share or dev.min)):
         yield (
             "train.guards: a training without dev pairs is never evaluated, so nothing can stop it."
             " Give pair.dev.share above 0, or pair.dev.min, with pair.dev.max_share above 0."
@@ -357,16 +378,16 @@ def _check_mix(cfg: "Config") -> Iterator[str]:
         )
 
 
-def _check_pair_columns(cfg: "Config") -> Iterator[str]:
+def _check_pair_columns(cfg: "Config", train: TrainConfig) -> Iterator[str]:
     """What the training reads of the pairs has to be known of them."""
-    column = cfg.train.weight.column
+    column = train.weight.column
     if column == "weight" and cfg.pair.weight is None:
         yield (
             "train.weight.column=weight: pair.weight is null, so no pair has one."
             " Give pair.weight=margin, confidence or rows"
         )
     made_of = {"margin": "margin", "confidence": "p_chosen"}.get(cfg.pair.weight or "")
-    read = {*cfg.train.pair_columns, made_of if column == "weight" else column}
+    read = {*train.pair_columns, made_of if column == "weight" else column}
     unknown = [name for name in ("margin", "p_chosen") if name in read]
     has_no_scores = cfg.pair.strategy.kind == "demonstration" or not cfg.scores_samples
     if unknown and has_no_scores and cfg.pair.mix.on_policy:
@@ -375,7 +396,7 @@ def _check_pair_columns(cfg: "Config") -> Iterator[str]:
             f" have no {unknown[0]}, which the training reads."
             " Give pair=best_worst, or train=dpo without train.weight."
         )
-    if "margin" in cfg.train.pair_columns and cfg.pair.edits:
+    if "margin" in train.pair_columns and cfg.pair.edits:
         yield (
             "pair.edits: a pair that a person changed has no margin, which train.loss reads."
             " Give pair.edits={}, or train=dpo."
@@ -499,16 +520,16 @@ def _check_reward(cfg: "Config") -> Iterator[str]:
         yield _describe_ngram_mismatch("reward", cfg.reward.decontamination.ngram, cfg)
 
 
-def _check_reference(cfg: "Config") -> Iterator[str]:
+def _check_reference(cfg: "Config", train: TrainConfig) -> Iterator[str]:
     """Precomputed reference values have to come from the model as the training loads it."""
-    if cfg.train.reference_logps == "precomputed" and cfg.reference.dtype != cfg.train.dtype:
+    if train.reference_logps == "precomputed" and cfg.reference.dtype != train.dtype:
         yield (
-            f"reference.dtype={cfg.reference.dtype} and train.dtype={cfg.train.dtype}: reference"
+            f"reference.dtype={cfg.reference.dtype} and train.dtype={train.dtype}: reference"
             " values of another dtype are off at step 0. Give the same for both, as dtype=…"
         )
-    adapter = cfg.train.adapter
+    adapter = train.adapter
     quantization = None if isinstance(adapter, FullAdapter) else adapter.quantization
-    if cfg.train.reference_logps == "precomputed" and cfg.reference.quantization != quantization:
+    if train.reference_logps == "precomputed" and cfg.reference.quantization != quantization:
         yield (
             "reference.quantization: reference values of a base quantized unlike the policy's are"
             " off at step 0. Leave it out: it follows train.adapter.quantization."

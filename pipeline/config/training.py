@@ -18,7 +18,7 @@ from pipeline.config.demonstrations import OptionalRehearsal
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.kernels import Attention, explain_args, explain_attention
 from pipeline.config.launch import SHARDED_WEIGHTS, LaunchedRuntime, TrainerRuntime
-from pipeline.config.trl_args import LOSS_COLUMNS, check_args, couples_rows
+from pipeline.config.trl_args import LOSS_COLUMNS, ONLINE, check_args, couples_rows
 from pipeline.errors import pluralize
 
 # The values of β that are published and in use, by loss. A margin per token needs a larger one.
@@ -34,6 +34,10 @@ TYPICAL_BETA: dict[str, tuple[float, float]] = {
     "reward_aware": (0.001, 0.5),
     **dict.fromkeys(("sigmoid_norm", "simpo"), (2.0, 10.0)),
     "orpo": (0.05, 1.0),
+    **dict.fromkeys(
+        ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo", "rloo"),
+        (0.001, 0.1),
+    ),
 }  # fmt: skip
 MAX_BETA_FACTOR = 20
 
@@ -153,7 +157,7 @@ class TokenMask(Block):
 
 
 class TrainConfig(Optimization):
-    trainer: Literal["dpo", "kto"]
+    trainer: Literal["dpo", "kto", "grpo", "rloo"]
     loss: Annotated[list[str], Field(min_length=1)]
     loss_weights: list[float] | None
     weight: PairWeight
@@ -174,6 +178,16 @@ class TrainConfig(Optimization):
         """Kernels compute the same; a training without a weight or mask is as before they came."""
         used = {"weight": self.weight.column, "mask": self.mask.format_tokens}
         return frozenset({"attention", *(name for name, value in used.items() if not value)})
+
+    @property
+    def is_online(self) -> bool:
+        """Whether the trainer samples and scores answers itself, and reads no pairs."""
+        return self.trainer in ONLINE
+
+    @property
+    def answers_per_row(self) -> int:
+        """The sequences of one row of its batch."""
+        return 2 if self.trainer == "dpo" else 1
 
     @property
     def pair_columns(self) -> list[str]:
@@ -214,6 +228,31 @@ class TrainConfig(Optimization):
             raise ValueError(
                 "mask.format_tokens: precomputed reference values are of whole answers;"
                 " give reference_logps=online"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_online(self) -> Self:
+        """What reads pairs, or demonstrations, means nothing where answers are scored."""
+        if not self.is_online:
+            return self
+        unread = {
+            "weight.column": (self.weight.column, "null"),
+            "mask.format_tokens": (self.mask.format_tokens, "false"),
+            "loss_weights": (self.loss_weights, "null"),
+            "rehearsal": (self.rehearsal, "null"),
+            "guards.max_chosen_logp_drop": (self.guards.max_chosen_logp_drop, "null"),
+        }
+        for name, (value, off) in unread.items():
+            if value:
+                raise ValueError(
+                    f"{name}: {self.trainer} learns from the scores of its own answers and reads"
+                    f" no pairs or demonstrations; give {name}={off}"
+                )
+        if self.guards.stop_on not in (None, "score"):
+            raise ValueError(
+                f"guards.stop_on={self.guards.stop_on}: {self.trainer} has no dev pairs;"
+                " give guards.stop_on=score with a guards.scorer"
             )
         return self
 
@@ -297,6 +336,11 @@ class TrainConfig(Optimization):
             f"learning_rate={self.learning_rate:g} is under a tenth of the usual rate ({usual:g}):"
             " expect little to change"
         )
+
+    @property
+    def sampling_warning(self) -> str | None:
+        """A warning about how answers are sampled, where the trainer samples them."""
+        return None
 
     def explain_few_steps(self, steps: int) -> str | None:
         """A warning where the warm-up takes at least twice its share of the steps, or None."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipeline.errors import suggest
 
-CONFIG_CLASS = {"dpo": "DPOConfig", "kto": "KTOConfig"}
+CONFIG_CLASS = {"dpo": "DPOConfig", "kto": "KTOConfig", "grpo": "GRPOConfig", "rloo": "RLOOConfig"}
+ONLINE = ("grpo", "rloo")  # these sample and score answers during training
 
 DPO_LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard",
@@ -23,6 +24,8 @@ OWN_LOSSES = ("soft_sigmoid", "soft_ipo", "sppo", "reward_aware", "simpo", "orpo
 LOSSES = {
     "dpo": (*DPO_LOSSES, "cdpo", *OWN_LOSSES),
     "kto": ("kto", "apo_zero_unpaired"),
+    "grpo": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "rloo": ("rloo",),
 }
 # The column of the pairs that a loss reads.
 LOSS_COLUMNS = {
@@ -34,12 +37,21 @@ LOSS_COLUMNS = {
 SMOOTHED_LOSSES = {"dpo": ("cdpo", "robust", "exo_pair", "aot", "aot_unpaired", "simpo")}
 # Arguments of our own losses, which TRL's config does not have.
 OWN_ARGS = {"simpo_gamma": "simpo", "alpha": "simpo", "reward_scale": "reward_aware"}
-LOGPS_BY_TRAINER = {"dpo": ("precomputed", "online", "none"), "kto": ("online",)}
+LOGPS_BY_TRAINER = {
+    "dpo": ("precomputed", "online", "none"),
+    "kto": ("online",),
+    **dict.fromkeys(ONLINE, ("online", "none")),
+}
 # These have no reference; the others of the second line mean something without one.
 FREE_LOSSES = ("simpo", "orpo")
 LOSSES_WITHOUT_REFERENCE = (*FREE_LOSSES, "sft", "sigmoid", "cdpo", "hinge", "ipo", "sigmoid_norm")
 # Losses of a row that depend on the other rows: these sort rows, or average over their tokens.
-COUPLED_LOSSES = {"dpo": ("aot", "aot_unpaired", "sft", "orpo"), "kto": ("kto",)}
+COUPLED_LOSSES = {
+    "dpo": ("aot", "aot_unpaired", "sft", "orpo"),
+    "kto": ("kto",),
+    "grpo": ("bnpo",),
+    "rloo": (),
+}
 
 # In older guides but not in the installed TRL: what to use instead.
 REMOVED_LOSSES = {
@@ -131,6 +143,23 @@ SET_BY_STAGE = {
     "parallelism_config": NO_CONTEXT_PARALLEL,
 }  # fmt: skip
 
+# The same, of trainers that sample and score.
+SET_ONLINE = {
+    "num_generations": "use sample.settings.NAME.n",
+    "num_generations_eval": "use train.guards.prompts, the dev prompts that are answered",
+    "max_completion_length": "use limits.completion",
+    "temperature": "use sample.settings.NAME.temperature",
+    "top_p": "use sample.settings.NAME.top_p",
+    "min_p": "use sample.settings.NAME.min_p",
+    "chat_template_kwargs": "use template.kwargs",
+    "reward_weights": "there is one reward, pair.scorer: an ensemble weighs several scorers",
+    "shuffle_dataset": "prompts come in the order of their hashes, so that a run resumes",
+    "steps_per_generation": "use train.args.generation_batch_size, in answers",
+    "use_vllm": "use backend=vllm or transformers",
+    "sync_ref_model": "the reference is reference.model, and stays",
+    "log_completions": "answers.jsonl has the answers to dev prompts",
+}
+
 # Read by TRL but without effect here, where the trainer gets a loaded model and token ids.
 IGNORED_ARGS = {
     "trust_remote_code": "the stage loads the model: use the checkpoint's trust.remote_code",
@@ -201,15 +230,16 @@ def _find_unusable_keys(trainer: str, args: Mapping[str, Any]) -> Iterator[str]:
     ignored = {**known["ignored"], **IGNORED_ARGS}
     own = OWN_ARGS if trainer == "dpo" else {}
     fields = [*known["fields"], *own]
-    free = [name for name in fields if name not in SET_BY_STAGE and name not in ignored]
+    set_by_stage = {**SET_BY_STAGE, **(SET_ONLINE if trainer in ONLINE else {})}
+    free = [name for name in fields if name not in set_by_stage and name not in ignored]
     for key, value in args.items():
         if key in own:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 yield f"args.{key}={value}: expected a number"
         elif key in REMOVED_ARGS and key not in known["fields"]:
             yield f"args.{key} is gone from {owner}: {REMOVED_ARGS[key]}"
-        elif key in SET_BY_STAGE or key.startswith("hub_"):
-            instead = SET_BY_STAGE.get(key, "a run uploads nothing")
+        elif key in set_by_stage or key.startswith("hub_"):
+            instead = set_by_stage.get(key, "a run uploads nothing")
             yield f"args.{key} is set by the stage: {instead}"
         elif key not in known["fields"]:
             yield f"args.{key} is not a field of {owner}. {suggest(key, free)}"
@@ -274,7 +304,7 @@ def _check_reference(trainer: str, loss: list[str], logps: str) -> Iterator[str]
             f"reference_logps={logps} does not fit the trainer {trainer}: {why}."
             f" Give reference_logps={LOGPS_BY_TRAINER[trainer][0]}"
         )
-    elif logps == "none":
+    elif logps == "none" and trainer not in ONLINE:
         for name in (name for name in loss if name not in LOSSES_WITHOUT_REFERENCE):
             yield (
                 f"reference_logps=none does not fit {name}: it needs a reference."

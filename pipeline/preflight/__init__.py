@@ -18,6 +18,7 @@ from pipeline.preflight.context_length import check_context
 from pipeline.preflight.environment import check_engine, check_keys, check_packages
 from pipeline.preflight.inputs import check_lengths, check_offline, check_prompts
 from pipeline.preflight.merging import check_models
+from pipeline.preflight.online import unfold_online
 from pipeline.preflight.rows import describe_unread as describe_unread
 from pipeline.preflight.rows import list_row_checks
 from pipeline.preflight.rows import warn_of_one_sided_sets as warn_of_one_sided_sets
@@ -29,7 +30,7 @@ from pipeline.step import Step
 
 def list_checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
     """Checks of the Steps to be built; those in the store need no GPU or server."""
-    coming, engines = list(coming), list[object]()
+    coming, engines = list(unfold_online(coming)), list[object]()
     yield partial(check_packages, {step.stage for step in coming})
     for step in coming:
         yield partial(check_keys, step)
@@ -64,7 +65,7 @@ def check_artifact(made: Step, folder_of: Callable[[Step], Path], coming: Iterab
 def list_artifact_checks(
     made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]
 ) -> Iterator[Callable[[], object]]:
-    coming = list(coming)
+    coming = list(unfold_online(coming))
     yield partial(check_prompts, made, folder_of(made), coming)
     yield partial(check_offline, made, folder_of(made), coming)
     yield partial(check_lengths, made, folder_of, coming)

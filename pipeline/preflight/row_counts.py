@@ -1,7 +1,7 @@
 """How many prompts, pairs and training rows a plan will have: at most, before they are built."""
 
 from pipeline.artifacts import FUNNEL_FILE, read_object
-from pipeline.config import PairRound, SampleRequest
+from pipeline.config import OnlineTraining, PairRound, SampleRequest
 from pipeline.errors import UserError
 from pipeline.status import RunPlan
 from pipeline.step import Step
@@ -17,6 +17,13 @@ def count_training_rows(run_plan: RunPlan, step: Step, rows_per_pair: int) -> in
             return None
         total += pairs * rows_per_pair
     return total
+
+
+def count_online_rows(run_plan: RunPlan, cfg: OnlineTraining) -> int | None:
+    """The most answers that online training samples in an epoch."""
+    known = (count_published_prompts(run_plan) or {}).get("train")
+    prompts = cfg.request.per_round or known
+    return None if prompts is None else cfg.count_prompts(prompts) * cfg.setting.n
 
 
 def count_pairs_at_most(run_plan: RunPlan, source: Step) -> int | None:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 from pipeline import hardware, store
 from pipeline.artifacts import Pairs
-from pipeline.config import LoraAdapter, TrainConfig
+from pipeline.config import LoraAdapter, OnlineTraining, TrainConfig
 from pipeline.errors import UserError
 from pipeline.models.lora_targets import explain_unknown_target
 from pipeline.preflight.lineage import find_shape, find_weights
-from pipeline.preflight.row_counts import count_training_rows
+from pipeline.preflight.row_counts import count_online_rows, count_training_rows
 from pipeline.resources import model_shape, training_fit
 from pipeline.resources.model_shape import Shape
 from pipeline.resources.training_fit import Pace, TrainingFit, TrainingRows
@@ -41,8 +41,11 @@ class TrainingFits:
         return training_fit.fit_training(shape, cfg, rows, world, pace)
 
     def _count_rows(self, step: Step, cfg: TrainConfig) -> TrainingRows | None:
+        if isinstance(cfg, OnlineTraining):
+            count = count_online_rows(self.run_plan, cfg)
+            return None if count is None else training_fit.count_training(cfg, count, [])
         lengths = _read_lengths(self.run_plan, step, cfg)
-        sides = 1 if cfg.trainer == "kto" else 2
+        sides = cfg.answers_per_row
         if lengths:
             return training_fit.count_training(cfg, len(lengths) // sides, lengths)
         count = count_training_rows(self.run_plan, step, 2 // sides)
@@ -122,7 +125,8 @@ def _find_pace(run_plan: RunPlan, step: Step, cfg: TrainConfig, shape: Shape | N
         same_shape = shape is not None and cost.get("parameters") == shape.parameters
         same_device = made.get("provenance", {}).get("device") == device
         same_adapter = made["config"].get("adapter", {}).get("kind") == cfg.adapter.kind
-        is_alike = same_adapter and (same_model or (same_shape and same_device))
+        same_kind = ("request" in made["config"]) == cfg.is_online
+        is_alike = same_kind and same_adapter and (same_model or (same_shape and same_device))
         if is_alike and made["seconds"] and "tokens" in cost:
             return _compute_pace(made)
     return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import FullAdapter, LoraAdapter, TrainConfig
+from pipeline.config import FullAdapter, LoraAdapter, OnlineTraining, TrainConfig
 from pipeline.hashing import find_local_folder
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -224,7 +224,8 @@ def count_operations(shape: Shape, cfg: TrainConfig, tokens: int) -> float:
 
 def count_steps(cfg: TrainConfig, rows: int) -> int:
     """As transformers' Trainer counts: an epoch's last step may have fewer rows."""
-    return math.ceil(cfg.epochs * math.ceil(rows / cfg.batch))
+    passes = cfg.passes if isinstance(cfg, OnlineTraining) else 1
+    return math.ceil(cfg.epochs * math.ceil(rows / cfg.batch) * passes)
 
 
 def format_bytes(size: float) -> str:

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pipeline import hardware
-from pipeline.config import TrainConfig
+from pipeline.config import OnlineTraining, TrainConfig
 from pipeline.errors import pluralize
 from pipeline.resources import model_shape
 from pipeline.resources.model_shape import DiskNeeds, Shape, format_bytes
@@ -40,7 +40,7 @@ class Pace:
 class TrainingRows:
     """What a training reads."""
 
-    count: int  # pairs, or single answers for KTO
+    count: int  # pairs, or single answers for KTO and online training
     steps: int
     tokens: int  # in all epochs, with rehearsed demonstrations
     longest: int
@@ -60,7 +60,7 @@ def count_training(
     `rehearsed`: tokens of each demonstration, where they are known.
     """
     steps = model_shape.count_steps(cfg, count)
-    sequences = count * (1 if cfg.trainer == "kto" else 2)
+    sequences = count * cfg.answers_per_row
     total = sum(lengths) if lengths else sequences * cfg.max_length
     mean = fmean(rehearsed) if rehearsed else total / max(sequences, 1)
     tokens = round(cfg.epochs * total + steps * cfg.rehearsal_rows * mean)
@@ -77,6 +77,12 @@ def sequence_lengths(table: "pl.DataFrame", ids: str = "ids") -> list[int]:
         if name in table.columns:
             lengths += (prompt + table[name].list.len()).to_list()
     return lengths
+
+
+def longest_lengths(cfg: OnlineTraining, prompts: "pl.DataFrame") -> list[int]:
+    """Tokens of the answers that are to be sampled, at most: of every answer to each prompt."""
+    longest = (prompts["prompt_ids"].list.len() + cfg.request.limits.completion).to_list()
+    return [length for length in longest for _ in range(cfg.setting.n)]
 
 
 def build_histogram(lengths: list[int]) -> dict[str, Any]:
@@ -155,6 +161,8 @@ class TrainingFit:
         if self.pace:
             evaluating = self.evaluations * self.pace.evaluation
             return self.rows.tokens / self.pace.tokens + evaluating
+        if self.cfg.is_online:  # most of its time is sampling, which only a measurement knows
+            return None
         speed = hardware.estimate_speed()
         operations = model_shape.count_operations(self.shape, self.cfg, self.rows.tokens)
         return operations / speed / self.world if speed else None

@@ -239,7 +239,7 @@ class ProcessMemory:
 
     @property
     def pair_tokens(self) -> int:
-        return self.rows * self.longest * (1 if self.cfg.trainer == "kto" else 2)
+        return self.rows * self.longest * self.cfg.answers_per_row
 
     @property
     def rehearsal_tokens(self) -> int:

@@ -44,6 +44,7 @@ from pipeline.report.analysis.chats import (
 )
 from pipeline.report.analysis.cost import describe_cost
 from pipeline.report.analysis.distributions import describe_distributions
+from pipeline.report.analysis.effort import describe_effort
 from pipeline.report.analysis.eval_results import SFT, EvalResult, read_eval
 from pipeline.report.analysis.expected import compare_expected
 from pipeline.report.analysis.funnel import read_funnel
@@ -77,7 +78,7 @@ def run(
     prompts: Prompts,
     evals: dict[str, EvalArtifacts],
     chosen: Model,
-    pairs: list[Pairs],
+    pairs: list[Pairs] | None = None,
     duels: dict[str, dict[str, dict[str, Verdicts]]] | None = None,
     chats: dict[str, ChatSet] | None = None,
     replicates: dict[str, EvalArtifacts] | None = None,
@@ -101,7 +102,7 @@ def run(
         list_ensembles(read_ancestors(out), prompts.path.name),
         repeated,
     )
-    report = assemble_report(cfg, out, prompts, find_name(chosen, results), found, pairs)
+    report = assemble_report(cfg, out, prompts, find_name(chosen, results), found, pairs or [])
     answers = tabulate_answers(results, asked)
 
     write_table(out / "answers.parquet", answers)
@@ -243,6 +244,7 @@ def assemble_report(
         "training": aggregate.describe_training(results),
         "cost": describe_cost(out),
         "missing": found.list_missing(),
+        **({"effort": effort} if (effort := describe_effort(out)) else {}),
     }
 
 

@@ -41,8 +41,7 @@ from pipeline.progress import Progress, print_phase, print_progress
 from pipeline.resources.gpu_sets import worker_environments
 from pipeline.resources.worker_pool import Worker, run_shards
 from pipeline.scorers import Answer, PaidScorer, Score, Scorer, open_scorer
-from pipeline.scorers.ensemble import ScoresByMember, combine_scores
-from pipeline.scorers.refusal import score_by_guard
+from pipeline.scorers.joint import score_jointly
 
 LOCAL_SCORE = {
     "scorer": pl.String,
@@ -329,16 +328,6 @@ def build_table(
                 }
             )
     return pl.DataFrame(list(chain.from_iterable(rows.values())), schema=SCORES)
-
-
-def score_jointly(
-    cfg: EnsembleScorer | RefusalScorer, answers: list[Answer], whole: ScoresByMember
-) -> Iterator[Score]:
-    """`whole`: every single scorer's overall scores."""
-    if isinstance(cfg, EnsembleScorer):
-        return combine_scores(cfg, answers, whole)
-    assert cfg.refused_by is not None
-    return score_by_guard(cfg, answers, whole[cfg.refused_by])
 
 
 def _count_cut(table: pl.DataFrame) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """train: one TRL trainer on the pairs' own token ids, from `init`, against the reference's values.
 
+Online training has prompts instead of pairs, and samples and scores the answers to them itself.
 Publishes a Model. Checkpoints are in `scratch/`: a killed run resumes from the newest complete one
 and ends with the same bytes (on CPU).
 """
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import (
+    DROPPED_FILE,
     FUNNEL_FILE,
     STEP_FILE,
     Decontamination,
@@ -21,7 +23,7 @@ from pipeline.artifacts import (
     note_cost,
     write_table,
 )
-from pipeline.config import RehearsalConfig, TrainConfig
+from pipeline.config import OnlineTraining, RehearsalConfig, TrainConfig
 from pipeline.errors import UserError, pluralize
 from pipeline.training import launch, micro_batch, pair_columns
 from pipeline.training.monitoring import curves, model_card
@@ -35,15 +37,17 @@ SHOWN = 16  # pairs that are read to see whose tokens they are
 
 
 def run(
-    cfg: TrainConfig,
+    cfg: OnlineTraining | TrainConfig,
     out: Path,
     *,
     init: Model,
-    pairs: list[Pairs],
+    pairs: list[Pairs] | None = None,
     reference: Model | None = None,
     logps: list[Logps] | None = None,
     dev: Prompts | None = None,
     decontamination: Decontamination | None = None,
+    prompts: Prompts | None = None,
+    reward: Model | None = None,
 ) -> Model:
     if reference is None and cfg.reference_logps != "none":
         raise UserError(
@@ -54,31 +58,35 @@ def run(
     world = count * cfg.runtime.machines
     if world == 1:
         launch.expose_one_device()
-    rows = _read_rows(cfg, out, init, pairs, logps or [], decontamination)
+    if isinstance(cfg, OnlineTraining):
+        assert prompts, "the plan gives online training its prompts"
+        rows = prepare_prompts(cfg, out, init, prompts, dev, world)
+    else:
+        rows = _read_rows(cfg, out, init, pairs or [], logps or [], decontamination)
     fit = micro_batch.check_fit(cfg, init, rows, world, out)
     auto = cfg.runtime.micro_batch == "auto"
     cfg = micro_batch.with_micro_batch(cfg, fit.micro_batch)
+
+    inputs = {"init": init, "reference": reference, "dev": dev, "prompts": prompts}
+    inputs["reward"] = reward
 
     def start(cfg: TrainConfig) -> None:
         if world > 1:
             for part, table in rows.items():
                 write_table(out / "scratch" / "pairs" / f"{part}.parquet", table)
-            launch.train_in_ranks(
-                cfg, count, out, {"init": init, "reference": reference, "dev": dev}
-            )
+            launch.train_in_ranks(cfg, count, out, inputs)
         else:
-            launch.train_in_process(cfg, out, init, reference, dev, rows)
+            launch.train_in_process(cfg, out, inputs, rows)
 
     micro_batch.train_within_memory(cfg, auto, out, start)
     references = [reference] if reference else []
     curves.draw(
         Model(out).read_metrics(), json.loads((out / "training.json").read_text())["kept"], out
     )
-    model_card.write(
-        cfg,
-        out,
-        {"start": [init], "reference": references, "pairs": pairs, "reference values": logps or []},
-    )
+    made_from = {"start": [init], "reference": references, "pairs": pairs or []}
+    made_from |= {"reference values": logps or [], "prompts": [prompts] if prompts else []}
+    made_from["reward model"] = [reward] if reward else []
+    model_card.write(cfg, out, made_from)
     if cfg.runtime.keep_checkpoints:
         _keep_checkpoints(out)
     if world > 1:
@@ -155,6 +163,52 @@ def prepare_pairs(
         for name in ("prompt", "chosen", "rejected")
     ]
     return table.select(*ids, *values, *(column.name for column in columns))
+
+
+def prepare_prompts(
+    cfg: OnlineTraining,
+    out: Path,
+    init: Model,
+    prompts: Prompts,
+    dev: Prompts | None,
+    world: int,
+) -> "dict[str, pl.DataFrame]":
+    """The prompts of the round's block with the ids of their template, in whole batches.
+
+    Every other prompt of the block is recorded with the reason why it is not answered.
+    """
+    import polars as pl
+
+    from pipeline.backends.chat import ModelTokenizer
+    from pipeline.models import loading
+    from pipeline.sampling.prompt_selection import select_prompts, split_by_length
+
+    tokenizer = ModelTokenizer(init, loading.load_tokenizer(init))
+    block = select_prompts(cfg.request, prompts, [])
+    fitting, dropped = split_by_length(cfg.request, lambda: tokenizer, block)
+    used = fitting.head(cfg.count_prompts(fitting.height))
+    each = pluralize(cfg.prompts_at_once, "prompt")
+    if not used.height:
+        raise UserError(
+            f"train: {pluralize(cfg.generation_batch, 'answer')} are sampled at once,"
+            f" {cfg.setting.n} to each of {each}, and there are {fitting.height} prompts.\n"
+            f"  Give train.batch={max(fitting.height, 1) * cfg.setting.n} or fewer, or more prompts"
+            " (sample.per_round)."
+        )
+    left = fitting.slice(used.height).select(
+        "prompt_id", reason=pl.lit("batch_incomplete"), detail=pl.lit(f"batches are of {each}")
+    )
+    write_table(out / DROPPED_FILE, pl.concat([dropped, left]))
+    note_cost(out, prompts=used.height, dropped=dropped.height + left.height)
+    measures = cfg.guards.prompts and (world == 1 or cfg.runtime.eval_when_distributed)
+    shown = dev.read().head(cfg.guards.prompts if measures else 0) if dev else block.clear()
+
+    def encode(rows: "pl.DataFrame") -> "pl.DataFrame":
+        ids = [tokenizer.encode(prompt, cfg.request.template_kwargs) for prompt in rows["prompt"]]
+        column = pl.Series("prompt_ids", ids, dtype=pl.List(pl.Int64))
+        return rows.select("prompt_id", "prompt").with_columns(column)
+
+    return {"train": encode(used), "dev": encode(shown)}
 
 
 def prepare_unpaired(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":

@@ -1,6 +1,8 @@
-"""From a config to its trainer: the policy, the reference, and one of two TRL trainers."""
+"""From a config to its trainer: the policy, the reference, and one of TRL's trainers."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +10,9 @@ import torch
 from transformers import PrinterCallback, get_scheduler, set_seed
 from transformers.modeling_flash_attention_utils import FLASH_ATTN_KERNEL_FALLBACK
 
-from pipeline.artifacts import Model, write_table
-from pipeline.config import FullAdapter, TrainConfig
+from pipeline.artifacts import Model, Prompts, write_table
+from pipeline.config import FullAdapter, OnlineTraining, TrainConfig
+from pipeline.config.trl_args import ONLINE
 from pipeline.errors import StageError, UserError
 from pipeline.models import loading
 from pipeline.training.distributed.sharded import HeadRegistration
@@ -32,12 +35,24 @@ if TYPE_CHECKING:
     import polars as pl
     from datasets import Dataset
 
+    from pipeline.training.trainers.rewards import Rewards
+
 TRANSFORMERS_NAMES = {"flex": "flex_attention"}  # of attention, where they differ from ours
-PARTS = "train", "dev"  # of the pairs; the demonstrations to rehearse are a third table
+PARTS = "train", "dev"  # of the pairs or prompts; the demonstrations to rehearse are a third table
+
+
+def _skip_vllm() -> None:
+    """TRL imports vLLM with its online trainers, which takes seconds, also where it is not used."""
+    if not torch.cuda.is_available():
+        import trl.import_utils
+
+        trl.import_utils.is_vllm_available = lambda min_version=None: False
 
 
 def import_trainer(name: str) -> Any:
     """The module of one TRL trainer class, with its `Trainer`, `Arguments` and `loss_arguments`."""
+    if name in ONLINE:
+        _skip_vllm()
     match name:
         case "dpo":
             from pipeline.training.trainers import dpo
@@ -47,6 +62,14 @@ def import_trainer(name: str) -> Any:
             from pipeline.training.trainers import kto
 
             return kto
+        case "grpo":
+            from pipeline.training.trainers import grpo
+
+            return grpo
+        case "rloo":
+            from pipeline.training.trainers import rloo
+
+            return rloo
     raise ValueError(name)
 
 
@@ -80,6 +103,25 @@ def set_attention(module: Any, attention: str) -> Any:
     return module
 
 
+@contextmanager
+def open_rewards(
+    cfg: TrainConfig, init: Model, prompts: Prompts | None, reward: Model | None
+) -> "Iterator[Rewards | None]":
+    """What scores the answers of online training; None for training on pairs."""
+    if not isinstance(cfg, OnlineTraining):
+        yield None
+        return
+    from pipeline.backends.chat import ModelTokenizer
+    from pipeline.training.trainers.rewards import Rewards
+
+    assert prompts, "the plan gives online training its prompts"
+    rewards = Rewards(cfg, ModelTokenizer(init, loading.load_tokenizer(init)), prompts, reward)
+    try:
+        yield rewards
+    finally:
+        rewards.close()
+
+
 def build_trainer(
     cfg: TrainConfig,
     policy: Any,
@@ -88,6 +130,7 @@ def build_trainer(
     rows: "dict[str, pl.DataFrame]",
     out: Path,
     guards: Guards,
+    rewards: "Rewards | None" = None,
 ) -> tuple[Any, CheckpointLedger]:
     ledger = CheckpointLedger(out / "scratch" / "checkpoints")
     weights = {
@@ -100,11 +143,15 @@ def build_trainer(
         ref_model["ref_model"] = _load_reference(cfg, policy, init, reference)
     args = _make_arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
     data = _make_datasets(args, rows, out / "scratch")
+    online = {}
+    if rewards:
+        online = {"reward_funcs": [rewards], "stop_ids": rewards.tokenizer.stop_ids}
     sharing, start = PromptSharing(cfg, rows, out), StartCheck(cfg, rows, init, reference)
     packing, load = RowPacking(cfg, rows), ExpertLoad()
     trainer = import_trainer(cfg.trainer).Trainer(
         model=policy,
         **ref_model,
+        **online,
         args=args,
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
@@ -221,8 +268,6 @@ def trainer_arguments(cfg: TrainConfig, checkpoints: Path, evaluates: bool) -> d
         **import_trainer(cfg.trainer).loss_arguments(cfg),
         **_optimizer_arguments(cfg),
         **_save_arguments(cfg),
-        "beta": cfg.beta,
-        "max_length": cfg.max_length,
         "per_device_eval_batch_size": cfg.runtime.micro_batch,
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": cfg.eval_every,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import hardware
-from pipeline.artifacts import Artifact, Model, Prompts, write_json
-from pipeline.config import TrainConfig
+from pipeline.artifacts import Artifact, write_json
+from pipeline.config import OnlineTraining, TrainConfig
 from pipeline.errors import USER_ERROR, StageError, UserError, pluralize
 from pipeline.progress import print_progress
 from pipeline.training.micro_batch import OutOfMemory
@@ -64,9 +64,7 @@ def count_processes(cfg: TrainConfig) -> int:
 def train_in_process(
     cfg: TrainConfig,
     out: Path,
-    init: Model,
-    reference: Model | None,
-    dev: Prompts | None,
+    inputs: dict[str, Any],
     rows: "dict[str, pl.DataFrame]",
 ) -> None:
     """Train here. Where memory runs out, free what this attempt held before the next one starts."""
@@ -75,7 +73,7 @@ def train_in_process(
     from pipeline.training import session
 
     try:
-        return session.train(cfg, out, init, reference, dev, rows)
+        return session.train(cfg, out, rows=rows, **inputs)
     except torch.OutOfMemoryError as error:
         message = str(error)
     gc.collect()
@@ -126,7 +124,7 @@ def join_training(order: Path, machine: int) -> int:
             f"  Start it on the first machine, which prints what to type here."
         )
     call = json.loads(order.read_text())
-    cfg = TrainConfig(**call["config"])
+    cfg = read_config(call["config"])
     if not 0 < machine < cfg.runtime.machines:
         raise UserError(
             f"machine {machine}: train.runtime.machines={cfg.runtime.machines}, and the first of "
@@ -134,6 +132,11 @@ def join_training(order: Path, machine: int) -> int:
             f"  Give a number from 1 to {cfg.runtime.machines - 1}, another one on each machine."
         )
     return _run_launcher(cfg, call["processes"], order, machine)
+
+
+def read_config(config: dict[str, Any]) -> TrainConfig | OnlineTraining:
+    """The config of an order, as the stage had it."""
+    return OnlineTraining(**config) if "reward" in config else TrainConfig(**config)
 
 
 def _run_launcher(cfg: TrainConfig, count: int, order: Path, machine: int) -> int:

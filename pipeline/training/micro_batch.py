@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import Model, note_cost, write_json
-from pipeline.config import TrainConfig
+from pipeline.config import OnlineTraining, TrainConfig
 from pipeline.errors import StageError, UserError, pluralize
 from pipeline.progress import print_progress, print_warning
 from pipeline.resources import model_shape, training_fit
@@ -33,8 +33,11 @@ def check_fit(
     """Print and note what this training takes. Raise where it cannot fit."""
     shape = model_shape.read_shape(Path(init.weights))
     lengths = training_fit.sequence_lengths(rows["train"])
+    if isinstance(cfg, OnlineTraining):
+        lengths = training_fit.longest_lengths(cfg, rows["train"])
     rehearsed = training_fit.sequence_lengths(rows["rehearsal"]) if cfg.rehearsal else []
-    reads = training_fit.count_training(cfg, rows["train"].height, lengths, rehearsed)
+    count = len(lengths) // cfg.answers_per_row
+    reads = training_fit.count_training(cfg, count, lengths, rehearsed)
     fit = training_fit.fit_training(shape, _keep_micro_batch(cfg, world, out), reads, world)
     _announce(fit, reads, out)
     if fault := fit.explain_shortage(out):
@@ -52,7 +55,8 @@ def _announce(fit: TrainingFit, reads: TrainingRows, out: Path) -> None:
     write_json(out / "ahead.json", {**counts, "lengths": histogram})
     print_progress(f"train {amount} · {fit.micro_batch} at once")
     log_lines(f"ahead    {amount}", training_fit.format_histogram(histogram), *fit.describe())
-    figures = {"steps": reads.steps, "tokens": reads.tokens, "pairs": reads.count}
+    rows = "answers" if fit.cfg.is_online else "pairs"
+    figures = {"steps": reads.steps, "tokens": reads.tokens, rows: reads.count}
     note_cost(out, micro_batch=fit.micro_batch, **figures)
     if fit.shape and fit.memory:
         gib = round(fit.memory.total / model_shape.GIB, 3)

@@ -40,7 +40,7 @@ class PromptSharing(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.cfg.runtime.shared_prompt:
+        if not self.cfg.runtime.shared_prompt or self.cfg.is_online:
             return
         why = explain_separate(self.cfg, self.trainer, self.pairs)
         self.trainer.shares_prompts = not why

@@ -9,11 +9,11 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipeline.artifacts import Model, Prompts, read_table, write_json
-from pipeline.config import TrainConfig
 from pipeline.errors import StageError, UserError
-from pipeline.training.launch import FAULTS, NO_MEMORY
+from pipeline.training.launch import FAULTS, NO_MEMORY, read_config
 
 
 def main() -> int:
@@ -21,12 +21,12 @@ def main() -> int:
     select_device()
     path = Path(sys.argv[1])
     order = json.loads(path.read_text())
-    models = {
-        name: Model(Path(order[name])) if order[name] else None for name in ("init", "reference")
+    kinds: dict[str, Any] = dict.fromkeys(("init", "reference", "reward"), Model)
+    kinds |= dict.fromkeys(("dev", "prompts"), Prompts)
+    inputs: dict[str, Any] = {
+        name: kind(Path(order[name])) if order[name] else None for name, kind in kinds.items()
     }
-    dev = Prompts(Path(order["dev"])) if order["dev"] else None
     rows = {file.stem: read_table(file) for file in (path.parent / "pairs").glob("*.parquet")}
-    assert models["init"]
 
     import torch
 
@@ -34,12 +34,10 @@ def main() -> int:
 
     try:
         session.train(
-            TrainConfig(**order["config"]),
+            read_config(order["config"]),
             Path(order["out"]),
-            models["init"],
-            models["reference"],
-            dev,
-            rows,
+            rows=rows,
+            **inputs,
             processes=order["processes"] * order["config"]["runtime"]["machines"],
         )
     except (UserError, StageError) as error:

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Model, Prompts
-from pipeline.config import DISTRIBUTED_TYPES, FullAdapter, TrainConfig
+from pipeline.artifacts import Model, Prompts, note_cost
+from pipeline.config import DISTRIBUTED_TYPES, FullAdapter, OnlineTraining, TrainConfig
 from pipeline.config.trl_args import NO_CONTEXT_PARALLEL
 from pipeline.errors import UserError, pluralize
 from pipeline.models import loading
@@ -28,16 +28,21 @@ def train(
     dev: Prompts | None,
     rows: "dict[str, pl.DataFrame]",
     processes: int = 1,
+    prompts: Prompts | None = None,
+    reward: Model | None = None,
 ) -> None:
-    """`rows`: the trainer's columns under `train` and `dev`, demonstrations under `rehearsal`."""
+    """`rows`: the trainer's columns under `train` and `dev`, demonstrations under `rehearsal`.
+
+    `prompts` and `reward` are what online training scores its answers by.
+    """
     columns = [column for table in rows.values() for column in table]
     ids = [column for column in columns if column.name.endswith("_ids")]
     model_checks.check_model(cfg, init, ids)
     model_checks.check_shardable(cfg, reference or init)
     reference_check.check_separate_reference(cfg, init, reference, rows)
 
-    if cfg.low_rate_warning:
-        guards.warn(cfg.low_rate_warning)
+    for warning in filter(None, (cfg.low_rate_warning, cfg.sampling_warning)):
+        guards.warn(warning)
     callbacks.report_phase("loading the model")
     policy = build.load_policy(cfg, init)
     # Full weights are published in cfg.dtype; an adapter keeps its own.
@@ -47,10 +52,11 @@ def train(
         start = dict(loading.compute_checksums(trainable_weights(policy), published_dtype))
     settings = loading.copy_settings(policy)
     watch = guards.build_guards(cfg, init, reference, dev, rows["dev"], out, processes)
-    trainer, ledger = build.build_trainer(cfg, policy, init, reference, rows, out, watch)
-    _check_processes(trainer, cfg, processes)
-
-    trackers.train_with_trackers(trainer, ledger.find_newest())
+    with build.open_rewards(cfg, init, prompts, reward) as rewards:
+        given = (policy, init, reference, rows, out, watch, rewards)
+        trainer, ledger = build.build_trainer(cfg, *given)
+        _check_processes(trainer, cfg, processes)
+        trackers.train_with_trackers(trainer, ledger.find_newest())
     whole = sharded.gather_weights(trainer)
     sharded.unset_zero3_config(trainer)
     if trainer.is_world_process_zero():
@@ -61,11 +67,22 @@ def train(
         checksums = loading.compute_checksums(trained, published_dtype)
         unchanged = all(start.get(name) == number for name, number in checksums)
         few_steps = cfg.explain_few_steps(state.max_steps)
+        _note_answers(cfg, out, state)
         summary.write(out, state, kept, watch.stop_reason, few_steps, unchanged)
         if isinstance(cfg.adapter, FullAdapter):
             loading.save_full(policy, settings, init, cfg.dtype, out, whole)
         else:
             loading.save_adapter(policy, init, cfg.adapter, cfg.dtype, out, whole)
+
+
+def _note_answers(cfg: TrainConfig, out: Path, state: Any) -> None:
+    """What online training sampled: before it, only the most that it could be was known."""
+    if isinstance(cfg, OnlineTraining):
+        from pipeline.training.trainers import online
+
+        answers = state.global_step * cfg.batch // cfg.passes
+        by = "vllm" if online.uses_vllm(cfg) else "transformers"
+        note_cost(out, completions=answers, tokens=int(state.num_input_tokens_seen), sampled_by=by)
 
 
 def trainable_weights(policy: Any) -> loading.State:

@@ -455,6 +455,10 @@ CASES = {
         steps(loss=[0.7, 0.2] * 10),
         steps(loss=[0.6 + 0.05 * (-1) ** at for at in range(20)]),
     ),
+    "most sampled answers are cut at limits.completion": (
+        steps(**{"completions/clipped_ratio": [0.1] * 12 + [0.7] * 4}),
+        steps(**{"completions/clipped_ratio": [0.7] * 12 + [0.1] * 4}),
+    ),
     "answers have grown past 1.5 times their length": (
         steps(eval_tokens=[100.0, 120.0, 160.0]),
         steps(eval_tokens=[100.0, 140.0, 149.0]),
@@ -467,6 +471,13 @@ def test_each_symptom_is_seen_where_it_is_and_not_beside_it(name):
     ill, well = CASES[name]
     assert [one.name for one in find_symptoms(ill)] == [name]
     assert find_symptoms(well) == []
+
+
+def test_equal_rewards_are_named_with_their_share():
+    rows = steps(frac_reward_zero_std=[0.75, 1.0, 0.75])
+    [symptom] = find_symptoms(rows)
+    assert symptom.name == "nothing to learn here: 83% of the groups have equal rewards"
+    assert find_symptoms(steps(frac_reward_zero_std=[0.25, 0.5, 0.25])) == []
 
 
 def test_a_margin_that_grows_with_the_score_is_health():

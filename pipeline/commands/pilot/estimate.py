@@ -168,6 +168,8 @@ def price_gpus(cfg: Config, hours: float) -> float | None:
 def count_ties(measured: list[MeasuredStep]) -> dict[str, int] | None:
     """The larger pilot's prompts whose samples all have the same score: they make no pair."""
     pairs = [step for step in measured if step.stage == "pair"]
+    if not pairs:  # where every round trains online
+        return None
     [*_, last] = sorted(pairs, key=lambda step: step.prompts)
     funnel = json.loads((last.path / FUNNEL_FILE).read_text())
     return {"of": funnel["prompts_in"], **funnel["ties"]} if funnel["prompts_in"] else None

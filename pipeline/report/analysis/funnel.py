@@ -18,18 +18,20 @@ PRUNED = "reasons no longer kept"
 def read_funnel(out: Path, pairs: list[Pairs]) -> dict[str, Any]:
     steps = read_ancestors(out)
     samples = [describe_samples(step) for step in steps if step.stage in ("sample", "revise")]
+    # A round that trains online has no pairs.
+    rounds = {step.fingerprint: step.label for step in steps if step.stage == "pair"}
+    numbered = [(rounds.get(made.path.name, at), made) for at, made in enumerate(pairs, start=1)]
     prompts = (read_prompt_funnel(step) for step in steps if step.stage == "prompts")
     return {
         "prompts": next(prompts, None),
         "samples": sorted(samples, key=_sort_key),
         "pairs": [
-            {"round": number, **read_pair_funnel(steps, made, number)}
-            for number, made in enumerate(pairs, start=1)
+            {"round": number, **read_pair_funnel(steps, made, number)} for number, made in numbered
         ],
     }
 
 
-def read_pair_funnel(steps: list[Ancestor], made: Pairs, number: int) -> dict[str, Any]:
+def read_pair_funnel(steps: list[Ancestor], made: Pairs, number: int | str) -> dict[str, Any]:
     """With the reference model's nats per token of each source's answers, where they are there."""
     funnel = made.read_funnel()
     if "sources" not in funnel:
@@ -42,7 +44,7 @@ def read_pair_funnel(steps: list[Ancestor], made: Pairs, number: int) -> dict[st
     return {**funnel, "sources": sources}
 
 
-def measure_nats(steps: list[Ancestor], made: Pairs, number: int) -> dict[str, float]:
+def measure_nats(steps: list[Ancestor], made: Pairs, number: int | str) -> dict[str, float]:
     """By source: the mean log-probability per token of its answers in the round's pairs."""
     import polars as pl
 

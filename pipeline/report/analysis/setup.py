@@ -42,13 +42,15 @@ def _describe_model(first: dict[str, dict[str, Any]]) -> str:
 
 
 def _describe_training(steps: list[Ancestor]) -> dict[str, Any]:
-    """Of the last round: the rounds differ in their rows alone."""
+    """Of the last round, but the objective of each: others differ in their rows alone."""
     if not steps:
         return {"objective": None, "beta": None, "learning_rate": None, "rounds": 0}
     config = steps[-1].config
     changed = ADAPTERS[config["adapter"]["kind"]]
+    by_round = sorted((step.label, step.config) for step in steps)
+    objectives = [f"{one['trainer']} ({' + '.join(one['loss'])})" for _, one in by_round]
     return {
-        "objective": f"{config['trainer']} ({' + '.join(config['loss'])}), {changed}",
+        "objective": f"{', then '.join(dict.fromkeys(objectives))}, {changed}",
         "beta": config["beta"],
         "learning_rate": config["learning_rate"],
         "rounds": sum(isinstance(step.label, int) for step in steps),  # not the replicates

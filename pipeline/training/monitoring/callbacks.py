@@ -28,6 +28,7 @@ UNSTABLE = (
     "train_loss",
     "num_tokens",
     "num_input_tokens_seen",
+    "step_time",
 )
 
 
@@ -163,6 +164,7 @@ SHOWN_METRICS = {
     "loss": ("loss", "{:.4g}"),
     "rewards/margins": ("margin", "{:.3g}"),
     "rewards/accuracies": ("accuracy", "{:.2f}"),
+    "reward": ("reward", "{:.3g}"),
 }
 
 

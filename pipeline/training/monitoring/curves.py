@@ -65,6 +65,7 @@ PANELS = (
         ),
         level=0.0,
     ),
+    CurvePanel("Reward of sampled answers", (CurveLine("reward", "train", GREY),)),
     CurvePanel("KL to the reference, nats", (CurveLine("eval_kl", "", BLUE),), level=0.0),
     CurvePanel("Length of generated answers, tokens", (CurveLine("eval_tokens", "", BLUE),)),
     CurvePanel("NLL of rehearsed demonstrations", (CurveLine("rehearsal/nll", "", GREY),)),

@@ -18,6 +18,7 @@ from pipeline.training.monitoring.early_stopping import (
 )
 
 Row = dict[str, Any]
+MANY_EQUAL = 0.5  # of the groups of answers
 MIN_STEPS = 8  # with fewer logged steps a curve shows nothing
 
 
@@ -47,7 +48,29 @@ UNCHANGED = Symptom(
 
 
 def find_symptoms(rows: Sequence[Row]) -> list[Symptom]:
-    return [symptom for symptom in SYMPTOMS if symptom.is_seen(rows)]
+    equal = _find_equal_rewards(rows)
+    return [*filter(None, [equal]), *(symptom for symptom in SYMPTOMS if symptom.is_seen(rows))]
+
+
+def _find_equal_rewards(rows: Sequence[Row]) -> Symptom | None:
+    """Of online training: most prompts' answers have one reward, and so no advantage."""
+    shares = _read_curve(rows, "frac_reward_zero_std")
+    if not shares or fmean(shares) < MANY_EQUAL:
+        return None
+    return Symptom(
+        f"nothing to learn here: {fmean(shares):.0%} of the groups have equal rewards",
+        lambda rows: True,
+        "the answers to a prompt all score alike: it is too easy or too hard, or the scorer hardly"
+        " tells answers apart",
+        "give prompts of another difficulty, a finer pair.scorer, or more and warmer answers"
+        " (sample.settings.NAME.n and temperature)",
+    )
+
+
+def _answers_are_cut(rows: Sequence[Row]) -> bool:
+    """Of online training: in the last quarter most sampled answers end at their limit."""
+    cut = _read_curve(rows, "completions/clipped_ratio")
+    return len(cut) >= MIN_STEPS and fmean(cut[-len(cut) // 4 :]) > 0.5
 
 
 def _is_stuck(rows: Sequence[Row]) -> bool:
@@ -143,6 +166,13 @@ SYMPTOMS = (
         _loss_swings,
         "steps are too large, or each is of too few pairs",
         "lower train.learning_rate, raise train.batch or train.warmup",
+    ),
+    Symptom(
+        "most sampled answers are cut at limits.completion",
+        _answers_are_cut,
+        "they are scored and trained without their end",
+        "raise limits.completion, or leave them out of the loss:"
+        " train.args.mask_truncated_completions=true",
     ),
     Symptom(
         "answers have grown past 1.5 times their length",

@@ -57,6 +57,8 @@ class Guards(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._log_evaluation(state)
         evaluations = early_stopping.merge_evaluations(state.log_history)
+        if not evaluations:  # without dev pairs, where no dev prompt leaves room for an answer
+            return
         self._warn_of_drift(evaluations)
         self._check_stop_metric(evaluations[-1])
         if state.global_step and self.cfg.guards.may_stop_early:
@@ -231,6 +233,8 @@ def _select_chosen(pairs: "pl.DataFrame") -> dict[str, list[Any]]:
     """The chosen answers of pairs, or the good ones of unpaired answers."""
     good = pairs.filter("label") if "label" in pairs.columns else pairs
     answer = "completion_ids" if "label" in pairs.columns else "chosen_ids"
+    if answer not in pairs.columns:  # online training knows no answer to its dev prompts
+        return {"prompts": [], "answers": []}
     return {
         "prompts": good["prompt_ids"].head(DEV_PAIRS).to_list(),
         "answers": good[answer].head(DEV_PAIRS).to_list(),

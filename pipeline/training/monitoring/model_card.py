@@ -149,8 +149,15 @@ def _format_command(step: dict[str, Any]) -> list[str]:
 
 
 def _format_settings(cfg: TrainConfig) -> str:
-    settings = cfg.model_dump(mode="json", exclude={"runtime"})
+    settings = _drop_runtime(cfg.model_dump(mode="json"))
     return hide_local_paths(json.dumps(settings, indent=1, ensure_ascii=False))
+
+
+def _drop_runtime(value: Any) -> Any:
+    """Without servers and workers, which are of this machine."""
+    if isinstance(value, dict):
+        return {name: _drop_runtime(item) for name, item in value.items() if name != "runtime"}
+    return value
 
 
 def hide_local_paths(text: str) -> str:

@@ -51,6 +51,27 @@ class StartCheck(TrainerCallback):
                 logps = _compute_logps(self.cfg, module, self.rows)
                 _compare_logps(self.cfg, logps, self.rows, RECOMPUTED)
 
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Online training measures its KL itself: 0 at the first step, before any update."""
+        starts_there = self.reference is not None and self.reference.path == self.init.path
+        kl = (logs or {}).get("kl")
+        if not (self.cfg.is_online and starts_there and state.global_step == 1) or kl is None:
+            return
+        limit = NATS_PER_SEQUENCE if is_exact(self.cfg) else NATS_PER_TOKEN
+        if not abs(kl) <= limit:
+            raise StageError(
+                f"the reference is wrong: training starts from its reference, so the KL of its"
+                f" first answers should be 0, and TRL's is {kl:.4g} nats per token.\n"
+                f"  This is a bug of the pipeline, not of your settings."
+            )
+
 
 def first_pairs(rows: "dict[str, pl.DataFrame]") -> dict[str, list[Any]]:
     return rows["train"].head(CHECKED_PAIRS).to_dict(as_series=False)

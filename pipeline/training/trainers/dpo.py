@@ -194,6 +194,8 @@ def loss_arguments(cfg: TrainConfig) -> dict[str, Any]:
         "loss_weights": [weight for _, weight in trl],
         "own_loss_type": [name for name, _ in own],
         "own_loss_weights": [weight for _, weight in own],
+        "beta": cfg.beta,
+        "max_length": cfg.max_length,
         # Without a reference its values are given as 0.
         "precompute_ref_log_probs": cfg.reference_logps != "online",
         "has_reference": cfg.reference_logps != "none",

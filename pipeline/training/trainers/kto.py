@@ -48,7 +48,7 @@ Trainer = PretokenizedKTOTrainer  # the name that training/build.py asks for
 
 
 def loss_arguments(cfg: TrainConfig) -> dict[str, Any]:
-    return {"loss_type": cfg.loss[0]}
+    return {"loss_type": cfg.loss[0], "beta": cfg.beta, "max_length": cfg.max_length}
 
 
 def order_for_training(

@@ -36,5 +36,6 @@ def build_tables(report: ReportRow) -> list[ReportTable]:
         origins.build_ties(report),
         origins.build_sources(report),
         origins.build_training(report),
+        origins.build_effort(report),
     )
     return [table for table in tables if table.rows]

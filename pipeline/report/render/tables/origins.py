@@ -147,6 +147,38 @@ def build_training(report: ReportRow) -> ReportTable:
     return ReportTable("Training", note, ("round", "steps", *figures), rows)
 
 
+def build_effort(report: ReportRow) -> ReportTable:
+    """Only where a round trained online, and samples and scores are no Steps of their own."""
+    own = report["evaluation"]["scorer"]
+    gains = {row["model"]: row for row in report["differences"] if row["scorer"] == own}
+    columns = ("round", "by", "answers drawn", "time", "of it training", "gain over sft", "resumes")
+    rows = [
+        [
+            Cell(row["round"]),
+            Cell(row["trainer"], row["loss"]),
+            Cell(format_count(row["samples"])),
+            Cell(format_duration(row["seconds"])),
+            Cell(format_duration(row["training_seconds"])),
+            _gain_cell(gains.get(row["round"])),
+            Cell(row["resumes"]),
+        ]
+        for row in report.get("effort", [])
+    ]
+    note = (
+        "At what price each round came: answers to training prompts, and the time of all its"
+        " stages. Online training samples and scores while it trains. Compare rounds that start"
+        " from the same model (init=sft), at equal answers or at equal time."
+    )
+    return ReportTable("Answers and time of each round", note, columns, rows)
+
+
+def _gain_cell(gain: ReportRow | None) -> Cell:
+    if gain is None:
+        return Cell("")
+    bounds = f"{format_number(gain['low'])} to {format_number(gain['high'])}"
+    return Cell(format_number(gain["mean"]), bounds)
+
+
 def build_cost(report: ReportRow) -> ReportTable:
     total = sum(row["seconds"] for row in report["cost"])
     columns = ["stage", "steps", "time", "share", *PHASES, "models opened", "tokens", "tokens/s"]
