@@ -79,7 +79,8 @@ def list_open_steps(run_dir: Path, wanted: str | None) -> Iterator[tuple[dict[st
             step = json.loads(file.read_text())
         if step.get("stage") not in ((wanted,) if wanted else JOINABLE) or step.get("early_only"):
             continue
-        _check_store(find_store(Path(step["out"])))
+        for folder in (Path(step["out"]), *(Path(one["path"]) for one in step["inputs"].values())):
+            _check_store(find_store(folder))
         work = store.find_work_folder(Path(step["out"]))
         if read_queue(work):
             yield step, work
@@ -88,7 +89,7 @@ def list_open_steps(run_dir: Path, wanted: str | None) -> Iterator[tuple[dict[st
 def _check_store(root: Path) -> None:
     if not root.is_dir():
         raise UserError(
-            f"{root}: this machine does not see the run's store.\n"
+            f"{root}: this machine does not see this store of the run.\n"
             "  Mount it at the same path as on the machine of the run."
         )
 

@@ -22,9 +22,11 @@ from pipeline.config.base import (
     Prices,
     Seed,
     Share,
+    StoreFolders,
     Template,
     Trust,
     Weights,
+    list_stores,
 )
 from pipeline.config.benchmark import BenchmarkConfig
 from pipeline.config.cross_checks import find_mismatches
@@ -246,12 +248,21 @@ class Config(Block):
     sweep: SweepConfig
     cost: CostConfig
 
-    store: Folder
+    store: StoreFolders
     runs: Folder
     until: str | None
     dry_run: bool
     verify: bool
     preload: bool
+
+    @property
+    def own_store(self) -> Path:
+        return list_stores(self.store)[0]
+
+    @property
+    def other_stores(self) -> tuple[Path, ...]:
+        """Those that are only read."""
+        return tuple(list_stores(self.store)[1:])
 
     @property
     def samples_policy(self) -> bool:

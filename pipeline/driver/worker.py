@@ -25,7 +25,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 
 from pipeline import progress, store
-from pipeline.artifacts import COST_FILE, build_tree, open_artifact, write_json
+from pipeline.artifacts import COST_FILE, build_tree, find_in_stores, open_artifact, write_json
 from pipeline.backends import api_client
 from pipeline.driver.child_process import STAGES
 from pipeline.errors import (
@@ -171,6 +171,9 @@ def build_step(step: dict[str, Any], final: Path, lease: Lease, asked_at: float)
         expected = step["inputs"], step["place"], step["verify"]
         if store.find_fault(final, published, *expected) is None:
             return ALREADY_BUILT
+    if is_built_elsewhere(step):
+        store.make_room(final)
+        return ALREADY_BUILT
     work = store.claim_work_folder(final, lease)
     sealed = store.read_manifest(work)
     if sealed is None or store.find_fault(work, sealed, step["inputs"], step["place"]) is not None:
@@ -178,6 +181,16 @@ def build_step(step: dict[str, Any], final: Path, lease: Lease, asked_at: float)
     store.check_held(lease)
     store.publish(work, final)
     return DONE
+
+
+def is_built_elsewhere(step: dict[str, Any]) -> bool:
+    """Whether a store that is only read has what ours lacks, or has of other inputs or damaged."""
+    name, others = f"{step['stage']}/{step['fingerprint']}", map(Path, step.get("others", []))
+    folder = find_in_stores(others, name)
+    manifest = store.read_manifest(folder) if folder else None
+    if folder is None or manifest is None or store.is_pruned(manifest):
+        return False
+    return store.find_fault(folder, manifest, step["inputs"], step["place"], step["verify"]) is None
 
 
 def run_stage(step: dict[str, Any], work: Path, lease: Lease, asked_at: float) -> None:
