@@ -223,6 +223,7 @@ STEP_FILE = "step.json"  # what the driver asked of a step
 MANIFEST_FILE = "manifest.json"
 STORE_MARKER = ".strop-store"  # in a store: that it is one, who uses it, what its runs read
 COST_FILE = "cost.json"
+DEVICES_FILE = "devices.jsonl"  # the shards that another kind of machine than the run's has made
 DROPPED_FILE = "dropped.parquet"  # the rows that a stage left out, with their reasons
 FUNNEL_FILE = "funnel.json"  # how many rows came in, were dropped for each reason, and went out
 MODEL_FILE = "model.json"  # where a model's base and adapter are

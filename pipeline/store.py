@@ -20,6 +20,7 @@ from pipeline.artifacts import (
     ADAPTER_CONFIG,
     CARD_FILE,
     COST_FILE,
+    DEVICES_FILE,
     MADE_BY,
     MODEL_FILE,
     PLACE_FILE,
@@ -44,7 +45,7 @@ SCRATCH = "scratch"  # a stage's folder for checkpoints and the like, removed be
 # In unfinished work: the files that its last attempt left when it failed.
 ATTEMPT = f"{SCRATCH}/attempt.json"
 OUTSIDE = "outside.json"  # in a finished step: the files that we wrote outside its content
-_FILES_OUTSIDE = {COST_FILE, PLACE_FILE, CARD_FILE, f"adapter/{ADAPTER_CONFIG}"}
+_FILES_OUTSIDE = {COST_FILE, DEVICES_FILE, PLACE_FILE, CARD_FILE, f"adapter/{ADAPTER_CONFIG}"}
 _OUTSIDE_CONTENT = {MANIFEST, STEP, OUTSIDE, *_FILES_OUTSIDE}
 MERGE_SCRATCH = re.compile(r"\.merged\.[^/]*tmp/")  # what a killed merge leaves in a step
 IN_USE = ".in-use"  # in the store: a lease of every run that is at work, and of a prune
