@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from measure import Ratio, report
+from measure import Ratio, list_children, read_peak_memory, report
 
 from pipeline.artifacts import Model, Prompts, Samples
 from pipeline.backends import open_backend
@@ -306,23 +306,6 @@ def measure_peaks(folder: Path, words: list[str]) -> list[int]:
         time.sleep(0.1)
     assert driver.returncode == 0
     return [round(size) for size in highest.values() if size]
-
-
-def list_children(parent: int) -> list[int]:
-    pids = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
-                pids.append(int(stat.parent.name))
-    return pids
-
-
-def read_peak_memory(pid: int) -> float:
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 1024
-    return 0.0
 
 
 if __name__ == "__main__":

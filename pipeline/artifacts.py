@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from pipeline import progress
 from pipeline.errors import UserError
+from pipeline.hashing import hash_content
 
 if TYPE_CHECKING:
     import polars as pl
@@ -151,6 +152,41 @@ def find_store(step: Path) -> Path:
     return step.parent.parent
 
 
+def find_step(root: Path, name: str, others: Iterable[Path] | None = None) -> Path:
+    """The folder of a step `stage/fingerprint`: in its store, or in one that is only read there.
+
+    `others` are those; None: all that runs of this store have read. Of a pruned step another store
+    may have the files; they count only if they are the same.
+    """
+    own = root / name
+    if (own / STEP_FILE).exists():
+        return own
+    there = find_in_stores(read_other_stores(root) if others is None else others, name)
+    is_same = there and _read_content(own) in (None, _read_content(there))
+    return there if there and is_same else own
+
+
+def find_in_stores(roots: Iterable[Path], name: str) -> Path | None:
+    """The first store's folder of a step with its files: pruning leaves the manifest alone."""
+    folders = (root / name for root in roots)
+    return next((folder for folder in folders if (folder / STEP_FILE).exists()), None)
+
+
+def read_other_stores(root: Path) -> list[Path]:
+    """The stores that runs of this one have read, those of the last run first."""
+    try:
+        return [Path(other) for other in read_json(root / STORE_MARKER).get("others", [])]
+    except (OSError, UserError, AttributeError, TypeError):
+        return []
+
+
+def _read_content(step: Path) -> str | None:
+    try:
+        return hash_content(read_json(step / MANIFEST_FILE))
+    except (OSError, UserError, KeyError, TypeError):
+        return None
+
+
 def resolve_run(run: Path) -> Path:
     """The folder that `runs/latest` points to now, relative where that is possible."""
     folder, here = run.resolve(), Path.cwd()
@@ -185,7 +221,9 @@ def read_cost(out: Path) -> dict[str, float]:
 
 STEP_FILE = "step.json"  # what the driver asked of a step
 MANIFEST_FILE = "manifest.json"
+STORE_MARKER = ".strop-store"  # in a store: that it is one, who uses it, what its runs read
 COST_FILE = "cost.json"
+DEVICES_FILE = "devices.jsonl"  # the shards that another kind of machine than the run's has made
 DROPPED_FILE = "dropped.parquet"  # the rows that a stage left out, with their reasons
 FUNNEL_FILE = "funnel.json"  # how many rows came in, were dropped for each reason, and went out
 MODEL_FILE = "model.json"  # where a model's base and adapter are
@@ -297,8 +335,8 @@ class Model(Artifact):
 
     @property
     def _base(self) -> "Model":
-        """An adapter names its base as `stage/fingerprint` in the same store."""
-        return Model(find_store(self.path) / self.record["base"])
+        """An adapter names its base as `stage/fingerprint`."""
+        return Model(find_step(find_store(self.path), self.record["base"]))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
@@ -467,5 +505,6 @@ def open_artifact(stage: str, path: Path, part: str | None = None) -> Artifact:
     if part == "decontamination":
         return Decontamination(path / part)
     if stage == "gate":  # opens as the model that it points to
-        return Model(find_store(path) / read_object(path / MODEL_FILE, target=str)["target"])
+        target = read_object(path / MODEL_FILE, target=str)["target"]
+        return Model(find_step(find_store(path), target))
     return MADE_BY[stage](path / part if part else path)

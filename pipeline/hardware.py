@@ -88,6 +88,11 @@ def describe_device() -> str:
     return f"{os.cpu_count()} cores of {platform.machine()}"
 
 
+def name_kind(device: str) -> str:
+    """A device as described, whatever the number of its GPUs. Processors differ by their cores."""
+    return device.partition(" x ")[2] or device
+
+
 def explain_missing_gpus() -> str | None:
     """The error for a GPU number that does not exist: torch would silently train on the CPU."""
     count = len(list_all_gpus())

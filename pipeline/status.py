@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
+from pipeline.artifacts import find_step
 from pipeline.step import Identity, Step, find_checkpoint, list_local_paths
 
 StepStatus = tuple[store.Manifest | None, str]  # a built Step's manifest; or None and the reason
@@ -19,13 +20,23 @@ class RunPlan:
     targets: list[Step]
     identity: Identity
     root: Path
+    others: tuple[Path, ...] = ()  # stores that are only read
     faults: tuple[str, ...] = ()  # why some fingerprints are not known: missing files
     unknown: frozenset[str] = frozenset()  # placeholders for those fingerprints
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        return (self.root, *self.others)
 
     def fingerprint(self, step: Step) -> str:
         return self.identity.fingerprint(step)
 
     def folder(self, step: Step) -> Path:
+        """Where a Step is read."""
+        return find_step(self.root, f"{step.stage}/{self.fingerprint(step)}", self.others)
+
+    def own_folder(self, step: Step) -> Path:
+        """Where a Step is built."""
         return store.step_folder(self.root, step.stage, self.fingerprint(step))
 
 

@@ -5,10 +5,10 @@ whole manifest under its final name is finished. A pruned step keeps its manifes
 they are rebuilt when a step that runs reads them.
 """
 
-import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,11 +21,13 @@ from pipeline.artifacts import (
     ADAPTER_CONFIG,
     CARD_FILE,
     COST_FILE,
+    DEVICES_FILE,
     MADE_BY,
     MODEL_FILE,
     PLACE_FILE,
     UNAVAILABLE_FILE,
     Model,
+    find_step,
     find_store,
     read_json,
     read_object,
@@ -44,12 +46,11 @@ SCRATCH = "scratch"  # a stage's folder for checkpoints and the like, removed be
 # In unfinished work: the files that its last attempt left when it failed.
 ATTEMPT = f"{SCRATCH}/attempt.json"
 OUTSIDE = "outside.json"  # in a finished step: the files that we wrote outside its content
-_FILES_OUTSIDE = {COST_FILE, PLACE_FILE, CARD_FILE, f"adapter/{ADAPTER_CONFIG}"}
+_FILES_OUTSIDE = {COST_FILE, DEVICES_FILE, PLACE_FILE, CARD_FILE, f"adapter/{ADAPTER_CONFIG}"}
 _OUTSIDE_CONTENT = {MANIFEST, STEP, OUTSIDE, *_FILES_OUTSIDE}
 MERGE_SCRATCH = re.compile(r"\.merged\.[^/]*tmp/")  # what a killed merge leaves in a step
-LOCK_FILE = ".at-work"  # in the store: locked shared by every run, exclusively by a prune
+IN_USE = ".in-use"  # in the store: a lease of every run that is at work, and of a prune
 LEASES = ".leases"  # in a stage's folder: who builds which step
-LEASE_PAUSE = 0.2  # seconds between two looks at the lease of another process
 STEP_NAME = re.compile(r"[0-9a-f]{12}")  # a finished step's folder
 STEP_PATH = re.compile(rf"(?P<stage>{'|'.join(MADE_BY)})/(?P<fingerprint>[0-9a-f]{{12}})\b")
 PARTIAL_SUFFIX = ".partial"  # ends the name of a folder of unfinished work
@@ -98,9 +99,10 @@ def read_valid_manifest(path: Path) -> Manifest | None:
     return manifest if manifest and not find_missing_keys(manifest) else None
 
 
-def list_valid_manifests(root: Path, stage: str) -> list[Manifest]:
-    """Of a stage's finished steps, the newest first."""
-    folders = (path for path in (root / stage).glob("*/") if STEP_NAME.fullmatch(path.name))
+def list_valid_manifests(roots: Iterable[Path], stage: str) -> list[Manifest]:
+    """Of a stage's finished steps in these stores, the newest first."""
+    found = (path for root in roots for path in (root / stage).glob("*/"))
+    folders = (path for path in found if STEP_NAME.fullmatch(path.name))
     manifests = [manifest for path in folders if (manifest := read_valid_manifest(path))]
     return sorted(manifests, key=lambda manifest: str(manifest["created"]), reverse=True)
 
@@ -300,10 +302,10 @@ def list_bases(path: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError, UserError):
         return []  # a damaged record is found where its step is checked or read
     named = record.get("base") or record.get("target")
-    stage, _, fingerprint = named.partition("/") if isinstance(named, str) else ("", "", "")
+    fingerprint = named.partition("/")[2] if isinstance(named, str) else ""
     if not fingerprint:
         return []
-    return [fingerprint, *list_bases(find_store(path) / stage / fingerprint)]
+    return [fingerprint, *list_bases(find_step(find_store(path), named))]
 
 
 def rewrite_adapter_configs(root: Path) -> None:
@@ -386,14 +388,20 @@ def publish(work: Path, final: Path) -> None:
         raise StageError(
             f"{final}: another process has taken this step over.\n  Run the same command again."
         )
-    if final.exists():
-        old = read_manifest(final)
-        if old and (is_pruned(old) or is_unavailable(old)):
-            clear_place(final, hash_content(old))
-        else:
-            set_aside(final, hash_content(old) if old else "unknown")
+    make_room(final)
     work.rename(final)
     _sync(final.parent)
+
+
+def make_room(final: Path) -> None:
+    """Set a stale or damaged step aside, and remove one that has no files."""
+    if not final.exists():
+        return
+    old = read_manifest(final)
+    if old and (is_pruned(old) or is_unavailable(old)):
+        clear_place(final, hash_content(old))
+    else:
+        set_aside(final, hash_content(old) if old else "unknown")
 
 
 def check_places(finals: Iterable[Path]) -> None:
@@ -454,20 +462,13 @@ def remove(path: Path) -> None:
 @contextmanager
 def lock_step(final: Path, on_wait: Callable[[str], None]) -> Iterator[leases.Lease]:
     """One writer per step, on all machines that see the store. See `resources/leases.py`."""
-    folder, observer = lease_folder(final), leases.Observer()
+    folder = lease_folder(final)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    heart = leases.Heart(on_loss=_end_process)
-    with lock_shared(find_store(final), lambda: on_wait("a prune of the store")):
-        while (lease := observer.try_acquire(folder)) is None:
-            on_wait(leases.describe_holder(folder) or "another process")
-            time.sleep(LEASE_PAUSE)
-        heart.add(lease)
-        try:
-            yield lease
-        finally:
-            heart.stop()
-            heart.remove(lease)  # it may be in the middle of a beat
-            lease.release()
+    with (
+        lock_shared(find_store(final), lambda: on_wait("a prune of the store")),
+        leases.hold(folder, on_wait, on_loss=_end_process) as lease,
+    ):
+        yield lease
 
 
 def lease_folder(final: Path) -> Path:
@@ -496,36 +497,56 @@ def _describe_loss(lease: leases.Lease) -> StageError:
 
 @contextmanager
 def lock_shared(root: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Runs share this lock. While one holds it, nothing is removed from the store."""
-    with (root / LOCK_FILE).open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+    """Runs share this lock. While one holds it, nothing is removed from the store.
+
+    A run shows itself and then looks for a prune, which does the same the other way round: of two
+    that begin at once, at least one sees the other.
+    """
+    has_waited = False
+    while True:
+        with _show_user(root, "run"):
+            if not any(leases.is_held(folder) for folder in _list_users(root, "prune")):
+                yield
+                return
+        if not has_waited:
             on_wait()
-            fcntl.flock(handle, fcntl.LOCK_SH)
-        yield
+        has_waited = True
+        time.sleep(leases.PAUSE)
 
 
 @contextmanager
 def lock_exclusive(root: Path) -> Iterator[None]:
-    """While this lock is held, no run of this machine works in the store and none starts.
-
-    Those of other machines are known by the steps that they build.
-    """
-    with (root / LOCK_FILE).open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_free = True
-        except BlockingIOError:
-            is_free = False
+    """While this lock is held, no run of any machine works in the store and none starts."""
+    with _show_user(root, "prune") as own:
+        others = [folder for folder in _list_users(root, "*") if folder != own]
+        held = [folder for folder in others if leases.is_held(folder)]
         step = _name_step_in_progress(root)
-        if step or not is_free:
+        if step or held:
+            holder = f" ({leases.describe_holder(held[0])})" if held else ""
             raise UserError(
-                f"{root}: a run is at work{step}. Nothing was removed.\n"
+                f"{root}: a run is at work{step or holder}. Nothing was removed.\n"
                 "  Prune when no run is at work. One that was killed on another machine counts for"
                 f" {leases.EXPIRY:.0f} s."
             )
+        for folder in others:
+            if leases.describe_holder(folder):  # of a process that was killed
+                shutil.rmtree(folder, ignore_errors=True)
         yield
+
+
+@contextmanager
+def _show_user(root: Path, kind: str) -> Iterator[Path]:
+    folder = root / IN_USE / f"{kind}-{secrets.token_hex(6)}"
+    folder.parent.mkdir(exist_ok=True)
+    try:
+        with leases.hold(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _list_users(root: Path, kind: str) -> list[Path]:
+    return sorted((root / IN_USE).glob(f"{kind}-*"))
 
 
 def _name_step_in_progress(root: Path) -> str:

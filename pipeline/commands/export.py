@@ -43,6 +43,7 @@ from pipeline.commands.origins import (
     split_card,
 )
 from pipeline.commands.table import parse_words, reports_errors
+from pipeline.config import list_stores
 from pipeline.errors import DONE, StageError, UserError, unwind_on_signals
 from pipeline.hashing import find_local_folder
 from pipeline.models import loading
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> int:
     found = find_trained_model(words.places[0], "export")
     scratch = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with lock_readable(found.model):
+        with lock_readable(found):
             write_model_folder(found, scratch, words.knobs["license"])
         if converter:
             convert_to_gguf(converter, scratch)
@@ -103,10 +104,12 @@ def _make_exists_error(out: Path) -> UserError:
     )
 
 
-def lock_readable(model: Model) -> AbstractContextManager[None]:
-    """No prune while its files are read. A store that cannot be written needs no lock for that."""
-    root = find_store(model.path)
-    if not os.access(root, os.W_OK):
+def lock_readable(found: FoundModel) -> AbstractContextManager[None]:
+    """No prune while its files are read. Nothing is written to a store that is only read."""
+    root = find_store(found.model.path)
+    stores = list_stores(found.read_config().get("store", root))
+    is_read_only = root.resolve() in [Path(other).resolve() for other in stores[1:]]
+    if is_read_only or not os.access(root, os.W_OK):
         return nullcontext()
     on_wait = lambda: print(f"waiting: {root} is being pruned", file=sys.stderr)  # noqa: E731
     return store.lock_shared(root, on_wait)

@@ -19,6 +19,7 @@ from pipeline.artifacts import (
     Model,
     Report,
     build_tree,
+    find_step,
     find_store,
     list_steps,
     open_artifact,
@@ -147,7 +148,7 @@ def open_model(folder: Path, word: str) -> Model:
     if model.path != folder:  # a gate points to the model that it chose
         return open_model(model.path, word)
     if base := model.record.get("base"):
-        _check_base(find_store(folder) / base, base, word)
+        _check_base(find_step(find_store(folder), base), base, word)
     elif isinstance(model.weights, Path) and not model.weights.exists():
         raise UserError(
             f"{word}: its checkpoint is gone from {model.weights}.\n"
@@ -199,7 +200,10 @@ def _list_evaluated(run: Path) -> dict[str, Path]:
     evals = build_tree(read_step(report)["inputs"]).get("evals", {})
     sources = {name: parts["model"] for name, parts in evals.items() if "model" in parts}
     root = find_store(report)
-    return {name: root / one["stage"] / one["fingerprint"] for name, one in sources.items()}
+    return {
+        name: find_step(root, f"{one['stage']}/{one['fingerprint']}")
+        for name, one in sources.items()
+    }
 
 
 def find_report(run: Path) -> Path | None:

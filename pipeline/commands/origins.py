@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts import MODEL_FILE, STEP_FILE, find_store, read_object, read_step
+from pipeline.artifacts import MODEL_FILE, STEP_FILE, find_step, find_store, read_object, read_step
 from pipeline.config import POOL
 from pipeline.hashing import find_local_folder
 from pipeline.store import read_valid_manifest
@@ -62,7 +62,7 @@ def find_origins(step: Path) -> list[Origin]:
     found: list[Origin] = []
     for one in record.get("ancestors", []):
         is_member = str(one.get("label", "")).startswith(f"{POOL} ")
-        origins = _read_origins(root / one["stage"] / one["fingerprint"])
+        origins = _read_origins(find_step(root, f"{one['stage']}/{one['fingerprint']}"))
         found += [replace(each, role=MEMBER) if is_member else each for each in origins]
     return [*dict.fromkeys([*found, *_read_origins(step)])]
 

@@ -141,7 +141,7 @@ def write_folders(found: FoundModel, uploads: list[Upload], licence: str | None)
             f"{found.word}: this is a model without its run, so there is no data set to publish.\n"
             "  Give the run (runs/latest), or publish the model alone: data=none."
         )
-    with lock_readable(found.model):
+    with lock_readable(found):
         origins = write_model_folder(found, uploads[0].folder, licence)
         for upload in uploads[1:]:
             assert found.run is not None

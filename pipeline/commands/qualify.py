@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.commands.calibrate import align_columns, collect_scores
 from pipeline.commands.table import parse_words, reports_errors
-from pipeline.config import Block, Folder, RewardConfig, ScoreConfig
+from pipeline.config import Block, RewardConfig, ScoreConfig, StoreFolders, list_stores
 from pipeline.config.compose import Arguments, compose_block
 from pipeline.data.known_answers import KnownAnswers, read_known_answers
 from pipeline.errors import StageError, UserError, pluralize, suggest
@@ -43,7 +43,7 @@ HEAD = ["", "accuracy", "95 %", "prompts", "flips", ""]
 class QualifyConfig(Block):
     score: ScoreConfig
     reward: RewardConfig | None
-    store: Folder
+    store: StoreFolders
 
 
 @reports_errors
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     cfg = compose_block(Arguments.parse(words.overrides), QualifyConfig)
     names = [name for name in words.knob("scorer").split(",") if name]
     for name in names or [next(iter(cfg.score.scorers))]:
-        hashes = ContentCache(cfg.store / ".contents.json")
+        hashes = ContentCache(list_stores(cfg.store)[0] / ".contents.json")
         scorer = _Scorer(cfg, name, hashes)
         subsets = measure_accuracy(scorer.score_rows(rows))
         record = {
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
             "accuracy": asdict(average_subsets(subsets)),
             "subsets": {subset: one.to_dict() for subset, one in subsets.items()},
         }
-        path = write_record(cfg.store, scorer.hash, record)
+        path = write_record(list_stores(cfg.store)[0], scorer.hash, record)
         hashes.save()
         print("\n".join([*format_lines(name, subsets, undecided), str(path)]))
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import store
-from pipeline.artifacts import list_steps, read_step, write_atomically, write_json
+from pipeline.artifacts import find_step, list_steps, read_step, write_atomically, write_json
 from pipeline.commands.table import parse_words, reports_errors
 from pipeline.config import ReportConfig
 from pipeline.driver import worker
@@ -68,7 +68,7 @@ def find_evaluate_step(run: Path) -> dict[str, Any]:
     step = read_step(file.parent)
     root = file.resolve().parents[2]  # where the store is now: it may have been moved or copied
     for source in (*step["inputs"].values(), *step.get("ancestors", [])):
-        here = root / source["stage"] / Path(source["path"]).name
+        here = find_step(root, f"{source['stage']}/{Path(source['path']).name}")
         if here.is_dir():
             source["path"] = str(here)
     return step

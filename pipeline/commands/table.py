@@ -111,11 +111,11 @@ COMMANDS = {
     ),
     "work": Command(
         "Help to build the steps of a run, from any machine that sees its store.",
-        "RUN [step=STAGE] [wait=60]",
+        "RUN [step=STAGE] [wait=60] [same_device=auto|true|false]",
         "strop work runs/latest step=sample",
         "pipeline.commands.work",
         places=(1, 1),
-        knobs={"step": None, "wait": "60"},
+        knobs={"step": None, "wait": "60", "same_device": "auto"},
     ),
     "submit": Command(
         "Run as a Slurm job, which is queued again until it is done; other jobs help it.",

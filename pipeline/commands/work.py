@@ -5,7 +5,6 @@ GPUs that CUDA_VISIBLE_DEVICES names, and opens one engine: start one process fo
 """
 
 import json
-import platform
 import re
 import sys
 import time
@@ -24,6 +23,7 @@ from pipeline.resources import leases
 from pipeline.resources.shard_queue import JoinedWorker, read_queue
 
 JOINABLE = "sample", "score", "reference"  # the stages whose work is in shards
+SAME_DEVICE = "auto", "true", "false"
 PAUSE = 1.0  # seconds between two looks at the run
 
 
@@ -31,7 +31,9 @@ PAUSE = 1.0  # seconds between two looks at the run
 def main(arguments: list[str]) -> int:
     words = parse_words("work", arguments)
     place, wanted = words.place(0), words.knobs["step"]
-    patience = _read_seconds(words.knob("wait"))
+    patience, same_device = _read_seconds(words.knob("wait")), words.knob("same_device")
+    if same_device not in SAME_DEVICE:
+        raise UserError(f"same_device={same_device}: expected one of {', '.join(SAME_DEVICE)}.")
     if not place.is_dir():
         raise UserError(f"{place}: this machine sees no such folder. Give that of a run.")
     if wanted is not None and wanted not in JOINABLE:
@@ -42,7 +44,7 @@ def main(arguments: list[str]) -> int:
     while time.monotonic() - waited_since < patience:
         run_dir = find_run(place)
         for step, work in list_open_steps(run_dir, wanted) if run_dir else ():
-            if taken := work_on_step(step, work):
+            if taken := work_on_step(step, work, same_device):
                 finished, waited_since = finished + taken, time.monotonic()
         time.sleep(PAUSE)
     if find_run(place) is None:
@@ -79,7 +81,8 @@ def list_open_steps(run_dir: Path, wanted: str | None) -> Iterator[tuple[dict[st
             step = json.loads(file.read_text())
         if step.get("stage") not in ((wanted,) if wanted else JOINABLE) or step.get("early_only"):
             continue
-        _check_store(find_store(Path(step["out"])))
+        for folder in (Path(step["out"]), *(Path(one["path"]) for one in step["inputs"].values())):
+            _check_store(find_store(folder))
         work = store.find_work_folder(Path(step["out"]))
         if read_queue(work):
             yield step, work
@@ -88,12 +91,12 @@ def list_open_steps(run_dir: Path, wanted: str | None) -> Iterator[tuple[dict[st
 def _check_store(root: Path) -> None:
     if not root.is_dir():
         raise UserError(
-            f"{root}: this machine does not see the run's store.\n"
+            f"{root}: this machine does not see this store of the run.\n"
             "  Mount it at the same path as on the machine of the run."
         )
 
 
-def work_on_step(step: dict[str, Any], work: Path) -> int:
+def work_on_step(step: dict[str, Any], work: Path, same_device: str = "auto") -> int:
     """Take shards until none is free. Returns how many were finished."""
     queue = read_queue(work)
     if queue is None:  # published meanwhile
@@ -101,7 +104,7 @@ def work_on_step(step: dict[str, Any], work: Path) -> int:
     if not leases.is_held(store.lease_folder(Path(step["out"]))):
         return 0  # its run has ended, and will write another queue
     check_same_code(queue, work)
-    check_same_device(step)
+    check_same_device(step, same_device)
     worker = JoinedWorker(work, queue["shards"])
     try:
         if not worker.sees_free_shard():
@@ -128,13 +131,19 @@ def check_same_code(queue: dict[str, Any], work: Path) -> None:
         )
 
 
-def check_same_device(step: dict[str, Any]) -> None:
-    """Bytes are promised on CPUs of one kind, and a GPU computes other ones than any CPU."""
-    here = hardware.describe_device()
-    both_have_gpus = bool(hardware.list_gpus()) and not step["device"].endswith(platform.machine())
-    if step["device"] != here and not both_have_gpus:
-        raise UserError(
-            f"{step['stage']}: its run is on {step['device']}, and this machine is {here}: the"
-            " last digits of their results differ.\n"
-            "  Join from a machine of the same kind."
-        )
+def check_same_device(step: dict[str, Any], same: str = "auto") -> None:
+    """Bytes are promised on CPUs of one kind, and a GPU computes other ones than any CPU.
+
+    `same`: `auto` lets GPUs of several kinds work together, since they promise no bytes.
+    """
+    here, theirs = map(hardware.name_kind, (hardware.describe_device(), step["device"]))
+    both_have_gpus = bool(hardware.list_gpus()) and theirs != step["device"]
+    may_differ = same == "false" or (same == "auto" and both_have_gpus)
+    if here == theirs or may_differ:
+        return
+    raise UserError(
+        f"{step['stage']}: its run is on {theirs}, and this machine is {here}: the last digits of"
+        " their results differ.\n"
+        "  Join from a machine of the same kind; or give same_device=false, and the step records"
+        " who made which shard."
+    )

@@ -22,9 +22,11 @@ from pipeline.config.base import (
     Prices,
     Seed,
     Share,
+    StoreFolders,
     Template,
     Trust,
     Weights,
+    list_stores,
     shift_seed,
 )
 from pipeline.config.benchmark import BenchmarkConfig
@@ -260,7 +262,7 @@ class Config(Block):
     sweep: SweepConfig
     cost: CostConfig
 
-    store: Folder
+    store: StoreFolders
     runs: Folder
     until: str | None
     dry_run: bool
@@ -283,6 +285,15 @@ class Config(Block):
     @property
     def makes_pairs(self) -> bool:
         return not all(train.is_online for train in self.trainings)
+
+    @property
+    def own_store(self) -> Path:
+        return list_stores(self.store)[0]
+
+    @property
+    def other_stores(self) -> tuple[Path, ...]:
+        """Those that are only read."""
+        return tuple(list_stores(self.store)[1:])
 
     @property
     def samples_policy(self) -> bool:

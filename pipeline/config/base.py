@@ -144,6 +144,25 @@ def _refuse_empty(value: Any) -> Any:
 Folder = Annotated[Path, BeforeValidator(_refuse_empty)]
 
 
+def _check_stores(value: Any) -> Any:
+    if not isinstance(value, list):
+        return _refuse_empty(value)
+    if not value:
+        raise ValueError("expected a folder, or a list such as [mine, team]: the first is written")
+    if not all(isinstance(folder, str | Path) for folder in value):
+        raise ValueError("expected a list of folders, such as [mine, team]")
+    return [_refuse_empty(folder) for folder in value]
+
+
+# One store, or several: the first is written, the others are only read.
+StoreFolders = Annotated[Path | list[Path], BeforeValidator(_check_stores)]
+
+
+def list_stores(store: Path | list[Path]) -> list[Path]:
+    """The one that is written comes first."""
+    return store if isinstance(store, list) else [store]
+
+
 class Limits(Block):
     prompt: PositiveInt
     completion: PositiveInt

@@ -41,6 +41,10 @@ OmegaConf.register_new_resolver("conf", lambda file: str(CONF / file), replace=T
 
 # The scorer that makes the pairs, where none is named.
 OmegaConf.register_new_resolver("first", lambda block: next(iter(block), None), replace=True)
+# The store that is written, where several are read.
+OmegaConf.register_new_resolver(
+    "own", lambda store: next(iter(store), "") if OmegaConf.is_list(store) else store, replace=True
+)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config.base import list_stores
 from pipeline.config.evaluate import PANEL, list_retention_names
 from pipeline.config.judge import PairwiseScorer
 from pipeline.config.models import SftTraining
@@ -59,12 +62,23 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
 
 def _check_folders(cfg: "Config") -> Iterator[str]:
     """A run inside the store looks like a step; a store inside runs/ is removed along with runs."""
-    store, runs = cfg.store.resolve(), cfg.runs.resolve()
-    if store.is_relative_to(runs) or runs.is_relative_to(store):
-        yield (
-            f"store={cfg.store} runs={cfg.runs}: one is inside the other, or they are the same."
-            " Give two separate folders, such as store=store runs=runs"
-        )
+    for store in list_stores(cfg.store):
+        if _overlap(store, cfg.runs):
+            yield (
+                f"store={store} runs={cfg.runs}: one is inside the other, or they are the same."
+                " Give two separate folders, such as store=store runs=runs"
+            )
+    for one, other in combinations(list_stores(cfg.store), 2):
+        if _overlap(one, other):
+            yield (
+                f"store=[{one}, {other}]: one is inside the other, or they are the same."
+                " Give separate folders, such as store=[mine, team]"
+            )
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    one, other = one.resolve(), other.resolve()
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _check_scorers(cfg: "Config") -> Iterator[str]:

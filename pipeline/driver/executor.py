@@ -166,7 +166,7 @@ class _Pass:
     def _start_early(self) -> "_EarlyScoring | None":
         """Score the finished shards of samples that are in the making."""
         for running in (one for one in self._running if one.step.stage == "sample"):
-            folder = self._run_plan.folder(running.step).absolute()
+            folder = self._run_plan.own_folder(running.step).absolute()
             fingerprint = self._run_plan.fingerprint(running.step)
             scoring = [
                 (number, step)
@@ -248,7 +248,7 @@ class _Pass:
         fingerprint = self._run_plan.fingerprint(step)
         name = "-".join([f"{ready.number:03d}", step.stage, fingerprint, *extra])
         record, log = run_dir / "steps" / f"{name}.json", run_dir / "logs" / f"{name}.log"
-        final = self._run_plan.folder(step).absolute()
+        final = self._run_plan.own_folder(step).absolute()
         folder = run_dir.absolute()
         made_by = {"story": str(folder), "early": str(folder / EARLY_FOLDER / fingerprint)}
         made = _make_record(self._cfg, self._run_plan, step, ready.inputs, final)
@@ -340,7 +340,9 @@ def needs_merging(run_plan: RunPlan, step: Step) -> bool:
     if not isinstance(step.config, TrainConfig):
         return False
     is_asked = getattr(step.config.adapter, "save_merged", False)
-    return is_asked and not (run_plan.folder(step) / MERGED).exists()
+    folder = run_plan.folder(step)
+    is_ours = folder == run_plan.own_folder(step)  # nothing is written to another store
+    return is_asked and is_ours and not (folder / MERGED).exists()
 
 
 def _make_record(
@@ -360,6 +362,7 @@ def _make_record(
         "command": f"{cfg.command} until={step.stage}" + (f"@{step.label}" if step.label else ""),
         "config": step.config.model_dump(mode="json"),
         "inputs": inputs,
+        "others": [str(root.absolute()) for root in run_plan.others],
         "ancestors": [
             {
                 "stage": a.stage,

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from pipeline import store
+from pipeline.artifacts import MADE_BY, STORE_MARKER
 from pipeline.config import Config, renamed
 from pipeline.driver.executor import needs_merging
 from pipeline.driver.ledger import Ledger
@@ -65,7 +66,7 @@ def prepare_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
 def outline_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
     """As `prepare_plan`, with its reasons to refuse in `faults`: the rest can still be checked."""
     targets = list(targets)
-    cache = ContentCache(cfg.store / ".contents.json")
+    cache = ContentCache(cfg.own_store / ".contents.json")
     strict = Identity(lambda path: cache.hash_path(Path(path)))
     lenient = Identity(partial(_hash_if_any, cache))
     steps = [step for target in targets for step in target.ancestors()]
@@ -75,16 +76,19 @@ def outline_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
         partial(_check_writable, knob, root, cfg.dry_run)
         for knob, root in _list_output_folders(cfg)
     )
+    faults += collect_faults(partial(_check_store, root) for root in cfg.other_stores)
     identity = lenient if unknown else strict
     order: dict[str, Step] = {}
     for step in steps:
         order.setdefault(identity.fingerprint(step), step)
     if not cfg.dry_run and not faults:
         cache.save()
-        folders = (store.step_folder(cfg.store, step.stage, name) for name, step in order.items())
+        root = cfg.own_store
+        folders = (store.step_folder(root, step.stage, name) for name, step in order.items())
         store.check_places(path for path in folders if store.read_manifest(path) is None)
     placeholders = frozenset(map(identity.fingerprint, unknown))
-    return RunPlan(list(order.values()), targets, identity, cfg.store, tuple(faults), placeholders)
+    stores = cfg.own_store, cfg.other_stores
+    return RunPlan(list(order.values()), targets, identity, *stores, tuple(faults), placeholders)
 
 
 def _hash_if_any(cache: ContentCache, path: str) -> str:
@@ -116,7 +120,16 @@ def show_dry_run(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> dict[str
 
 
 def _list_output_folders(cfg: Config) -> list[tuple[str, Path]]:
-    return [("store", cfg.store), ("runs", cfg.runs)]
+    return [("store", cfg.own_store), ("runs", cfg.runs)]
+
+
+def _check_store(root: Path) -> None:
+    """Refuse an empty mount point: all that is built there would be built again."""
+    if not any((root / name).exists() for name in (STORE_MARKER, *MADE_BY)):
+        raise UserError(
+            f"store: {root} is to be read, and no store is there.\n"
+            "  Mount its disk, or leave it out of the list: store=[mine, team]."
+        )
 
 
 def _check_writable(knob: str, root: Path, dry_run: bool) -> None:

@@ -18,6 +18,7 @@ from pipeline import preflight, store
 from pipeline.artifacts import make_new_folder, write_atomically, write_text
 from pipeline.backends import api_client
 from pipeline.config import Config
+from pipeline.config.compose import quote
 from pipeline.driver.executor import StepFailed, build_missing, write_plan
 from pipeline.driver.outline import outline_plan, select_targets, show_dry_run
 from pipeline.driver.run_index import refresh_index
@@ -58,9 +59,9 @@ def run_point(cfg: Config, run_dir: Path | None = None) -> int:
         if faults := find_faults(run_plan, fits):
             raise UserError(*faults)
         print_warnings(run_plan)
-        on_wait = functools.partial(print, f"waiting: {cfg.store} is being pruned", flush=True)
-        with store.lock_shared(cfg.store, on_wait):
-            register_runs(cfg.store, cfg.runs)
+        on_wait = functools.partial(print, f"waiting: {cfg.own_store} is being pruned", flush=True)
+        with store.lock_shared(cfg.own_store, on_wait):
+            register_runs(cfg.own_store, cfg.runs, cfg.other_stores)
             run_dir = open_run_dir(cfg, run_dir)
             write_plan(run_plan, run_dir)
             with keep_records(cfg.runs, run_dir, len(run_plan.steps)):
@@ -191,7 +192,9 @@ def open_run_dir(cfg: Config, folder: Path | None = None) -> Path:
 
 def make_repeat_command(cfg: Config) -> str:
     """What to type to repeat a run from any folder, with the same store and runs."""
-    words = [f"store={cfg.store.absolute()}", f"runs={cfg.runs.absolute()}"]
+    stores = [str(folder.absolute()) for folder in (cfg.own_store, *cfg.other_stores)]
+    listed = f"[{','.join(map(quote, stores))}]" if cfg.other_stores else stores[0]
+    words = [f"store={listed}", f"runs={cfg.runs.absolute()}"]
     words += [f"until={cfg.until}"] if cfg.until else []
     return f"cd {shlex.quote(str(Path.cwd()))} && {cfg.command} {shlex.join(words)}"
 

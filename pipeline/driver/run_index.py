@@ -4,7 +4,6 @@ A folder whose records cannot be read is left out and named on the page. Nothing
 run. Processes that end at the same time write one after the other.
 """
 
-import fcntl
 import os
 import sys
 import time
@@ -20,11 +19,12 @@ from pipeline.driver.failures import describe_error, read_command, read_log
 from pipeline.driver.run_record import TIME, RunState, read_state, sum_seconds
 from pipeline.driver.store_users import RUNS_MARKER, find_plans
 from pipeline.errors import UserError, make_printable, pluralize
+from pipeline.resources import leases
 
 if TYPE_CHECKING:
     from pipeline.report.render.index_page import RunFigures, RunRow
 
-INDEX, LOCK = "index.html", ".index.lock"
+INDEX, LEASE = "index.html", ".index.lease"
 BEST = "best"  # in a sweep: the best point, evaluated again on test
 MAX_REASON = 200  # characters of why a run failed
 MAX_VALUE, MAX_CHOICES = 24, 200  # characters of what was typed: of a value, of all
@@ -44,8 +44,7 @@ def refresh_index(runs: Path) -> None:
 def write_index(runs: Path) -> Path:
     from pipeline.report.render.index_page import render_index
 
-    with (runs / LOCK).open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with leases.hold(runs / LEASE):
         rows, faults = list_runs(runs)
         page = render_index(str(runs.resolve()), rows, faults, time.strftime("%Y-%m-%d %H:%M"))
         write_text(runs / INDEX, page)

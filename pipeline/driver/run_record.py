@@ -1,10 +1,9 @@
-"""How a run went, read from its folder: run.json, its ledger, the lock of one that is running.
+"""How a run went, read from its folder: run.json, its ledger, the lease of one that is running.
 
 `record_run` writes run.json at both ends of a run. A folder without its end belongs to a run that
 was killed, or to one of an earlier version, whose state follows from its report and its ledger.
 """
 
-import fcntl
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,8 +16,9 @@ from pipeline import store
 from pipeline.artifacts import read_json, read_object, write_json
 from pipeline.driver.ledger import FAILED_SIGN, LEDGER
 from pipeline.errors import DONE, INTERRUPTED, UserError
+from pipeline.resources import leases
 
-RECORD, LOCK = "run.json", ".lock"
+RECORD, LEASE = "run.json", ".lease"
 PAGES = ("report.html", "sweep.html")  # what a run or a sweep ends with
 TIME = re.compile(r"(\d{4}-\d\d-\d\d)_(\d\d)-(\d\d)-(\d\d)")
 STEP_RECORD = re.compile(r"(?P<number>\d+)-(?P<stage>[a-z]+)-(?P<fingerprint>[0-9a-f]+)")
@@ -68,10 +68,9 @@ class RunState:
 def record_run(
     run_dir: Path, steps: int, explain: Callable[[BaseException], RunEnd]
 ) -> Iterator[None]:
-    """Hold the run's lock, which shows that it is running, and write how it started and ended."""
+    """Hold the run's lease, which shows that it is running, and write how it started and ended."""
     record = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "steps": steps}
-    with (run_dir / LOCK).open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with leases.hold(run_dir / LEASE):
         write_json(run_dir / RECORD, record)
         try:
             yield
@@ -146,15 +145,8 @@ def _find_status(run_dir: Path, end: RunEnd | None, ledger: list[dict[str, Any]]
 
 
 def is_running(run_dir: Path) -> bool:
-    """Whether a process holds the lock. The kernel frees it when its holder ends."""
-    try:
-        with (run_dir / LOCK).open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    """Whether a process that lives holds the lease, here or on another machine."""
+    return leases.is_held(run_dir / LEASE)
 
 
 def _find_broken_step(run_dir: Path, ledger: list[dict[str, Any]]) -> BrokenStep | None:

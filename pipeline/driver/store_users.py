@@ -6,7 +6,6 @@ without one it may be the mount point of a disk that is not mounted. So a folder
 knows gets no second marker, except from `forget=`.
 """
 
-import fcntl
 import json
 import os
 import shlex
@@ -18,21 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
-from pipeline.artifacts import MADE_BY, write_json
+from pipeline.artifacts import MADE_BY, STORE_MARKER, read_other_stores, write_json
 from pipeline.errors import UserError
+from pipeline.resources import leases
 
-STORE_MARKER, RUNS_MARKER = ".strop-store", ".strop-runs"
+RUNS_MARKER = ".strop-runs"
+MARKER_LEASE = ".marker.lease"  # in a store: who changes its marker
 FORMAT = 1
 
 
-def register_runs(store: Path, runs: Path) -> None:
-    """Note that runs of this folder use the store."""
-    folder = str(runs.resolve())
-    if folder in (read_runs(store) or []):
+def register_runs(store: Path, runs: Path, others: Iterable[Path] = ()) -> None:
+    """Note that runs of this folder use the store, and the `others` that they read."""
+    folder, read = str(runs.resolve()), [other.resolve() for other in others]
+    is_known = folder in (read_runs(store) or [])
+    if is_known and read == read_other_stores(store)[: len(read)]:
         return
-    if not (runs / RUNS_MARKER).is_file():
+    if not is_known and not (runs / RUNS_MARKER).is_file():
         write_json(runs / RUNS_MARKER, {"format": FORMAT})
-    _change_runs(store, lambda known: sorted({*known, folder}))
+    _change_runs(store, lambda known: sorted({*known, folder}), read)
 
 
 def forget_runs(store: Path, runs: Path) -> str:
@@ -112,10 +114,13 @@ def _describe_absence(store: Path, folder: Path) -> str:
     )
 
 
-def _change_runs(store: Path, change: Callable[[list[str]], list[str]]) -> None:
-    with (store / f"{STORE_MARKER}.lock").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        write_json(store / STORE_MARKER, {"format": FORMAT, "runs": change(read_runs(store) or [])})
+def _change_runs(
+    store: Path, change: Callable[[list[str]], list[str]], read: Iterable[Path] = ()
+) -> None:
+    with leases.hold(store / MARKER_LEASE):
+        others = [str(other) for other in dict.fromkeys([*read, *read_other_stores(store)])]
+        marker = {"format": FORMAT, "runs": change(read_runs(store) or [])}
+        write_json(store / STORE_MARKER, {**marker, "others": others} if others else marker)
 
 
 def _is_marker(marker: Any) -> bool:

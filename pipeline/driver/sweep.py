@@ -4,7 +4,6 @@ A failing point stops no other. At the end the best point on dev within the KL b
 on test, and `sweep.html` shows them all.
 """
 
-import fcntl
 import json
 import shlex
 import sys
@@ -23,6 +22,7 @@ from pipeline.config.compose import CONF, Arguments, quote, read_overrides, vali
 from pipeline.driver import store_users
 from pipeline.driver.run import keep_records, make_run_dir, run_point
 from pipeline.errors import DONE, FAILED, INTERRUPTED, UserError, pluralize
+from pipeline.resources import leases
 
 STATUS = {0: "done", 2: "refused", 75: "stopped"}
 
@@ -156,14 +156,14 @@ def prune_losers(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]])
     ours = folder.relative_to(cfg.runs.absolute())
     losers = {(ours / str(point["point"])).as_posix() for point in points}
     try:
-        with store.lock_exclusive(cfg.store):
-            known_runs = [cfg.runs, *store_users.check_runs(cfg.store, cfg.runs)]
-            users = store_users.find_users(cfg.store, known_runs)
+        with store.lock_exclusive(cfg.own_store):
+            known_runs = [cfg.runs, *store_users.check_runs(cfg.own_store, cfg.runs)]
+            users = store_users.find_users(cfg.own_store, known_runs)
             users.check()
             for fingerprint, runs in users.runs.items():
                 for stage in ("train", "merge"):
-                    model = store.step_folder(cfg.store, stage, fingerprint)
-                    is_inside = model.parent == cfg.store / stage and not model.is_symlink()
+                    model = store.step_folder(cfg.own_store, stage, fingerprint)
+                    is_inside = model.parent == cfg.own_store / stage and not model.is_symlink()
                     manifest = store.read_manifest(model) if is_inside else None
                     if manifest and not store.is_pruned(manifest) and losers.issuperset(runs):
                         print(_prune_model(model, manifest, runs))
@@ -186,9 +186,8 @@ def _list_overrides(job: Any) -> list[str]:
 
 
 def append_line(file: Path, line: dict[str, Any]) -> None:
-    """Add one line under a lock, since points may run in several processes. The file stays JSON."""
-    with file.with_suffix(".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    """Add one line under a lease, since points may run in several processes. It stays JSON."""
+    with leases.hold(file.with_suffix(".lease")):
         lines = json.loads(file.read_text()) if file.exists() else []
         lines = sorted([*lines, line], key=lambda each: each["point"])
         write_text(file, "[\n" + ",\n".join(json.dumps(each) for each in lines) + "\n]\n")

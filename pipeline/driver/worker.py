@@ -25,7 +25,14 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 
 from pipeline import progress, store
-from pipeline.artifacts import COST_FILE, build_tree, open_artifact, write_json
+from pipeline.artifacts import (
+    COST_FILE,
+    DEVICES_FILE,
+    build_tree,
+    find_in_stores,
+    open_artifact,
+    write_json,
+)
 from pipeline.backends import api_client
 from pipeline.driver.child_process import STAGES
 from pipeline.errors import (
@@ -171,6 +178,9 @@ def build_step(step: dict[str, Any], final: Path, lease: Lease, asked_at: float)
         expected = step["inputs"], step["place"], step["verify"]
         if store.find_fault(final, published, *expected) is None:
             return ALREADY_BUILT
+    if is_built_elsewhere(step):
+        store.make_room(final)
+        return ALREADY_BUILT
     work = store.claim_work_folder(final, lease)
     sealed = store.read_manifest(work)
     if sealed is None or store.find_fault(work, sealed, step["inputs"], step["place"]) is not None:
@@ -178,6 +188,16 @@ def build_step(step: dict[str, Any], final: Path, lease: Lease, asked_at: float)
     store.check_held(lease)
     store.publish(work, final)
     return DONE
+
+
+def is_built_elsewhere(step: dict[str, Any]) -> bool:
+    """Whether a store that is only read has what ours lacks, or has of other inputs or damaged."""
+    name, others = f"{step['stage']}/{step['fingerprint']}", map(Path, step.get("others", []))
+    folder = find_in_stores(others, name)
+    manifest = store.read_manifest(folder) if folder else None
+    if folder is None or manifest is None or store.is_pruned(manifest):
+        return False
+    return store.find_fault(folder, manifest, step["inputs"], step["place"], step["verify"]) is None
 
 
 def run_stage(step: dict[str, Any], work: Path, lease: Lease, asked_at: float) -> None:
@@ -216,7 +236,8 @@ def run_stage(step: dict[str, Any], work: Path, lease: Lease, asked_at: float) -
     cost = (_read_if_any(work / COST_FILE) or {}) | progress.summarize_time(asked_at)
     seconds = spent + time.monotonic() - started
     store.check_held(lease)
-    store.seal(work, _make_manifest(step, files, cost, seconds))
+    devices = list_devices(step, work)
+    store.seal(work, _make_manifest(step, files, cost, seconds, devices))
 
 
 def _check_foreign_files(work: Path) -> None:
@@ -258,7 +279,11 @@ def _measure_earlier_seconds(work: Path, before: dict[str, Any]) -> float:
 
 
 def _make_manifest(
-    step: dict[str, Any], files: list[dict[str, Any]], cost: dict[str, Any], seconds: float
+    step: dict[str, Any],
+    files: list[dict[str, Any]],
+    cost: dict[str, Any],
+    seconds: float,
+    devices: list[str | None],
 ) -> store.Manifest:
     return {
         "stage": step["stage"],
@@ -277,9 +302,20 @@ def _make_manifest(
             "python": platform.python_version(),
             "machine": platform.machine(),
             "device": step.get("device"),
+            "devices": devices,
             "versions": _list_versions(),
         },
     }
+
+
+def list_devices(step: dict[str, Any], work: Path) -> list[str | None]:
+    """The run's device, and those of workers of another kind that joined it."""
+    file = work / DEVICES_FILE
+    others = set()
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with suppress(ValueError):  # a killed attempt left half a line
+            others.add(json.loads(line)["device"])
+    return [step.get("device"), *sorted(others)]
 
 
 def _check_inputs(step: dict[str, Any]) -> None:

@@ -78,12 +78,12 @@ class Durations:
 
     def _read_measured(self, stage: str) -> Iterator[MeasuredCost]:
         """Steps of a stage on this device: those that sample now, then the newest first."""
-        root, device = self._run_plan.root, hardware.describe_device()
-        for folder in (root / stage).glob("*.partial/"):
+        roots, device = self._run_plan.roots, hardware.describe_device()
+        for folder in (self._run_plan.root / stage).glob("*.partial/"):
             step, cost = _read_if_valid(folder / STEP_FILE), _read_if_valid(folder / COST_FILE)
             if step and cost and step.get("device") == device and "tokens_per_second" in cost:
                 yield MeasuredCost(step["config"], cost, 0.0)
-        for made in store.list_valid_manifests(root, stage):
+        for made in store.list_valid_manifests(roots, stage):
             if made.get("provenance", {}).get("device") == device:
                 yield MeasuredCost(made["config"], made["cost"], made["seconds"])
 

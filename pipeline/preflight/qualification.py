@@ -123,9 +123,9 @@ def check_qualified(run_plan: RunPlan, pair: Step, cfg: PairRound) -> None:
         )
     if any(is_floating(scorer) for scorer in scorers.values()):
         return  # `strop plan` asks no hub for a commit: the run checks it
-    path = locate_record(
-        run_plan.root, hash_scorer(scorers, run_plan.identity, f"{scores[0].knob}.scorers.{name}")
-    )
+    scorer_hash = hash_scorer(scorers, run_plan.identity, f"{scores[0].knob}.scorers.{name}")
+    paths = [locate_record(root, scorer_hash) for root in run_plan.roots]
+    path = next((path for path in paths if path.exists()), paths[0])
     if not path.exists():
         raise UserError(
             f"pair.scorer={name}: {path.parent} has no record of strop qualify for it as it is"

@@ -119,7 +119,7 @@ def _read_lengths(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> list[int]:
 def _find_pace(run_plan: RunPlan, step: Step, cfg: TrainConfig, shape: Shape | None) -> Pace | None:
     """The newest like training's pace: the same model, or the same shape on this device."""
     init, device = run_plan.fingerprint(step.inputs["init"]), hardware.describe_device()
-    for made in store.list_valid_manifests(run_plan.root, "train"):
+    for made in store.list_valid_manifests(run_plan.roots, "train"):
         cost = made["cost"]
         same_model = made["inputs"].get("init", {}).get("fingerprint") == init
         same_shape = shape is not None and cost.get("parameters") == shape.parameters

@@ -21,8 +21,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from typing import Any
 BEAT = 15.0  # seconds between two touches
 # Seconds without a touch. A network file system may show another machine's touch a minute late.
 EXPIRY = 150.0
+PAUSE = 0.2  # seconds between two looks at the lease of another process
 HELD, RELEASED, FINISHED = "held", "released", "finished"
 Record = dict[str, Any]
 
@@ -263,6 +264,30 @@ class Heart:
                 del self._leases[lease]
         if is_lost:
             self._on_loss(lease)
+
+
+def _ignore(*_: Any) -> None:
+    pass
+
+
+@contextmanager
+def hold(
+    folder: Path,
+    on_wait: Callable[[str], None] = _ignore,
+    on_loss: Callable[[Lease], None] = _ignore,
+) -> Iterator[Lease]:
+    """Wait for a lease, and keep it. `on_wait` gets its holder, again and again."""
+    observer, heart = Observer(), Heart(on_loss)
+    while (lease := observer.try_acquire(folder)) is None:
+        on_wait(describe_holder(folder) or "another process")
+        time.sleep(PAUSE)
+    heart.add(lease)
+    try:
+        yield lease
+    finally:
+        heart.stop()
+        heart.remove(lease)  # it may be in the middle of a beat
+        lease.release()
 
 
 # ── generations ───────────────────────────────────────────────────────────────────────────────────

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline import hardware
 from pipeline.artifacts import write_json
 from pipeline.resources import leases
 from pipeline.resources.leases import Heart, Lease, Observer
@@ -158,6 +159,7 @@ class JoinedWorker:
         self._folder = work / QUEUE / OTHERS / name
         self._files: dict[str, dict[str, str]] = {}
         self._figures: dict[str, float] = {}
+        self._device = hardware.describe_device()
         self.finished = 0
 
     def sees_free_shard(self) -> bool:
@@ -182,7 +184,7 @@ class JoinedWorker:
 
     def finish(self, shard: str, entry: Any = None) -> None:
         result = {"entry": entry, "files": self._files.pop(shard, {}), "figures": self._figures}
-        self._queue.finish(shard, result)
+        self._queue.finish(shard, {**result, "device": self._device})
         self._figures = {}
         self.finished += 1
 

@@ -7,6 +7,7 @@ the workers stay with their models open, and the next Step's function runs in th
 Processes of other machines take shards of the same queue (see `shard_queue`).
 """
 
+import json
 import os
 import signal
 import sys
@@ -14,13 +15,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import hardware
+from pipeline.artifacts import DEVICES_FILE
 from pipeline.errors import FAILED, StageError, UserError, pluralize
 from pipeline.hashing import hash_code
 from pipeline.progress import print_note, print_progress
@@ -106,6 +108,7 @@ class StageQueue(OwnQueue):
         about: dict[str, Any] | None = None,
     ):
         super().__init__(out, shards, about)
+        self.out = out
         self._on_finish, self.report = on_finish, on_report
         self._looked_at = time.monotonic()
 
@@ -120,8 +123,18 @@ class StageQueue(OwnQueue):
             return
         self._looked_at = time.monotonic()
         for shard, result in self.collect():
+            self._note_device(shard, result["device"])
             self.report(result["figures"])
             self._on_finish(shard, result["entry"])
+
+    def _note_device(self, shard: str, device: str) -> None:
+        if hardware.name_kind(device) != hardware.name_kind(self._own_device):
+            with (self.out / DEVICES_FILE).open("a") as file:
+                file.write(json.dumps({"shard": shard, "device": device}) + "\n")
+
+    @cached_property
+    def _own_device(self) -> str:
+        return hardware.describe_device()
 
 
 class InProcess:

@@ -4,8 +4,10 @@ Workers read prompts and write samples (`Shards`); the stage alone keeps the lis
 """
 
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ FIGURES = (
     "billed_tokens",
 )
 NO_BILL = BilledTokens()
+JOURNAL = "scratch/shards.jsonl"  # finished shards that the list lacks
+GROWTH = 0.01  # the list is written when this share of it is new
 ShardEntry = dict[str, Any]
 
 
@@ -100,21 +104,26 @@ def group_shards(names: list[str], size: int) -> dict[str, list[str]]:
     return {names[start]: names[start : start + size] for start in starts}
 
 
+def sum_entries(entries: Collection[ShardEntry]) -> dict[str, int]:
+    return {figure: sum(entry.get(figure, 0) for entry in entries) for figure in FIGURES}
+
+
 class ShardList:
     """The finished shards, as `shards.json` lists them.
 
     A group of `groups` is missing as a whole: other shards in the engine could change a shard's
-    last digits.
+    last digits. An entry is written to a journal at once. The list is written anew when it has
+    grown by `GROWTH`: written for each of n shards, it would cost n².
     """
 
     def __init__(self, shards: Shards, names: list[str], group: int = 1):
-        self._list, self._names = shards.out / "shards.json", names
-        self.groups = group_shards(names, group)
-        known = json.loads(self._list.read_text()) if self._list.exists() else {}
+        self._list, self._journal = shards.out / "shards.json", shards.out / JOURNAL
+        self._count, self.groups = len(names), group_shards(names, group)
+        known, expected = self._read_known(), set(names)
         self._entries = {
             name: entry
             for name, entry in known.items()
-            if name in names
+            if name in expected
             and shards.sample_file(name).exists()
             and hash_file(shards.sample_file(name)) == entry["sha256"]
             if not entry.get("failed")  # what a server did not give is requested again
@@ -122,15 +131,43 @@ class ShardList:
         for first in self.find_missing():
             for name in self.groups[first]:
                 self._entries.pop(name, None)
+        self._totals = sum_entries(self._entries.values())
+        self._unlisted = 0
+        if self._journal.exists():
+            self._write()
+
+    def _read_known(self) -> dict[str, ShardEntry]:
+        known: dict[str, ShardEntry] = {}
+        if self._list.exists():
+            known = json.loads(self._list.read_text())
+        lines = self._journal.read_text().splitlines() if self._journal.exists() else []
+        for line in lines:
+            with suppress(ValueError):  # a killed process left half a line
+                known |= json.loads(line)
+        return known
 
     def find_missing(self) -> list[str]:
         """The groups to sample, each by its first shard."""
         return [first for first, names in self.groups.items() if set(names) - self._entries.keys()]
 
     def add(self, entries: Mapping[str, ShardEntry]) -> None:
+        with self._journal.open("a") as file:
+            file.write(json.dumps(entries) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        before = [self._entries[name] for name in entries if name in self._entries]
+        for figure, new in sum_entries(entries.values()).items():
+            self._totals[figure] += new - sum_entries(before)[figure]
         self._entries |= entries
+        self._unlisted += len(entries)
+        is_whole = len(self._entries) >= self._count
+        if is_whole or self._unlisted > GROWTH * len(self._entries):
+            self._write()
+
+    def _write(self) -> None:
         write_json(self._list, dict(sorted(self._entries.items())))
+        self._journal.unlink(missing_ok=True)
+        self._unlisted = 0
 
     def sum_figures(self) -> dict[str, int]:
-        entries = self._entries.values()
-        return {figure: sum(entry.get(figure, 0) for entry in entries) for figure in FIGURES}
+        return {**self._totals}

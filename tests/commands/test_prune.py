@@ -1,19 +1,21 @@
 """Prune removes nothing of the user's: what it takes for the store's, and what it leaves."""
 
-import fcntl
 import json
 import os
 import resource
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline import store
-from pipeline.artifacts import write_json, write_text
+from pipeline.artifacts import STORE_MARKER, write_json, write_text
 from pipeline.commands import store as usage
-from pipeline.driver.store_users import RUNS_MARKER, STORE_MARKER, register_runs
+from pipeline.driver.store_users import MARKER_LEASE, RUNS_MARKER, register_runs
+from pipeline.errors import UserError
 from pipeline.resources import leases
 from pipeline.status import RunPlan, find_named_steps
 from pipeline.step import Identity, Step
@@ -66,8 +68,10 @@ RELEASED = json.dumps({"state": leases.RELEASED})
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    """What a person may have lying about: all but the store's own locks."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != store.LOCK_FILE)
+    """What a person may have lying about: all but the leases of who uses the store."""
+    files = (
+        path for path in folder.rglob("*") if path.is_file() and store.IN_USE not in path.parts
+    )
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
@@ -441,7 +445,7 @@ def test_leftovers_of_dead_runs_are_offered(place, capsys):
         [
             ".contents.json",
             STORE_MARKER,
-            f"{STORE_MARKER}.lock",
+            f"{MARKER_LEASE}/000001",
             f"sample/{store.LEASES}/{NAMES[1]}/000001",
             f"sample/{STALE}/{store.MANIFEST}",
             *(f"sample/{NAMES[1]}/{name}" for name in ("rows.txt", store.STEP, store.MANIFEST)),
@@ -509,13 +513,39 @@ def test_the_marker_is_made_with_the_store_and_names_each_runs_folder_once(tmp_p
     assert (tmp_path / "runs" / RUNS_MARKER).is_file()
 
 
-def test_pruning_waits_for_nobody_and_a_run_waits_for_it(place):
-    waited = []
+def test_a_run_waits_for_a_prune_and_a_prune_for_no_run(place):
+    root, order = Path("store"), []
+    with store.lock_exclusive(root):
+        run = threading.Thread(target=enter, args=(root, order))
+        run.start()
+        while "waits" not in order:
+            time.sleep(0.01)
+        order.append("pruned")
+    run.join()
+    assert order == ["waits", "pruned", "at work"]
+    with store.lock_shared(root, lambda: None), store.lock_shared(root, lambda: order.append("no")):
+        with pytest.raises(UserError, match=rf"a run is at work \(pid {os.getpid()} on "):
+            store.lock_exclusive(root).__enter__()
+    with store.lock_exclusive(root), pytest.raises(UserError, match="Nothing was removed"):
+        store.lock_exclusive(root).__enter__()
+    assert order[3:] == [] and not list((root / store.IN_USE).iterdir())
+
+
+def enter(root: Path, order: list[str]) -> None:
+    with store.lock_shared(root, lambda: order.append("waits")):
+        order.append("at work")
+
+
+def test_a_run_of_another_machine_counts_until_it_gives_no_sign_of_life(place):
+    """And the leases of killed runs are removed with what they no longer protect."""
+    far = {"machine": ["far", "boot", ""], "pid": 1, "started": "1", "since": "today"}
+    folder = Path("store") / store.IN_USE / "run-1"
+    folder.parent.mkdir()
+    lease = leases.Observer(me=lambda: far).try_acquire(folder)
+    with pytest.raises(UserError, match=r"a run is at work \(pid 1 on far since today\)"):
+        store.lock_exclusive(Path("store")).__enter__()
+    long_ago = time.time() - leases.EXPIRY - 5
+    os.utime(lease.file, (long_ago, long_ago))
+    (folder.parent / "run-2").mkdir()  # of a run that begins just now
     with store.lock_exclusive(Path("store")):
-        handle = os.open(place / "store" / store.LOCK_FILE, os.O_RDWR)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        os.close(handle)
-    with store.lock_shared(Path("store"), lambda: waited.append(1)):
-        pass
-    assert not waited
+        assert not folder.exists() and (folder.parent / "run-2").is_dir()

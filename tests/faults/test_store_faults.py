@@ -20,11 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import store
-from pipeline.artifacts import Model, read_json, read_table, write_json
+from pipeline.artifacts import STORE_MARKER, Model, read_json, read_table, write_json
 from pipeline.driver import worker
 from pipeline.driver.outline import prepare_plan, select_targets
 from pipeline.driver.run import run_point
-from pipeline.driver.store_users import STORE_MARKER
 from pipeline.errors import UserError, explain_disk_fault
 from pipeline.plan import plan
 from pipeline.report.analysis.eval_results import read_training_summary

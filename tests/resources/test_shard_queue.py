@@ -1,9 +1,14 @@
 """Shards that processes of several machines take from one folder."""
 
+import json
 import multiprocessing
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
+from pipeline import hardware
+from pipeline.artifacts import DEVICES_FILE
+from pipeline.driver import worker
 from pipeline.resources.shard_queue import JoinedWorker, OwnQueue, read_queue
 from pipeline.resources.worker_pool import Worker, run_shards
 
@@ -53,6 +58,26 @@ def test_what_waited_for_a_killed_stage_is_taken_and_what_it_finished_itself_is_
     run_shards(SHARDS, partial(write, tmp_path), [{}], tmp_path, lambda s, e: finished.update(e))
     assert finished == dict.fromkeys(SHARDS, 9)
     assert len(list((tmp_path / "rows").iterdir())) == 40
+
+
+def test_a_shard_that_another_kind_of_device_made_is_recorded(tmp_path, monkeypatch):
+    def work(worker: Worker) -> None:
+        for device, only in (("4 cores of sparc", 2), ("1 x NVIDIA H200", 3)):
+            with monkeypatch.context() as elsewhere:
+                elsewhere.setattr(hardware, "describe_device", lambda device=device: device)
+                join(tmp_path, only=only)
+        join(tmp_path, only=4)
+        write(tmp_path, worker)
+
+    run_shards(SHARDS, work, [{}], tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / DEVICES_FILE).read_text().splitlines()]
+    assert len({line["shard"] for line in lines}) == 5
+    made = Counter(line["device"] for line in lines)
+    assert made == {"4 cores of sparc": 2, "1 x NVIDIA H200": 3}
+    with (tmp_path / DEVICES_FILE).open("a") as file:
+        file.write('{"sha')  # an attempt that was killed
+    devices = worker.list_devices({"device": "2 cores of x86_64"}, tmp_path)
+    assert devices == ["2 cores of x86_64", "1 x NVIDIA H200", "4 cores of sparc"]
 
 
 def count_taken(out: Path, ready, results) -> None:

@@ -578,6 +578,7 @@ def test_workers_that_join_take_shards_and_the_bytes_are_those_of_one(tmp_path):
         (["empty", "wait=0"], "not a run that this machine sees"),
         (["run", "step=train"], "its work is not in shards. Expected one of sample"),
         (["run", "wait=soon"], "expected whole seconds"),
+        (["run", "same_device=no"], "same_device=no: expected one of auto, true, false"),
     ],
 )
 def test_what_cannot_be_joined_is_refused(tmp_path, monkeypatch, capsys, words, fault):
@@ -593,6 +594,33 @@ def test_a_worker_of_another_version_or_kind_of_machine_is_refused(tmp_path):
         work.check_same_code({"code": "0" * 12}, tmp_path)
     with pytest.raises(UserError, match="Join from a machine of the same kind"):
         work.check_same_device({"stage": "sample", "device": "3 cores of sparc"})
+
+
+H100, H200 = "2 x NVIDIA H100", "8 x NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("here", "run", "same", "may_join"),
+    [
+        (H200, "1 x NVIDIA H200", "true", True),  # of one kind, however many
+        (H200, H100, "auto", True),
+        (H200, H100, "true", False),
+        (H200, "3 cores of x86_64", "auto", False),
+        ("4 cores of x86_64", "3 cores of x86_64", "auto", False),
+        ("4 cores of x86_64", H200, "auto", False),
+        ("4 cores of x86_64", H200, "false", True),
+    ],
+)
+def test_which_devices_may_work_on_one_step(monkeypatch, here, run, same, may_join):
+    gpus = [1] if "NVIDIA" in here else []
+    monkeypatch.setattr(work.hardware, "describe_device", lambda: here)
+    monkeypatch.setattr(work.hardware, "list_gpus", lambda: gpus)
+    step = {"stage": "sample", "device": run}
+    if may_join:
+        work.check_same_device(step, same)
+    else:
+        with pytest.raises(UserError, match="or give same_device=false"):
+            work.check_same_device(step, same)
 
 
 # ── the config ────────────────────────────────────────────────────────────────────────────────────

@@ -22,6 +22,7 @@ from pipeline.artifacts import (
     Scores,
     Verdicts,
     build_tree,
+    find_step,
     find_store,
     list_steps,
     read_step,
@@ -207,5 +208,6 @@ def _read_scorer_configs(scores: Path | None) -> dict[str, Any]:
 
 
 def _locate_input(reader: Path, source: dict[str, Any]) -> Path:
-    """An input is in the same store as its reader, wherever that store is by now."""
-    return find_store(reader) / source["stage"] / source["fingerprint"].partition("/")[0]
+    """By its reader's store, wherever that is by now."""
+    name = f"{source['stage']}/{source['fingerprint'].partition('/')[0]}"
+    return find_step(find_store(reader), name)

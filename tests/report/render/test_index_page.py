@@ -1,6 +1,5 @@
 """runs/index.html: every run with its state, figures and links; what cannot be read is named."""
 
-import fcntl
 import json
 import re
 import threading
@@ -13,9 +12,10 @@ import pytest
 from pipeline.artifacts import write_json, write_text
 from pipeline.driver import run_index
 from pipeline.driver.run_index import list_runs, refresh_index, write_index
-from pipeline.driver.run_record import LOCK, RunEnd, read_state, record_run
+from pipeline.driver.run_record import LEASE, RunEnd, read_state, record_run
 from pipeline.errors import UserError
 from pipeline.report.render.index_page import read_figures, render_index
+from pipeline.resources import leases
 from tests.stages.test_evaluate import Run, scored
 from tests.support.house import SMALL, Toys
 
@@ -78,7 +78,7 @@ def test_where_sft_was_chosen_there_is_no_difference(runs, tmp_path):
     assert "Not better sft chosen" in row and "0.400 rules on test" in row and "→" not in row
 
 
-def test_each_state_is_told_by_the_record_the_lock_and_the_ledger(runs):
+def test_each_state_is_told_by_the_record_the_lease_and_the_ledger(runs):
     failed = make_run(runs, "a/2026-11-01_10-00-01", code=1, message="no.", worker_exit=1)
     stopped = make_run(runs, "b/2026-11-01_10-00-02", code=75, message="x", worker_exit=None)
     done = make_run(runs, "c/2026-11-01_10-00-03", code=0, message="", worker_exit=None)
@@ -89,8 +89,7 @@ def test_each_state_is_told_by_the_record_the_lock_and_the_ledger(runs):
     order = [failed, stopped, done, killed, old]
     states = ["failed", "interrupted", "finished", "interrupted", "failed"]
     assert [read_state(run).status for run in order] == states
-    with (killed / LOCK).open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with leases.hold(killed / LEASE):
         assert read_state(killed).status == "running"
         page = page_of(runs)
         assert "1 running, 1 finished, 1 interrupted, 2 failed in" in page

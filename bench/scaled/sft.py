@@ -1,0 +1,1 @@
+from tests.support.toys.sft import run as run
