@@ -179,6 +179,7 @@ def test_stages_are_the_same_everywhere():
         "preferences",
         "tracker",
         "hardware",
+        "cluster",
         "rehearsal",
         "baseline",
         "member",

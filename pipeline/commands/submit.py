@@ -8,7 +8,6 @@ Jobs of `machines=N` take shards of it (`strop work`), so they need the same dis
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,10 +15,9 @@ from pipeline.artifacts import make_new_folder, write_text
 from pipeline.commands.table import Words, describe_usage, parse_words, reports_errors
 from pipeline.config import Config
 from pipeline.config.compose import Arguments, compose
-from pipeline.errors import DONE, FAILED, INTERRUPTED, StageError, UserError
+from pipeline.driver.cluster import sbatch
+from pipeline.errors import DONE, INTERRUPTED, UserError
 
-WARNING_SECONDS = 120  # from Slurm's SIGTERM to its SIGKILL: enough for a checkpoint of training
-SIGTERM_CODE = 128 + 15  # bash's, where the signal came between the run's end and its exit code
 # What each of our knobs is for sbatch.
 OPTIONS = {
     "gpus": "--gpus",
@@ -71,23 +69,14 @@ def _format_submit(file: Path) -> str:
 def render_run(words: Words, cfg: Config, folder: Path) -> str:
     command = shlex.join([sys.executable, "-m", "pipeline", "run", *words.overrides])
     job = shlex.quote(str(folder / "run.sbatch"))
-    return f"""{_render_head(words, cfg, folder, "run")}#SBATCH --open-mode=append
-#SBATCH --requeue
-#SBATCH --signal=B:TERM@{WARNING_SECONDS}
-
-{_render_prolog(words)}{command} &
-run=$!
-trap 'signalled=1; kill -TERM $run' TERM
-until wait $run; code=$?; ! kill -0 $run 2>/dev/null; do :; done  # the signal ends `wait` too
-# Interrupted, and not by scancel: queue it again. It resumes from the store.
-state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
-case "$state $code $signalled" in
-    "RUNNING {INTERRUPTED} 1" | "RUNNING {SIGTERM_CODE} 1") scontrol requeue "$SLURM_JOB_ID" ;;
-    # It waits for a batch of a judge.
-    "RUNNING {INTERRUPTED} ") sbatch --begin=now+30minutes {job} ;;
-esac
-exit $code
-"""
+    waits_for_batch = (
+        "# It waits for a batch of a judge.",
+        f'"RUNNING {INTERRUPTED} ") sbatch --begin=now+30minutes {job} ;;',
+    )
+    return (
+        f"{_render_head(words, cfg, folder, 'run')}{sbatch.REQUEUE_HEAD}\n"
+        f"{_render_prolog(words)}{sbatch.render_requeued(command, *waits_for_batch)}"
+    )
 
 
 def render_helper(words: Words, cfg: Config, folder: Path) -> str:
@@ -100,21 +89,10 @@ def render_helper(words: Words, cfg: Config, folder: Path) -> str:
 
 
 def _render_head(words: Words, cfg: Config, folder: Path, name: str) -> str:
-    given = [(option, words.knobs[knob]) for knob, option in OPTIONS.items()]
-    options = [f"#SBATCH {option}={value}" for option, value in given if value]
+    options = {option: words.knobs[knob] or None for knob, option in OPTIONS.items()}
     number = "%j" if name == "run" else "%A-%a"
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            f"#SBATCH --job-name=strop-{cfg.recipe.replace('/', '-')}-{name}",
-            f"#SBATCH --chdir={Path.cwd()}",
-            f"#SBATCH --output={folder.absolute()}/{name}-{number}.log",
-            "#SBATCH --nodes=1",
-            "#SBATCH --ntasks=1",
-            *options,
-            "",
-        ]
-    )
+    output = f"{folder.absolute()}/{name}-{number}.log"
+    return sbatch.render_head(f"{cfg.recipe.replace('/', '-')}-{name}", output, options)
 
 
 def _render_prolog(words: Words) -> str:
@@ -138,9 +116,4 @@ def submit(words: list[str]) -> str:
             "strop submit: no sbatch here, so this machine submits no Slurm jobs.\n"
             "  Type this on the cluster's login machine; --dry-run shows the jobs without it."
         )
-    done = subprocess.run(["sbatch", "--parsable", *words], capture_output=True, text=True)
-    if done.returncode:
-        raise (UserError if done.returncode == FAILED else StageError)(
-            f"{shlex.join(['sbatch', *words])}: {done.stderr.strip()}\n  {describe_usage('submit')}"
-        )
-    return done.stdout.strip().partition(";")[0]
+    return sbatch.submit(words, describe_usage("submit"))

@@ -16,13 +16,13 @@ from typing import Any
 from pipeline import hardware, store
 from pipeline.artifacts import find_store
 from pipeline.commands.table import describe_usage, parse_words, reports_errors
+from pipeline.driver.cluster.needs import JOINABLE
 from pipeline.driver.worker import import_stage, open_inputs, read_config
 from pipeline.errors import DONE, UserError, pluralize
 from pipeline.hashing import hash_code
 from pipeline.resources import leases
 from pipeline.resources.shard_queue import JoinedWorker, read_queue
 
-JOINABLE = "sample", "score", "reference"  # the stages whose work is in shards
 SAME_DEVICE = "auto", "true", "false"
 PAUSE = 1.0  # seconds between two looks at the run
 
@@ -104,7 +104,8 @@ def work_on_step(step: dict[str, Any], work: Path, same_device: str = "auto") ->
     if not leases.is_held(store.lease_folder(Path(step["out"]))):
         return 0  # its run has ended, and will write another queue
     check_same_code(queue, work)
-    check_same_device(step, same_device)
+    built_by = json.loads((work / store.STEP).read_text())  # its record has no device on a cluster
+    check_same_device(built_by, same_device)
     worker = JoinedWorker(work, queue["shards"])
     try:
         if not worker.sees_free_shard():

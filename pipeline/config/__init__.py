@@ -30,6 +30,14 @@ from pipeline.config.base import (
     shift_seed,
 )
 from pipeline.config.benchmark import BenchmarkConfig
+from pipeline.config.cluster import (
+    ClusterConfig,
+    LocalCluster,
+    RayCluster,
+    Resources,
+    SlurmCluster,
+    StageResources,
+)
 from pipeline.config.cross_checks import find_mismatches
 from pipeline.config.demonstrations import (
     DemonstrationsConfig,
@@ -259,6 +267,7 @@ class Config(Block):
     evaluate: EvaluateConfig
     expect: dict[str, Expectation] | None
     tracker: TrackerConfig | None
+    cluster: ClusterConfig
     sweep: SweepConfig
     cost: CostConfig
 

@@ -258,7 +258,7 @@ def _record_composition(raw: dict[str, Any], hydra: Any) -> Composition:
 
 
 # Knobs that do not change what is made.
-NOT_IN_COMMAND = "store", "runs", "until", "dry_run", "verify", "tracker"
+NOT_IN_COMMAND = "store", "runs", "until", "dry_run", "verify", "tracker", "cluster"
 
 
 def read_overrides(hydra: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -62,6 +63,10 @@ class StepWorker:
             return ended
         return reply[0] if reply else ended
 
+    def explain_wait(self) -> str | None:
+        """What a Step waits for before it starts: nothing on this machine."""
+        return None
+
     def end(self) -> None:
         """Ask for no more Steps: it closes its model and ends."""
         with suppress(OSError):  # it has ended
@@ -97,3 +102,26 @@ def start_worker(log: Path) -> StepWorker:
             start_new_session=True,
         )
     return StepWorker(process, ours)
+
+
+def follow_driver() -> None:
+    """Fork a watcher that kills this process group when the driver or this worker ends.
+
+    Standard input is a socket from the driver: it is closed at both ends when the driver ends.
+    """
+    worker, group = os.getpid(), os.getpgid(0)
+    if os.fork():
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        return
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    driver = select.poll()
+    driver.register(0, 0)  # no event but the end, which is always reported
+    while os.getppid() == worker and not driver.poll(100):
+        continue
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        os._exit(0)
+    os._exit(0)

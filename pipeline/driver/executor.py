@@ -10,6 +10,7 @@ from pipeline import hardware, preflight, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config, TrainConfig
 from pipeline.driver.child_process import StepWorker
+from pipeline.driver.cluster import ClusterWorker, open_workers
 from pipeline.driver.early_scoring import EARLY_FOLDER, can_score_early, has_shards_to_score
 from pipeline.driver.ledger import FAILED_SIGN, Ledger, summarize_cost
 from pipeline.driver.model_sharing import find_model_key, opens_model
@@ -29,6 +30,7 @@ from pipeline.status import (
 )
 from pipeline.step import STAGE_VERSIONS, Step, find_checkpoint
 
+AnyWorker = StepWorker | ClusterWorker
 TICK = 0.02  # seconds between two looks at the workers
 describe_device = cache(hardware.describe_device)  # it starts nvidia-smi
 
@@ -66,22 +68,25 @@ def build_missing(cfg: Config, run_plan: RunPlan, run_dir: Path) -> Path:
 class _Pass:
     """One pass over the plan: each Step is built as soon as its inputs are.
 
-    At most one Step that opens a model runs at a time, and at most one that opens none. A worker
-    whose Step is built keeps its model open while a Step that can use it is ready.
+    On this machine at most one Step that opens a model runs at a time, and at most one that opens
+    none. A worker whose Step is built keeps its model open while a Step that can use it is ready.
+    On a cluster all Steps that can be built are started, and wait there for what they need.
     """
 
     def __init__(self, cfg: Config, run_plan: RunPlan, run_dir: Path, ledger: Ledger):
         self._cfg, self._run_plan, self._run_dir, self._ledger = cfg, run_plan, run_dir, ledger
         statuses = read_statuses(run_plan, verify=False)
         self._to_do = {name for name, (manifest, _) in statuses.items() if manifest is None}
-        self._workers = Workers(run_dir / "logs", cfg.preload and len(self._to_do) > 1)
+        self._workers = open_workers(cfg, run_dir) or Workers(
+            run_dir / "logs", cfg.preload and len(self._to_do) > 1
+        )
         self._waiting = [*enumerate(run_plan.steps)]  # with their number in the plan
         self._ready: list[_ReadyStep] = []
         self._running: list[_RunningStep] = []
         self._contents: dict[str, store.Manifest] = {}
         self._idle: _IdleWorker | None = None
         self._early: _EarlyScoring | None = None
-        self._ending: list[StepWorker] = []  # without a model: their memory is small
+        self._ending: list[AnyWorker] = []  # without a model: their memory is small
         self._needs_pruned = False
         self._pending: list[str] = []  # what Steps wait for that others can do without
 
@@ -108,6 +113,7 @@ class _Pass:
         self._close_idle()
         for worker in self._ending:
             worker.wait()
+        self._workers.close()
 
     def _collect_ready(self) -> None:
         """Settle the waiting Steps that are built, and list those that can be built now."""
@@ -153,6 +159,10 @@ class _Pass:
     # ── which Step comes next ─────────────────────────────────────────────────────────────────────
 
     def _start_what_can(self) -> None:
+        if self._workers.runs_side_by_side:
+            for ready in [*self._ready]:
+                self._start(ready)
+            return
         kinds_running = [opens_model(running.step) for running in self._running]
         light = [ready for ready in self._ready if not opens_model(ready.step)]
         next_one = None if True in kinds_running else self._choose_model_step()
@@ -184,7 +194,7 @@ class _Pass:
                 continue
             inputs["samples"]["path"] = str(store.find_work_folder(folder))
             record, log = self._write_record(_ReadyStep(number, step, inputs), early_only=True)
-            worker = self._workers.start(log)
+            worker = self._workers.start(log, step)
             worker.start_step(record, log)
             return _EarlyScoring(running, worker)
         return None
@@ -218,7 +228,7 @@ class _Pass:
             self._end_worker(self._idle.worker)
             self._idle = None
 
-    def _end_worker(self, worker: StepWorker, wait: bool = True) -> None:
+    def _end_worker(self, worker: AnyWorker, wait: bool = True) -> None:
         worker.end()
         if wait:
             worker.wait()
@@ -235,7 +245,7 @@ class _Pass:
         if self._idle and opens_model(step):  # `_choose_model_step` has compared their keys
             worker, self._idle = self._idle.worker, None
         started = time.monotonic()
-        worker = worker or self._workers.start(log)
+        worker = worker or self._workers.start(log, step)
         worker.start_step(record, log)
         later = [one.step for one in self._ready] + [step for _, step in self._waiting]
         time_left = durations.TimeLeft(self._run_plan, later)
@@ -252,6 +262,8 @@ class _Pass:
         folder = run_dir.absolute()
         made_by = {"story": str(folder), "early": str(folder / EARLY_FOLDER / fingerprint)}
         made = _make_record(self._cfg, self._run_plan, step, ready.inputs, final)
+        if not self._workers.runs_side_by_side:  # else the node says it, when it builds
+            made["device"] = describe_device()
         write_json(record, {**made, **made_by, **extra})
         log.parent.mkdir(exist_ok=True)
         return record, log
@@ -272,7 +284,8 @@ class _Pass:
         step, fingerprint = running.step, self._run_plan.fingerprint(running.step)
 
         def show(text: str) -> None:
-            self._ledger.show_running(step, fingerprint, text + running.time_left.describe())
+            line = running.worker.explain_wait() or text + running.time_left.describe()
+            self._ledger.show_running(step, fingerprint, line)
 
         running.watch.poll(show, self._ledger.print_note)
 
@@ -289,7 +302,8 @@ class _Pass:
                 self._pending.append(failure)
                 return
             raise StepFailed(failure, USER_ERROR if code == USER_ERROR else FAILED, code)
-        if key := self._find_key(step):
+        key = None if self._workers.runs_side_by_side else self._find_key(step)
+        if key:
             self._idle = _IdleWorker(running.worker, key)
         else:
             self._end_worker(running.worker, wait=opens_model(step))
@@ -312,7 +326,7 @@ class _ReadyStep:
 class _RunningStep:
     number: int
     step: Step
-    worker: StepWorker
+    worker: AnyWorker
     log: Path
     watch: LogWatch
     started: float
@@ -324,14 +338,14 @@ class _EarlyScoring:
     """A worker that scores the finished shards of a Step that is sampling."""
 
     samples: _RunningStep
-    worker: StepWorker
+    worker: AnyWorker
 
 
 @dataclass(frozen=True)
 class _IdleWorker:
     """A worker that has built its Step and keeps its model open."""
 
-    worker: StepWorker
+    worker: AnyWorker
     key: str
 
 
@@ -358,7 +372,6 @@ def _make_record(
         "out": str(final),
         "verify": cfg.verify,
         "place": find_checkpoint(step),
-        "device": describe_device(),
         "command": f"{cfg.command} until={step.stage}" + (f"@{step.label}" if step.label else ""),
         "config": step.config.model_dump(mode="json"),
         "inputs": inputs,

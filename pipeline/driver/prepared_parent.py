@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.driver.child_process import ENVIRONMENT, STAGES, StepWorker, start_worker
+from pipeline.step import Step
 
 IS_SAFE = sys.platform == "linux"
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>: the signal that this process gets when its parent ends
@@ -140,6 +141,8 @@ class Workers:
     and so do those whose Step needs few of them.
     """
 
+    runs_side_by_side = False  # two Steps with models may not fit this machine's memory
+
     def __init__(self, logs: Path, preload: bool):
         self._logs, self._preload, self._has_started = logs, preload and IS_SAFE, False
 
@@ -147,12 +150,15 @@ class Workers:
         """Whether it is quicker to wait for the libraries than to load them once more."""
         return self._preload and self._has_started and self._find_parent().is_loading()
 
-    def start(self, log: Path) -> StepWorker:
+    def start(self, log: Path, step: Step | None = None) -> StepWorker:
         worker = None
         if self._preload and not self._find_parent().is_loading():
             worker = self._find_parent().fork_worker()
         self._has_started = True
         return worker or start_worker(log)
+
+    def close(self) -> None:
+        """The parent stays, for the next point of a sweep."""
 
     def _find_parent(self) -> PreparedParent:
         global _prepared

@@ -19,6 +19,7 @@ from pipeline.artifacts import make_new_folder, write_atomically, write_text
 from pipeline.backends import api_client
 from pipeline.config import Config
 from pipeline.config.compose import quote
+from pipeline.driver import cluster
 from pipeline.driver.executor import StepFailed, build_missing, write_plan
 from pipeline.driver.outline import outline_plan, select_targets, show_dry_run
 from pipeline.driver.run_index import refresh_index
@@ -53,10 +54,10 @@ def run_point(cfg: Config, run_dir: Path | None = None) -> int:
     try:
         cfg = cfg if cfg.dry_run else pin_revisions(cfg, functools.cache(resolve_commit))
         run_plan = outline_plan(cfg, select_targets(plan(cfg), cfg.until))
-        fits = TrainingFits(run_plan)
+        fits = TrainingFits(run_plan, is_here=cfg.cluster.kind == "local")
         if cfg.dry_run:
             return show_plan(cfg, run_plan, fits)
-        if faults := find_faults(run_plan, fits):
+        if faults := find_faults(cfg, run_plan, fits):
             raise UserError(*faults)
         print_warnings(run_plan)
         on_wait = functools.partial(print, f"waiting: {cfg.own_store} is being pruned", flush=True)
@@ -110,15 +111,16 @@ def explain_end(error: BaseException, place: Path) -> RunEnd | None:
     return None
 
 
-def find_faults(run_plan: RunPlan, fits: TrainingFits) -> list[str]:
+def find_faults(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> list[str]:
     """Every reason to refuse a run of this plan before anything is built."""
     coming = list_unbuilt(run_plan)
     built = [step for step in run_plan.steps if step not in coming] if coming else []
     checks = chain(
-        preflight.list_checks(coming),
+        preflight.list_checks(coming, is_here=fits.is_here),
         *(preflight.list_artifact_checks(step, run_plan.folder, coming) for step in built),
         capacity.list_checks(run_plan, fits, coming),
         qualification.list_checks(run_plan, coming),
+        cluster.list_checks(cfg, coming),
     )
     return [*run_plan.faults, *collect_faults(checks)]
 
@@ -133,7 +135,7 @@ def show_plan(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> int:
         print(line)
     sys.stdout.flush()
     print_warnings(run_plan)
-    faults = find_faults(run_plan, fits)
+    faults = find_faults(cfg, run_plan, fits)
     if faults:
         print("A run here would be refused:")
     for fault in faults:

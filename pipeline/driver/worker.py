@@ -9,9 +9,7 @@ import importlib
 import json
 import os
 import platform
-import select
 import shlex
-import signal
 import socket
 import sys
 import time
@@ -24,7 +22,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
-from pipeline import progress, store
+from pipeline import hardware, progress, store
 from pipeline.artifacts import (
     COST_FILE,
     DEVICES_FILE,
@@ -34,7 +32,7 @@ from pipeline.artifacts import (
     write_json,
 )
 from pipeline.backends import api_client
-from pipeline.driver.child_process import STAGES
+from pipeline.driver.child_process import STAGES, follow_driver
 from pipeline.errors import (
     ALREADY_BUILT,
     DONE,
@@ -212,6 +210,7 @@ def run_stage(step: dict[str, Any], work: Path, lease: Lease, asked_at: float) -
     work.mkdir(parents=True, exist_ok=True)
     for name in (store.MANIFEST, store.OUTSIDE, store.ATTEMPT):
         (work / name).unlink(missing_ok=True)
+    step = {**step, "device": step.get("device") or hardware.describe_device()}
     write_json(work / store.STEP, {**step, "spent": spent})
 
     run = import_stage(step).run
@@ -301,7 +300,7 @@ def _make_manifest(
         "provenance": {
             "python": platform.python_version(),
             "machine": platform.machine(),
-            "device": step.get("device"),
+            "device": step["device"],
             "devices": devices,
             "versions": _list_versions(),
         },
@@ -344,29 +343,6 @@ def _index_dicts_to_lists(value: Any) -> Any:
     if value and all(key.isdigit() for key in value):
         return [_index_dicts_to_lists(value[key]) for key in sorted(value, key=int)]
     return {key: _index_dicts_to_lists(item) for key, item in value.items()}
-
-
-def follow_driver() -> None:
-    """Fork a watcher that kills this process group when the driver or this worker ends.
-
-    Standard input is a socket from the driver: it is closed at both ends when the driver ends.
-    """
-    worker, group = os.getpid(), os.getpgid(0)
-    if os.fork():
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        return
-    os.setsid()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    driver = select.poll()
-    driver.register(0, 0)  # no event but the end, which is always reported
-    while os.getppid() == worker and not driver.poll(100):
-        continue
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        os._exit(0)
-    os._exit(0)
 
 
 def _list_versions() -> dict[str, str]:

@@ -28,8 +28,11 @@ from pipeline.preflight.templates import check_template
 from pipeline.step import Step
 
 
-def list_checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
-    """Checks of the Steps to be built; those in the store need no GPU or server."""
+def list_checks(coming: Iterable[Step], is_here: bool = True) -> Iterator[Callable[[], object]]:
+    """Checks of the Steps to be built; those in the store need no GPU or server.
+
+    `is_here`: whether this machine builds them, and not a cluster.
+    """
     coming, engines = list(unfold_online(coming)), list[object]()
     yield partial(check_packages, {step.stage for step in coming})
     for step in coming:
@@ -45,7 +48,7 @@ def list_checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
             yield partial(check_context, step, step.config)
             engine = step.config.backend, step.config.runtime.workers
             if engine not in engines:
-                yield partial(check_engine, step, *engine)
+                yield partial(check_engine, step, *engine, is_here)
             engines.append(engine)
 
 

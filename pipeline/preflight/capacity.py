@@ -25,7 +25,8 @@ def list_checks(
     run_plan: RunPlan, fits: TrainingFits, coming: list[Step]
 ) -> Iterator[Callable[[], None]]:
     """Refuse what cannot run here: engines that no GPU holds, trainings that do not fit."""
-    yield partial(check_engines, run_plan, coming)
+    if fits.is_here:
+        yield partial(check_engines, run_plan, coming)
     for step in coming:
         if isinstance(step.config, TrainConfig):
             yield partial(fits.check, step, step.config)

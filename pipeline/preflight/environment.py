@@ -41,7 +41,9 @@ def check_packages(stages: set[str]) -> None:
         )
 
 
-def check_engine(step: Step, backend: BackendConfig | TextModel, workers: Workers) -> None:
+def check_engine(
+    step: Step, backend: BackendConfig | TextModel, workers: Workers, is_here: bool = True
+) -> None:
     stage = "sample" if step.pool_member else step.knob  # which has `runtime` for the pool too
     match backend:
         case VllmBackend():
@@ -49,8 +51,9 @@ def check_engine(step: Step, backend: BackendConfig | TextModel, workers: Worker
                 error = ModuleNotFoundError("No module named 'vllm'")
                 raise inference_memory.missing_vllm(f"{step.knob}.backend", error)
             tensor, stages = backend.runtime.tensor_parallel, backend.pipeline_stages
-            check_gpus(f"{step.knob}.backend", tensor, stage, workers, stages)
-        case TransformersBackend():
+            if is_here:
+                check_gpus(f"{step.knob}.backend", tensor, stage, workers, stages)
+        case TransformersBackend() if is_here:
             check_gpus(f"{step.knob}.backend", 1, stage, workers)
         case EndpointBackend():
             api_client.fetch_model_card(f"{step.knob}.backend", backend.runtime, backend.model)

@@ -22,10 +22,13 @@ from pipeline.step import Step
 
 
 class TrainingFits:
-    """The fit of each training of a plan, computed when it is first asked for."""
+    """The fit of each training of a plan, computed when it is first asked for.
 
-    def __init__(self, run_plan: RunPlan):
-        self.run_plan = run_plan
+    `is_here`: whether this machine trains, and not a cluster, whose memory is not known.
+    """
+
+    def __init__(self, run_plan: RunPlan, is_here: bool = True):
+        self.run_plan, self.is_here = run_plan, is_here
         self._fits: dict[str, TrainingFit] = {}
 
     def find(self, step: Step, cfg: TrainConfig) -> TrainingFit:
@@ -58,10 +61,13 @@ class TrainingFits:
     def explain_misfit(self, step: Step, cfg: TrainConfig) -> str | None:
         """Why this cannot be trained here, by what is known of its pairs; None if it can."""
         gpus = len(hardware.list_gpus())
-        if fault := hardware.explain_missing_gpus() or cfg.explain_misfit(gpus):
-            return fault
+        unfit = hardware.explain_missing_gpus() or cfg.explain_misfit(gpus)
+        if self.is_here and unfit:
+            return unfit
         if fault := _find_unknown_layer(self.run_plan, step, cfg):
             return fault
+        if not self.is_here:
+            return None
         return self.find(step, cfg).explain_shortage(self.run_plan.root)
 
     def describe(self, step: Step, cfg: TrainConfig) -> Iterator[str]:

@@ -1,0 +1,68 @@
+"""On a node of a cluster: one module of ours as a child process, which ends with its owner.
+
+The owner is the process that calls `run_module`, and through it the run's driver.
+`python -m pipeline.driver.cluster.node MODULE ARGUMENTS…` is that child.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.driver.child_process import ENVIRONMENT, GRACE, follow_driver
+
+PAUSE = 0.1  # seconds between two looks at the child
+
+
+def run_module(
+    words: list[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    output: BinaryIO | None = None,
+    has_owner: Callable[[], bool] = lambda: True,
+) -> int:
+    """Run a module. Returns its exit code, as Popen's. `output`: None is that of this process."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            child = subprocess.Popen(
+                [sys.executable, "-m", __name__, *words],
+                env={**ENVIRONMENT, **environment},
+                cwd=folder,
+                stdin=theirs.fileno(),
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            while (code := child.poll()) is None and has_owner():
+                time.sleep(PAUSE)
+        finally:
+            if child.poll() is None:
+                _stop(child)
+    return child.returncode if code is None else code
+
+
+def _stop(child: "subprocess.Popen[bytes]") -> None:
+    """Send SIGTERM, wait, then SIGKILL to all that it has started."""
+    child.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def main(words: list[str]) -> None:
+    follow_driver()
+    os.execv(sys.executable, [sys.executable, "-m", *words])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
