@@ -7,6 +7,7 @@ import torch
 from pipeline.config import TrainConfig
 from pipeline.stages import train
 from tests.support.preferences import LORA, dpo
+from tests.support.tiny import tiny_model
 from tests.training.test_guards import Round, metric_by_step
 from tests.training.test_own_losses import batch_of
 
@@ -140,3 +141,26 @@ def test_the_load_of_known_counts():
     assert describe_load(torch.full((2, 4), 5.0)) == pytest.approx({"max": 1, "entropy": 1})
     one = describe_load(torch.tensor([[8.0, 0, 0, 0], [2, 2, 2, 2]]))
     assert one == pytest.approx({"max": 4, "entropy": 0.5})
+
+
+@pytest.mark.slow
+def test_two_processes_balance_and_count_as_one_with_as_many_micro_batches(round_):
+    one = round_.train("one", settings())
+    two = round_.train("two", settings(processes=2))
+    for figure in ("loss", "aux_loss", "expert_load/max", "expert_load/entropy"):
+        ours, theirs = (metric_by_step(run, figure) for run in (two, one))
+        assert len(ours) == 3
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_there_is_no_memory_estimate_for_mixtures(tmp_path):
+    """It would take each expert for a layer that every token passes."""
+    from pipeline.resources.model_shape import read_shape
+
+    for family in FAMILIES:
+        model = tiny_model(
+            tmp_path / family, kind=family, num_experts_per_tok=CHOSEN, **FAMILIES[family]
+        )
+        folder = model.weights
+        assert "expert" in (folder / "config.json").read_text()
+        assert read_shape(folder) is None
