@@ -20,6 +20,7 @@ from pipeline.training.monitoring.callbacks import (
 )
 from pipeline.training.monitoring.guards import Guards
 from pipeline.training.monitoring.reference_check import StartCheck
+from pipeline.training.monitoring.sampler_check import SamplerCheck
 from pipeline.training.monitoring.trackers import TrackerCallback
 from pipeline.training.prompt_sharing import PromptSharing
 from pipeline.training.trainers.arguments import common_arguments
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PARTS = "train", "dev"  # of the pairs; the demonstrations to rehearse are a third table
+SAMPLED = "sampled"  # and answers with the sampler's log-probabilities a fourth
 
 
 def import_trainer(name: str) -> Any:
@@ -75,6 +77,7 @@ def build_trainer(
     args = _make_arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
     data = _make_datasets(args, rows, out / "scratch")
     sharing, start = PromptSharing(cfg, rows, out), StartCheck(cfg, rows, init, reference)
+    sampler = SamplerCheck(cfg, rows.get(SAMPLED), out)
     trainer = import_trainer(cfg.trainer).Trainer(
         model=policy,
         **ref_model,
@@ -82,11 +85,14 @@ def build_trainer(
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
         processing_class=loading.load_tokenizer(init),
-        callbacks=[HeadRegistration(), sharing, start, *_make_callbacks(cfg, out, ledger, guards)],
+        callbacks=[
+            *(HeadRegistration(), sharing, start, sampler),
+            *_make_callbacks(cfg, out, ledger, guards),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.by_length, trainer.rehearsal = cfg.runtime.by_length, build_rehearsal(cfg, rows)
-    for callback in (sharing, start, guards):
+    for callback in (sharing, start, sampler, guards):
         callback.attach(trainer)
     _remove_copied_adapter(policy)
     _restore_precision(policy, weights)

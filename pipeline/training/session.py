@@ -28,7 +28,10 @@ def train(
     rows: "dict[str, pl.DataFrame]",
     processes: int = 1,
 ) -> None:
-    """`rows`: the trainer's columns under `train` and `dev`, demonstrations under `rehearsal`."""
+    """`rows`: the trainer's columns under `train` and `dev`, demonstrations under `rehearsal`.
+
+    The policy's own answers under `sampled`, where they were sampled.
+    """
     columns = [column for table in rows.values() for column in table]
     ids = [column for column in columns if column.name.endswith("_ids")]
     model_checks.check_model(cfg, init, ids)
