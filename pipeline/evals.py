@@ -174,7 +174,7 @@ class EvalPlan:
         knob: str = "evaluate",
         chat: str = "",
     ) -> Duels:
-        """Rounds meet SFT and the round before; merged models and baselines SFT and the last round."""
+        """Rounds meet SFT and the round before; merged models and baselines SFT and the last."""
         line = [name for name in evals if name == "sft" or name.startswith("round-")]
         matches = [(new, "sft") for new in line[1:]]
         matches += zip(line[1:], line, strict=False)

@@ -43,6 +43,7 @@ class LaunchedRuntime(TrainerRuntime):
     eval_when_distributed: bool
     memory: PositiveFloat
     keep_checkpoints: bool
+    warn_sampler_gap: PositiveFloat | None
     typical_learning_rate: PositiveFloat
     typical_beta: PositiveFloat | None
     gpu_hour: NonNegativeFloat | None

@@ -131,10 +131,9 @@ def write_tensors(
     text += b" " * (-len(text) % 8)
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for name, info in infos.items():
-            tensor = make(name)
-            assert tensor.nbytes == info.size, name
-            stream.write(_view_bytes(tensor))
+        for name, info in infos.items():  # no name holds a tensor while the next one is made
+            count = stream.write(_view_bytes(make(name)))
+            assert count == info.size, name
 
 
 def _view_bytes(tensor: "torch.Tensor") -> memoryview:
@@ -160,7 +159,8 @@ def write_folder(
     for file, infos in files.items():
         write_tensors(folder / file, infos, make_counted)
     if len(files) > 1:
-        (folder / INDEX).write_text(json.dumps(_build_index(files), indent=2, sort_keys=True) + "\n")
+        index = json.dumps(_build_index(files), indent=2, sort_keys=True)
+        (folder / INDEX).write_text(f"{index}\n")
 
 
 def _build_index(files: dict[str, dict[str, TensorInfo]]) -> dict[str, Any]:
@@ -172,4 +172,3 @@ def _build_index(files: dict[str, dict[str, TensorInfo]]) -> dict[str, Any]:
     }
     places = {name: file for file, entries in files.items() for name in entries}
     return {"metadata": totals, "weight_map": places}
-

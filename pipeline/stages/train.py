@@ -21,10 +21,12 @@ from pipeline.artifacts import (
     Pairs,
     Prompts,
     note_cost,
+    scan_tables,
     write_table,
 )
 from pipeline.config import OnlineTraining, RehearsalConfig, TrainConfig
 from pipeline.errors import UserError, pluralize
+from pipeline.report.analysis.ancestors import read_ancestors
 from pipeline.training import launch, micro_batch, pair_columns
 from pipeline.training.monitoring import curves, model_card
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.backends.chat import ModelTokenizer
 
 SHOWN = 16  # pairs that are read to see whose tokens they are
+COMPARED = 64  # answers whose log-probabilities are compared with the sampler's
 
 
 def run(
@@ -103,6 +106,8 @@ def _read_rows(
     decontamination: Decontamination | None,
 ) -> "dict[str, pl.DataFrame]":
     """The trainer's columns of the pairs and of the rehearsal, in the policy's own tokens."""
+    import polars as pl
+
     from pipeline.backends.chat import ModelTokenizer
     from pipeline.models import loading
 
@@ -112,7 +117,35 @@ def _read_rows(
     if cfg.rehearsal:
         chat = ModelTokenizer(init, tokenizer)
         rows["rehearsal"] = prepare_rehearsal(cfg, cfg.rehearsal, out, chat, decontamination)
+    sampled = find_sampled_answers(out, init)
+    if cfg.runtime.warn_sampler_gap is not None and sampled is not None:
+        rows["sampled"] = sampled.filter(
+            pl.col("prompt_ids").list.len() + pl.col("completion_ids").list.len() <= cfg.max_length
+        )
     return rows
+
+
+def find_sampled_answers(out: Path, init: Model) -> "pl.DataFrame | None":
+    """Answers that `init` itself gave, with the sampler's log-probabilities of them.
+
+    They are among the steps that the pairs descend from. None: another model gave the answers.
+    """
+    import polars as pl
+
+    ids = pl.coalesce("asked_token_ids", "prompt_token_ids").alias("prompt_ids")
+    for step in reversed(read_ancestors(out)):
+        is_model = step.stage == "sample" and step.config["backend"]["kind"] != "scripted"
+        files = sorted((step.path / "samples").glob("*.parquet")) if is_model else []
+        if not files:
+            continue
+        known = (pl.col("policy") == init.path.name) & pl.col("logprob").is_not_null()
+        rows = (
+            scan_tables(files).filter(known & (pl.col("token_ids").list.len() > 0)).head(COMPARED)
+        )
+        table = rows.select(ids, pl.col("token_ids").alias("completion_ids"), "logprob").collect()
+        if table.height:
+            return table
+    return None
 
 
 def _keep_checkpoints(out: Path) -> None:

@@ -25,6 +25,7 @@ from pipeline.training.monitoring.callbacks import (
 from pipeline.training.monitoring.expert_load import ExpertLoad
 from pipeline.training.monitoring.guards import Guards
 from pipeline.training.monitoring.reference_check import StartCheck
+from pipeline.training.monitoring.sampler_check import SamplerCheck
 from pipeline.training.monitoring.trackers import TrackerCallback
 from pipeline.training.prompt_sharing import PromptSharing
 from pipeline.training.row_packing import RowPacking
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 TRANSFORMERS_NAMES = {"flex": "flex_attention"}  # of attention, where they differ from ours
 PARTS = "train", "dev"  # of the pairs or prompts; the demonstrations to rehearse are a third table
+SAMPLED = "sampled"  # and answers with the sampler's log-probabilities a fourth
 
 
 def _skip_vllm() -> None:
@@ -148,6 +150,7 @@ def build_trainer(
         online = {"reward_funcs": [rewards], "stop_ids": rewards.tokenizer.stop_ids}
     sharing, start = PromptSharing(cfg, rows, out), StartCheck(cfg, rows, init, reference)
     packing, load = RowPacking(cfg, rows), ExpertLoad()
+    sampler = SamplerCheck(cfg, rows.get(SAMPLED), out)
     trainer = import_trainer(cfg.trainer).Trainer(
         model=policy,
         **ref_model,
@@ -157,17 +160,13 @@ def build_trainer(
         eval_dataset=data.get("dev"),
         processing_class=loading.load_tokenizer(init),
         callbacks=[
-            HeadRegistration(),
-            sharing,
-            packing,
-            start,
-            load,
+            *(HeadRegistration(), sharing, packing, start, sampler, load),
             *_make_callbacks(cfg, out, ledger, guards),
         ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.by_length, trainer.rehearsal = cfg.runtime.by_length, build_rehearsal(cfg, rows)
-    for callback in (sharing, packing, start, load, guards):
+    for callback in (sharing, packing, start, sampler, load, guards):
         callback.attach(trainer)
     _remove_copied_adapter(policy)
     _restore_precision(policy, weights)

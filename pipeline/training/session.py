@@ -33,6 +33,7 @@ def train(
 ) -> None:
     """`rows`: the trainer's columns under `train` and `dev`, demonstrations under `rehearsal`.
 
+    The policy's own answers under `sampled`, where they were sampled.
     `prompts` and `reward` are what online training scores its answers by.
     """
     columns = [column for table in rows.values() for column in table]

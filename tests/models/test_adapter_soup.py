@@ -31,8 +31,8 @@ class Store:
         with torch.no_grad():
             for key, weight in module.named_parameters():
                 if "lora_" in key:
-                    scale = 1 + 0.1 * torch.rand_like(weight)
-                    weight.copy_(weight * scale if "magnitude" in key else torch.randn_like(weight) / 4)
+                    noise = torch.randn_like(weight)
+                    weight.copy_(weight * (1 + noise / 9) if "magnitude" in key else noise / 4)
         out = self.path / "train" / name
         out.mkdir(parents=True)
         return loading.save_adapter(module, base or self.sft, cfg, "float32", out)

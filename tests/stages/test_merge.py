@@ -13,6 +13,7 @@ from tests.models.test_soup import read, same_bits, write_model
 from tests.support.house import SMALL, check_steps, composed, fingerprints, named
 
 WITH_SFT = ["merge=with_sft"]
+RIVAL = "evaluate.baselines.merge-10"
 TWO = ["rounds=2", "sample.per_round=9"]
 
 
@@ -61,7 +62,7 @@ def test_models_are_given_by_their_folders(tmp_path):
 def test_every_share_is_a_model_and_a_row_of_its_own():
     steps = named(plan(composed(*SMALL, *WITH_SFT, "merge.alpha=[0.1,0.125]")))
     rows = steps["evaluate@report"].inputs["evals"]
-    assert list(rows)[-2:] == ["control", "merge-12_5"] or {"merge-10", "merge-12_5"} <= set(rows)
+    assert [name for name in rows if "merge" in name] == ["merge-10", "merge-12_5"]
     merged = steps["merge@merge-10"]
     assert merged.inputs["model"] is steps["train@1"]
     assert merged.inputs["others"] == [steps["sft@0"]]
@@ -141,7 +142,7 @@ def test_merging_changes_nothing_before_it():
             r"each round's adapter is on another model\. Give merge\.densify=true",
         ),
         (
-            ["+baseline@evaluate.baselines.merge-10=checkpoint", "evaluate.baselines.merge-10.model=m"],
+            [f"+baseline@{RIVAL}=checkpoint", f"{RIVAL}.model=m"],
             r"baselines\.merge-10: the table already has a row",
         ),
     ],

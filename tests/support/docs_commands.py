@@ -49,6 +49,7 @@ ELSEWHERE_BY_PART = {
     "evaluate.panel=": "tests/report/test_panels.py",
     "engine.batch=true": "tests/scorers/test_batches.py",
     "sample.pool.": "tests/e2e/test_pool.py",
+    "merge=": "tests/e2e/test_merged_run.py",
     "revise=": "tests/e2e/test_revise.py",
     "steps=": "tests/e2e/test_revise.py",
     "json.calls=": "tests/e2e/test_tools.py",

@@ -121,6 +121,7 @@ def dpo(
         "memory": 0.9,
         "gpu_hour": None,
         "keep_checkpoints": False,
+        "warn_sampler_gap": 0.02,
         "typical_beta": changes.get("beta", 0.1),  # whatever the loss
         **(runtime or {}),
     }
