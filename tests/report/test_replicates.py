@@ -52,22 +52,25 @@ WORLDS = {
 }
 
 
-def simulate_worlds(world: str, sets: int = 500, seeds: int = 3):
+def simulate_world(world: str, sets: int):
     rng = np.random.default_rng(0)
     for draw in range(sets):
-        yield spread_of(simulate_gains(rng, seeds, *WORLDS[world]), draw)
+        yield spread_of(simulate_gains(rng, 3, *WORLDS[world]), draw)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_the_interval_of_three_seeds_covers_a_known_effect(world):
-    found = [covers(spread.both) for spread, _ in simulate_worlds(world)]
-    assert 0.93 <= np.mean(found) <= 0.97
+def test_the_interval_of_three_seeds_covers_a_known_effect():
+    """500 sets of 3 seeds, a quarter of them in each world."""
+    found = {
+        world: [covers(spread.both) for spread, _ in simulate_world(world, 125)] for world in WORLDS
+    }
+    assert 0.93 <= np.mean([*found.values()]) <= 0.97
+    assert all(np.mean(held) >= 0.9 for held in found.values())
 
 
 def test_neither_interval_alone_covers_it():
-    found = [*simulate_worlds("seeds do most", 200)]
+    found = [*simulate_world("seeds do most", 200)]
     assert np.mean([covers(prompts) for _, prompts in found]) < 0.65
-    found = [*simulate_worlds("seeds do nothing", 200)]
+    found = [*simulate_world("seeds do nothing", 200)]
     assert np.mean([covers(spread.seeds) for spread, _ in found]) < 0.85
 
 
