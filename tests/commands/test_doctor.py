@@ -140,6 +140,13 @@ def unclear(run):
     run.gap.update(mean=0.02, low=-0.02, high=0.06, detectable=0.05)
 
 
+def unclear_by_seeds(run):
+    unclear(run)
+    seeds = {"mean": 0.02, "low": -0.07, "high": 0.11, "n": 3}
+    prompts = {"mean": 0.02, "low": 0.0, "high": 0.04, "n": 60}
+    run.gap.update(between={"seeds": seeds, "prompts": prompts}, wider="seeds")
+
+
 def slow(run):
     unclear(run)
     run.config["train"]["learning_rate"] = 3e-5
@@ -213,6 +220,7 @@ BENT = [
     (longer, ("10.0 to 25.0 tokens", "in 80.0 % of the pairs", "pair=length_matched")),
     (repeating, ("30.0 % now", "train=rpo")),
     (unclear, ("+0.020", "60 test prompts, which detect 0.050", "prompts.split.test=400")),
+    (unclear_by_seeds, ("+0.020", "3 seeds", "±0.090", "Try: seeds=6")),
     (overlapping, ("45.0 % of the prompts overlap", "prompts.decontamination.ngram (now 13)")),
     (too_long, ("40.0 % of round 1's prompts are longer", "limits.prompt=128")),
 ]

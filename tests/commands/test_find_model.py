@@ -40,6 +40,12 @@ def test_a_run_is_its_chosen_model_and_names_its_others(run, tmp_path):
         find_model(f"{run}:round-2", tmp_path / "x")
 
 
+def test_a_replicate_has_its_own_name_and_the_round_stays_the_first_seed_s(run, tmp_path):
+    (run / "store" / "007-train-round-1-seed-43").symlink_to(tmp_path / "store" / SFT)
+    assert [*list_run_models(run)] == ["sft", "round-1", "round-1-seed-43"]
+    assert list_run_models(run)["round-1"] == tmp_path / "store" / TRAIN
+
+
 def test_a_run_without_a_report_has_not_chosen(run, tmp_path):
     (run / "store" / "005-evaluate-report").unlink()
     assert find_model(f"{run}:round-1", tmp_path / "x").name == "round-1"

@@ -19,7 +19,8 @@ def render_page(
     """`answers` and `verdicts` as in their tables; without verdicts no contest can be browsed."""
     better = report["verdict"]["better"]
     tables = build_tables(report)
-    first = 2 if report["expected"] else 1  # the models, and what was expected of them
+    # The models, what was expected of them, and the seeds of the last round.
+    first = 1 + bool(report["expected"]) + bool(report.get("replicates"))
     return render_document(
         "report.html",
         script="answers.js",

@@ -7,11 +7,11 @@ from pipeline.report.analysis.remedies.finished_run import Advice, FinishedRun
 from pipeline.report.analysis.verdict import FAR_NATS, MIN_PROMPTS, NEAR_NATS
 from pipeline.report.formatting import (
     ReportRow,
-    explain_spread,
     format_interval,
     format_number,
     format_share,
     format_signed,
+    measure_reach,
 )
 
 MANY_DROPPED = 0.2  # prompts that decontamination, duplicates or their length cost
@@ -37,18 +37,25 @@ def check_power(run: FinishedRun) -> Iterator[Advice]:
             f"{knob}={MIN_PROMPTS * 10}: a verdict needs {MIN_PROMPTS}, a small effect hundreds",
         )
         return
+    too_small = (
+        f"the difference of {format_signed(gap['mean'])}"
+        f" ({format_interval(gap, format_signed)}) is too small for"
+    )
     if gap.get("wider") == "seeds":
-        more = 2 * gap["between"]["seeds"]["n"]
-        yield Advice(f"the seeds differ. {explain_spread(gap)}", f"seeds={more}, or train further")
+        seeds = gap["between"]["seeds"]
+        yield Advice(
+            f"{too_small} {seeds['n']} seeds, whose mean is known to"
+            f" ±{format_number(measure_reach(seeds))}",
+            f"seeds={2 * seeds['n']}, or train further (rounds)",
+        )
         return
     if not gap["detectable"] or gap["detectable"] <= abs(gap["mean"]):
         return
-    symptom = (
-        f"the difference of {format_signed(gap['mean'])}"
-        f" ({format_interval(gap, format_signed)}) is too small for {gap['n']} {run.split} prompts,"
-        f" which detect {format_number(gap['detectable'])}"
+    yield Advice(
+        f"{too_small} {gap['n']} {run.split} prompts,"
+        f" which detect {format_number(gap['detectable'])}",
+        _advise_prompts(gap, knob),
     )
-    yield Advice(symptom, _advise_prompts(gap, knob))
 
 
 def _advise_prompts(gap: ReportRow, knob: str) -> str:
