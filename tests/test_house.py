@@ -440,6 +440,8 @@ PLANS = [
     [*SMALL, *STRONG, *ONE_EACH],
     ["recipes=best_of_n_smoke", "rounds=2", "sample.per_round=200"],
     ["recipes=overoptimise"],
+    ["recipes=overoptimise", "train=grpo", "gate=best"],
+    ["recipes=dpo_then_grpo"],
     [*GIVEN[:2], "score=math", "steps=default"],
     [*SMALL, "revise=default", "init=best_of_n", "best_of_n=default", "best_of_n.answers=revised"],
     ["recipes=smoke", *REWARDED, "reward=checkpoint", "reward.model=./reward"],

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +47,8 @@ SAMPLED = "sampled"  # and answers with the sampler's log-probabilities a fourth
 def _skip_vllm() -> None:
     """TRL imports vLLM with its online trainers, which takes seconds, also where it is not used."""
     if not torch.cuda.is_available():
-        import trl.import_utils
-
-        trl.import_utils.is_vllm_available = lambda min_version=None: False
+        utils: Any = import_module("trl.import_utils")
+        utils.is_vllm_available = lambda min_version=None: False
 
 
 def import_trainer(name: str) -> Any:

@@ -94,7 +94,7 @@ SMOKE = [
     "pair.filters.allow_truncated=true",
     "evaluate.resamples=100",
 ]
-OF_SMOKE = ("sweep_smoke", "overoptimise", "understand")
+OF_SMOKE = ("sweep_smoke", "overoptimise", "understand", "grpo_vs_dpo")
 # A tiny model solves no task: all its answers tie, and no pair comes after its scores.
 UNSOLVED = {"score=math": "until=score", "score=code": "until=score"}
 PREFERENCES = PlaygroundPreferences(

@@ -27,6 +27,7 @@ from pipeline.training.monitoring import curves
 
 METRIC_LABELS = {
     "loss": "loss of its batch",
+    "reward": "reward of its batch, per answer",
     "eval_loss": "loss on dev pairs",
     "eval_rewards/accuracies": "dev pairs ranked correctly",
     "eval_rewards/margins": "margin on dev pairs",
