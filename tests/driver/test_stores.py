@@ -32,13 +32,19 @@ THEIRS = ["store=team", "runs=theirs"]
 BOTH = "store=[mine,team]"
 
 
-@pytest.fixture
-def toys(tmp_path):
-    """A team's store that is built up to `sample` and cannot be written."""
-    toys = Toys(tmp_path)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    toys = Toys(tmp_path_factory.mktemp("built"))
     toys.run(*UNTIL_SAMPLE, *THEIRS)
+    return toys.folder / "team"
+
+
+@pytest.fixture
+def toys(tmp_path, built):
+    """A team's store that is built up to `sample` and cannot be written."""
+    shutil.copytree(built, tmp_path / "team")
     set_writable(tmp_path / "team", False)
-    yield toys
+    yield Toys(tmp_path)
     set_writable(tmp_path / "team", True)
 
 

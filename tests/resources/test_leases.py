@@ -19,11 +19,16 @@ from pipeline.resources.leases import EXPIRY, Heart, Observer, describe_holder, 
 
 
 class Clock:
-    def __init__(self):
-        self.now = 1000.0
+    """A machine's own clock: `skew` seconds off, and faster or slower than others by `rate`."""
+
+    def __init__(self, skew: float = 0.0, rate: float = 1.0):
+        self.now, self.rate = 1000.0 + skew, rate
 
     def __call__(self) -> float:
         return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds * self.rate
 
 
 def elsewhere(clock: Clock, name: str = "far") -> Observer:
@@ -180,7 +185,7 @@ class Builder:
     """A process on a machine of its own that builds one step, as the worker does."""
 
     def __init__(self, number: int, final: Path, clock: Clock):
-        self.number, self.final = number, final
+        self.number, self.final, self.clock = number, final, clock
         self.observer = elsewhere(clock, f"machine-{number}")
         self.lease, self.work, self.left = None, None, 0
         self.files, self.is_sealed = None, False
@@ -230,9 +235,10 @@ class Builder:
         self.lease.release()
 
     def beat(self) -> None:
+        """Some disks date a touch by the clock of the machine that touches."""
         if self.lease and not self.has_crashed and not self.is_done:
             with suppress(FileNotFoundError):
-                self.lease.beat()
+                os.utime(self.lease.file, (self.clock.now, self.clock.now))
             if not self.lease.is_current():
                 self.has_crashed = True  # as the worker does: it ends
 
@@ -243,18 +249,24 @@ ACTIONS = st.lists(
 )
 
 
+CLOCKS = st.lists(
+    st.tuples(st.floats(-900, 900), st.floats(0.9, 1.1)), min_size=3, max_size=3
+)  # minutes apart, and drifting
+
+
 @settings(max_examples=400, deadline=None)
-@given(actions=ACTIONS)
+@given(actions=ACTIONS, clocks=CLOCKS)
 def test_whatever_is_suspended_or_crashes_one_publishes_and_the_step_gets_built(
-    tmp_path_factory, actions
+    tmp_path_factory, actions, clocks
 ):
     folder, clock = tmp_path_factory.mktemp("store"), Clock()
     final = folder / "sample" / ("a" * 12)
     store.lease_folder(final).parent.mkdir(parents=True)
-    builders = [Builder(number, final, clock) for number in range(3)]
+    builders = [Builder(number, final, Clock(*clocks[number])) for number in range(3)]
     for action, number in actions:
         if action == "time":
-            clock.now += EXPIRY / 2 * (number + 1)
+            for one in builders:
+                one.clock.advance(EXPIRY / 2 * (number + 1))
         elif action == "crash":
             builders[number].has_crashed = True
         elif action == "beat":

@@ -2,15 +2,24 @@
 
 import json
 import multiprocessing
+import time
 from collections import Counter
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import hardware
-from pipeline.artifacts import DEVICES_FILE
+from pipeline.artifacts import DEVICES_FILE, write_text
 from pipeline.driver import worker
+from pipeline.resources import leases
+from pipeline.resources.leases import EXPIRY
 from pipeline.resources.shard_queue import JoinedWorker, OwnQueue, read_queue
 from pipeline.resources.worker_pool import Worker, run_shards
+from tests.resources.test_leases import Clock, elsewhere
 
 SHARDS = [f"{at:05d}.txt" for at in range(40)]
 
@@ -106,3 +115,139 @@ def test_many_processes_take_each_shard_once(tmp_path):
     assert sorted(taken) == SHARDS
     queue.close()
     assert read_queue(tmp_path) is None, "nothing is taken from a stage that has ended"
+
+
+# ── machines that are suspended, crash, or are ended ──────────────────────────────────────────────
+
+
+FEW = SHARDS[:4]
+STILL = SimpleNamespace(add=lambda _: None, remove=lambda _: None, stop=lambda: None)
+
+
+class Member:
+    """A joined worker on a machine of its own: every call may come after a long pause."""
+
+    def __init__(self, out: Path, name: str, clock: Clock):
+        self.clock, self.has_crashed = clock, False
+        self._out, self._worker, self._shard = out, JoinedWorker(out, FEW), None
+        self._worker._queue._observer, self._worker._queue._heart = elsewhere(clock, name), STILL
+
+    def go_on(self) -> None:
+        """Claim, or write, or finish."""
+        worker, shard = self._worker, self._shard
+        if shard is None:
+            self._shard = worker.claim()
+        elif shard not in worker._files:
+            worker.output(shard, self._out / "rows" / shard).write_text(f"rows of {shard}")
+        else:
+            worker.finish(shard, shard)
+            self._shard = None
+
+
+class Stage:
+    """The step's own process, which takes part and collects. Its successor finds what it left."""
+
+    def __init__(self, out: Path, clock: Clock):
+        self._out, self.published = out, Counter[str]()
+        missing = [shard for shard in FEW if not (out / "rows" / shard).exists()]
+        self._queue = OwnQueue(out, missing, {})
+        self._queue._observer, self._queue._heart = elsewhere(clock, "stage"), STILL
+        self._shard: str | None = None
+
+    def go_on(self) -> None:
+        if self._shard:
+            write_text(self._out / "rows" / self._shard, f"rows of {self._shard}")
+            self.published[self._shard] += 1
+            self._queue.finish(self._shard)
+            self._shard = None
+        else:
+            self.published.update(shard for shard, _ in self._queue.collect())
+            self._shard = self._queue.take()
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["go on", "go on", "go on", "stage", "time", "crash", "new stage"]),
+        st.integers(0, 2),
+    ),
+    max_size=50,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(actions=ACTIONS, skews=st.lists(st.floats(-900, 900), min_size=4, max_size=4))
+def test_whoever_is_suspended_or_crashes_each_shard_is_published_once_and_none_is_stuck(
+    tmp_path_factory, actions, skews
+):
+    out = tmp_path_factory.mktemp("step")
+    clocks = [Clock(skew) for skew in skews]
+    stage = Stage(out, clocks[3])
+    members = [Member(out, f"machine-{at}", clocks[at]) for at in range(3)]
+    published = Counter[str]()
+    for action, number in actions:
+        if action == "time":
+            for clock in clocks:
+                clock.advance(EXPIRY / 2 * (number + 1))
+        elif action == "crash":
+            members[number].has_crashed = True
+        elif action == "new stage":
+            published += stage.published
+            stage = Stage(out, clocks[3])
+        elif action == "stage":
+            stage.go_on()
+        elif not members[number].has_crashed:
+            members[number].go_on()
+    for _ in range(20):  # those that are suspended now never come back
+        clocks[3].advance(EXPIRY)
+        stage.go_on()
+    published += stage.published
+    assert published == dict.fromkeys(FEW, 1)
+    assert {file.name: file.read_text() for file in (out / "rows").iterdir()} == {
+        shard: f"rows of {shard}" for shard in FEW
+    }
+
+
+def take_on_a_machine(out: Path, name: str) -> None:
+    """A process that others take for one of another machine."""
+    leases.describe_machine = lambda: [name, "boot", ""]
+    worker = JoinedWorker(out, SHARDS)
+    with (out / f"taken-{name}").open("a") as log:
+        while shard := worker.claim():
+            time.sleep(0.02)
+            worker.output(shard, out / "rows" / shard).write_text(f"rows of {shard}")
+            worker.finish(shard, {shard: name})
+            print(shard, file=log, flush=True)
+    worker.close()
+
+
+def test_two_machines_take_each_shard_once_and_a_dead_one_s_shard_is_taken_over(
+    tmp_path, monkeypatch
+):
+    """What it holds when it is killed is free after `EXPIRY`: from here it may still run."""
+    monkeypatch.setattr(leases, "EXPIRY", 1.5)
+    monkeypatch.setattr(leases, "BEAT", 0.2)
+    made_by: dict[str, str] = {}
+
+    def work(worker: Worker) -> None:
+        context = multiprocessing.get_context("fork")
+        near, far = (
+            context.Process(target=take_on_a_machine, args=(tmp_path, name))
+            for name in ("near", "far")
+        )
+        far.start()
+        near.start()
+        while not (log := tmp_path / "taken-far").exists() or log.read_text().count("\n") < 3:
+            time.sleep(0.01)
+        far.kill()
+        far.join()
+        near.join()
+        assert near.exitcode == 0
+        write(tmp_path, worker)
+
+    run_shards(SHARDS, work, [{}], tmp_path, lambda shard, entry: made_by.update(entry))
+    assert sorted(made_by) == SHARDS and {"near", "far"} < {*map(str, made_by.values())}
+    taken = [*chain.from_iterable(log.read_text().split() for log in tmp_path.glob("taken-*"))]
+    assert len(taken) == len({*taken}), "a shard was finished twice"
+    assert {path.read_text() for path in (tmp_path / "rows").iterdir()} == {
+        f"rows of {shard}" for shard in SHARDS
+    }
