@@ -14,7 +14,7 @@ class Resources(Block):
     gpus: Literal["auto"] | NonNegativeInt
     cpus: PositiveInt
     memory: PositiveFloat | None  # GiB
-    hours: PositiveFloat
+    hours: PositiveFloat | None
     machines: PositiveInt
 
 
