@@ -19,7 +19,8 @@ from typing import Any
 
 from pipeline.artifacts import write_text
 from pipeline.config import SlurmCluster
-from pipeline.driver.cluster import RESTARTS, Task, sbatch
+from pipeline.driver.cluster import sbatch
+from pipeline.driver.cluster.launcher import RESTARTS, Task
 from pipeline.driver.cluster.needs import Needs
 from pipeline.errors import UserError
 from pipeline.resources import leases
