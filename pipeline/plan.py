@@ -365,11 +365,11 @@ def plan_report(
 
 def plan_replicates(cfg: Config, evals: EvalPlan, name: str, first: Step) -> dict[str, Input]:
     """The last round's training by other seeds, with all of its inputs, and their evaluations."""
-    replicates: dict[str, Input] = {}
+    train, replicates = cfg.training(cfg.rounds), dict[str, Input]()
     for shift in range(1, cfg.seeds):
-        seed = shift_seed(cfg.train.seed, shift)
+        seed = shift_seed(train.seed, shift)
         replicate = f"{name}-seed-{seed}"
-        config = cfg.train.model_copy(update={"seed": seed})
-        model = Step("train", config, at=replicate, **first.inputs)
+        config = train.model_copy(update={"seed": seed})
+        model = Step("train", config, at=replicate, knob=first.knob, **first.inputs)
         replicates[replicate] = evals.plan_eval(replicate, model, cfg.evaluate.split, shift)
     return replicates

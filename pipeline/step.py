@@ -85,8 +85,8 @@ class Step:
 
     @property
     def in_evaluation(self) -> bool:
-        """Whether it is of a model's evaluation, as no training is, a replicate's neither."""
-        return isinstance(self.label, str) and self.stage != "train"
+        """Whether it is of a model's evaluation: what makes a model is not, whatever its label."""
+        return isinstance(self.label, str) and self.stage not in ("train", "merge", "gate")
 
     @property
     def pool_member(self) -> str | None:

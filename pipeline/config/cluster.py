@@ -14,7 +14,7 @@ class Resources(Block):
     gpus: Literal["auto"] | NonNegativeInt
     cpus: PositiveInt
     memory: PositiveFloat | None  # GiB
-    hours: PositiveFloat
+    hours: PositiveFloat | None
     machines: PositiveInt
 
 
@@ -31,6 +31,7 @@ class StageResources(Block):
     pair: Resources
     reference: Resources
     train: Resources
+    merge: Resources
     gate: Resources
     benchmark: Resources
     duel: Resources

@@ -10,7 +10,7 @@ from pipeline import hardware, preflight, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config, TrainConfig
 from pipeline.driver.child_process import StepWorker
-from pipeline.driver.cluster import ClusterWorker, open_workers
+from pipeline.driver.cluster.launcher import ClusterWorker, open_workers
 from pipeline.driver.early_scoring import EARLY_FOLDER, can_score_early, has_shards_to_score
 from pipeline.driver.ledger import FAILED_SIGN, Ledger, summarize_cost
 from pipeline.driver.model_sharing import find_model_key, opens_model

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline import store
 from pipeline.artifacts import MADE_BY, STORE_MARKER
 from pipeline.config import Config, renamed
-from pipeline.driver import cluster
+from pipeline.driver.cluster import launcher
 from pipeline.driver.executor import needs_merging
 from pipeline.driver.ledger import Ledger
 from pipeline.driver.plan_head import describe_head
@@ -114,7 +114,7 @@ def show_dry_run(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> dict[str
         ledger.add_line("○" if manifest is None else "✓", step, shown, note=reason)
     to_do = [step for step in run_plan.steps if statuses[run_plan.fingerprint(step)][0] is None]
     memory = capacity.describe_memory(run_plan, fits, to_do)
-    needs = cluster.describe_needs(cfg, to_do)
+    needs = launcher.describe_needs(cfg, to_do)
     times = durations.Durations(run_plan, fits).describe(to_do)
     for line in chain(capacity.describe_dtype(cfg), needs, memory, times):
         print(line)

@@ -19,7 +19,7 @@ from pipeline.artifacts import make_new_folder, write_atomically, write_text
 from pipeline.backends import api_client
 from pipeline.config import Config
 from pipeline.config.compose import quote
-from pipeline.driver import cluster
+from pipeline.driver.cluster import launcher
 from pipeline.driver.executor import StepFailed, build_missing, write_plan
 from pipeline.driver.outline import outline_plan, select_targets, show_dry_run
 from pipeline.driver.run_index import refresh_index
@@ -120,7 +120,7 @@ def find_faults(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> list[str]
         *(preflight.list_artifact_checks(step, run_plan.folder, coming) for step in built),
         capacity.list_checks(run_plan, fits, coming),
         qualification.list_checks(run_plan, coming),
-        cluster.list_checks(cfg, coming),
+        launcher.list_checks(cfg, coming),
     )
     return [*run_plan.faults, *collect_faults(checks)]
 

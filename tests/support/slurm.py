@@ -27,7 +27,7 @@ def run_slurm(folder: Path) -> Iterator[dict[str, str]]:
     for name in ("state", "log"):
         (folder / name).mkdir(parents=True)
     nodes = "\n".join(
-        f"NodeName=n{at} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[at]} CPUs=2"
+        f"NodeName=n{at} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[at]} CPUs=4"
         " RealMemory=4000 State=UNKNOWN"
         for at in (1, 2)
     )
@@ -48,6 +48,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobAcctGatherType=jobacct_gather/none
+SlurmdParameters=config_overrides
 ReturnToService=2
 {nodes}
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP

@@ -24,17 +24,18 @@ JOINABLE = "sample", "score", "reference"  # the stages whose work may be in sha
 
 @dataclass(frozen=True)
 class Needs:
-    """Of one process on one node. `memory` in GiB; None: none is asked for."""
+    """Of one process on one node. `memory` in GiB; None: not asked for, as with `hours`."""
 
     gpus: int
     cpus: int
     memory: float | None
-    hours: float
+    hours: float | None
 
     def describe(self) -> str:
         parts = [pluralize(self.gpus, "GPU")] if self.gpus else []
         parts.append(pluralize(self.cpus, "core"))
         parts += [f"{self.memory:g} GiB"] if self.memory else []
+        parts += [f"{self.hours:g} hours"] if self.hours else []
         return ", ".join(parts)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pipeline
 from pipeline.config import RayCluster
 from pipeline.driver.child_process import GRACE
-from pipeline.driver.cluster import RESTARTS, Task
+from pipeline.driver.cluster.launcher import RESTARTS, Task
 from pipeline.driver.cluster.needs import Needs
 from pipeline.errors import UserError, pluralize
 from pipeline.hashing import hash_code

@@ -19,7 +19,8 @@ from typing import Any
 
 from pipeline.artifacts import write_text
 from pipeline.config import SlurmCluster
-from pipeline.driver.cluster import RESTARTS, Task, sbatch
+from pipeline.driver.cluster import sbatch
+from pipeline.driver.cluster.launcher import RESTARTS, Task
 from pipeline.driver.cluster.needs import Needs
 from pipeline.errors import UserError
 from pipeline.resources import leases
@@ -50,7 +51,7 @@ def connect(cfg: SlurmCluster) -> "Slurm":
             "cluster=slurm: no sbatch here, so this machine submits no Slurm jobs.\n"
             "  Type this on the cluster's login machine, or give cluster=local."
         )
-    listed = _ask("sinfo", "--noheader", "--format=%R|%D|%c|%m|%G")
+    listed = _ask("sinfo", "--noheader", "--format=%R|%D|%c|%m|%G|%l")
     if listed.returncode:
         raise UserError(
             f"cluster=slurm: Slurm does not answer ({listed.stderr.strip()}).\n"
@@ -85,7 +86,10 @@ class Slurm:
         return f"Slurm: {'; '.join(dict.fromkeys(kinds))}"
 
     def explain_misfit(self, needs: Needs) -> str | None:
-        options = [f"{name}={value}" for name, value in self._list_options(needs).items() if value]
+        limits = [_parse_hours(row[5]) for row in self._nodes]
+        if needs.hours and limits and needs.hours > max(limits):
+            return f"Slurm allows {max(limits):g} hours"
+        options = self._format_options(needs)
         asked = _ask("sbatch", "--test-only", *options, "--wrap=true")
         return f"Slurm refuses it ({_shorten(asked.stderr)})" if asked.returncode else None
 
@@ -94,20 +98,19 @@ class Slurm:
             "--gpus": needs.gpus or None,
             "--cpus-per-task": needs.cpus,
             "--mem": needs.memory and f"{math.ceil(needs.memory * 1024)}M",
-            "--time": math.ceil(needs.hours * 60),
+            "--time": needs.hours and math.ceil(needs.hours * 60),
             "--partition": self._cfg.partition,
             "--account": self._cfg.account,
             "--constraint": self._cfg.constraint,
         }
 
+    def _format_options(self, needs: Needs) -> list[str]:
+        return [f"{name}={value}" for name, value in self._list_options(needs).items() if value]
+
     def check_nodes(self, folders: list[Path]) -> None:
         """By a node that is free now. Where none is, each job looks at its own record first."""
         probes = [folder / f".seen-{secrets.token_hex(4)}" for folder in folders]
-        options = [
-            f"{name}={value}"
-            for name, value in self._list_options(Needs(0, 1, None, 1 / 60)).items()
-            if value
-        ]
+        options = self._format_options(Needs(0, 1, None, 1 / 60))
         test = "; ".join(
             f"[ -e {shlex.quote(str(path))} ] || echo missing {shlex.quote(str(path.parent))}"
             for path in [*probes, Path(sys.executable)]
@@ -227,6 +230,15 @@ class SlurmJob:
         if not self.is_stopped:
             self.is_stopped = True
             _ask("scancel", self.number)
+
+
+def _parse_hours(limit: str) -> float:
+    """`7-00:00:00`, `8:00:00`, `30:00` or `infinite`."""
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+)*", limit):
+        return math.inf
+    days, _, clock = limit.rpartition("-")
+    seconds = sum(int(part) * 60**at for at, part in enumerate(reversed(clock.split(":"))))
+    return int(days or 0) * 24 + seconds / 3600
 
 
 def _shorten(text: str) -> str:

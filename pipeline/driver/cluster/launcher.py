@@ -1,0 +1,238 @@
+"""Steps on a cluster. The driver plans, submits and follows; nodes build, with the same worker.
+
+Each Step, and each process that helps it with its shards, is a `Task` of the cluster: a module of
+ours, run on some node, which ends with the driver. See `on_ray` and `on_slurm`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from pipeline import hardware
+from pipeline.config import ClusterConfig, Config, LaunchedRuntime
+from pipeline.driver.cluster.needs import Needs, StepNeeds, check_machines, find_needs
+from pipeline.errors import UserError
+from pipeline.step import Step
+
+WORKER_MODULE = "pipeline.driver.worker"
+RESTARTS = 3  # of one task whose node or process is lost
+HELPER_PATIENCE = 3600  # seconds; a helper is ended with its step, or with the run
+
+
+@dataclass(frozen=True)
+class Task:
+    """One module to run on a node, or `count` nodes. `words`: its name and arguments."""
+
+    name: str
+    words: list[str]
+    log: Path
+    run_dir: Path
+    needs: Needs
+    count: int | None = None  # None: a Step. A number: what helps it, restarted when it crashes
+
+    @property
+    def title(self) -> str:
+        return self.name.partition("-")[2].partition("-")[0]
+
+
+class RunningTask(Protocol):
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it waits or runs."""
+        ...
+
+    def explain_wait(self) -> str | None:
+        """What it waits for; None once it has started."""
+        ...
+
+    def stop(self) -> None:
+        """Ask for its end, and do not wait."""
+        ...
+
+
+class Cluster(Protocol):
+    has_gpus: bool
+
+    def describe(self) -> str: ...
+
+    def explain_misfit(self, needs: Needs) -> str | None:
+        """Why no node can ever run this; None if one can."""
+        ...
+
+    def check_nodes(self, folders: list[Path]) -> None:
+        """Refuse nodes that do not see these folders, or have other versions."""
+        ...
+
+    def start(self, task: Task) -> RunningTask: ...
+
+    def wait_for_stopped(self) -> None:
+        """After `stop`, until no node works for this run."""
+        ...
+
+
+_connected: dict[str, Cluster] = {}  # the points of a sweep share one
+
+
+def connect(cfg: ClusterConfig) -> Cluster | None:
+    """The cluster, which has to answer; None where this machine builds the steps."""
+    if cfg.kind == "local":
+        return None
+    key = cfg.model_dump_json(exclude={"resources"})
+    if key not in _connected:
+        _connected[key] = import_module(f"{__package__}.on_{cfg.kind}").connect(cfg)
+    return _connected[key]
+
+
+# ── before anything is built ──────────────────────────────────────────────────────────────────────
+
+
+def describe_needs(cfg: Config, steps: list[Step]) -> Iterator[str]:
+    """For the plan: the cluster, and what the steps ask of it; one line for all that are alike."""
+    if cfg.cluster.kind == "local":
+        return
+    try:
+        cluster = connect(cfg.cluster)
+    except UserError:  # `list_checks` reports it
+        cluster = None
+    if cluster:
+        yield f"  {cluster.describe()}"
+    alike: dict[StepNeeds, list[str]] = {}
+    for step in steps:
+        needs = find_needs(cfg.cluster, step, has_gpus=cluster is None or cluster.has_gpus)
+        alike.setdefault(needs, []).append(f"{step.stage} {step.label_text}".rstrip())
+    for needs, names in alike.items():
+        yield f"  {needs.describe()}: {', '.join(dict.fromkeys(names))}"
+
+
+def list_checks(cfg: Config, coming: list[Step]) -> Iterator[Callable[[], None]]:
+    """Refuse what cannot run on the chosen cluster, which would wait there forever."""
+    if cfg.cluster.kind == "local":
+        return
+    yield partial(check_machines, cfg.cluster)
+    yield partial(_check_dtype, cfg)
+    yield partial(check_steps, cfg.cluster, coming)
+    if not cfg.dry_run and coming:
+        yield partial(_check_nodes, cfg)
+
+
+def check_steps(cfg: ClusterConfig, coming: list[Step]) -> None:
+    cluster = connect(cfg)
+    assert cluster
+    faults: dict[Needs, str] = {}
+    for step in coming:
+        needs = find_needs(cfg, step, cluster.has_gpus)
+        for one in {needs.own, needs.helper} - faults.keys():
+            if fault := cluster.explain_misfit(one):
+                knob = f"cluster.resources.{step.stage}"
+                faults[one] = (
+                    f"{knob}: {step.stage} asks for {one.describe()}, and {fault}.\n"
+                    f"  Give less, such as {knob}.cpus=1, or start nodes that have it."
+                )
+        runtime = getattr(step.config, "runtime", None)
+        if isinstance(runtime, LaunchedRuntime):
+            _check_training(step, runtime, needs.own.gpus)
+    if faults:
+        raise UserError(*faults.values())
+
+
+def _check_training(step: Step, runtime: LaunchedRuntime, gpus: int) -> None:
+    if runtime.machines > 1:
+        raise UserError(
+            f"{step.knob}.runtime.machines={runtime.machines}: on a cluster a training has one"
+            " machine.\n"
+            f"  Give cluster.resources.{step.stage}.gpus=N for several GPUs of one, or"
+            " cluster=local."
+        )
+    batch = getattr(step.config, "batch", 0)
+    if fault := runtime.explain_misfit(batch, gpus):
+        raise UserError(f"{fault}\n  On this cluster it has {gpus}: cluster.resources.{step.stage}")
+
+
+def _check_dtype(cfg: Config) -> None:
+    """`auto` was resolved by the machine of the driver, and enters identity."""
+    cluster = connect(cfg.cluster)
+    if cfg.dtype == hardware.AUTO and cluster and cluster.has_gpus and not hardware.list_gpus():
+        raise UserError(
+            f"dtype=auto is {hardware.resolve_dtype(cfg.dtype)} on this machine, which has no GPU;"
+            " the cluster has some.\n"
+            "  Give dtype=bfloat16, or dtype=float32 for GPUs before the A100."
+        )
+
+
+def _check_nodes(cfg: Config) -> None:
+    cluster = connect(cfg.cluster)
+    assert cluster
+    cluster.check_nodes([*map(Path.absolute, (cfg.own_store, *cfg.other_stores, cfg.runs))])
+
+
+# ── while a run is built ──────────────────────────────────────────────────────────────────────────
+
+
+class ClusterWorkers:
+    """Starts Steps on a cluster, as `prepared_parent.Workers` does on this machine."""
+
+    runs_side_by_side = True
+
+    def __init__(self, cfg: ClusterConfig, cluster: Cluster, run_dir: Path):
+        self._cfg, self._cluster, self._run_dir = cfg, cluster, run_dir.absolute()
+
+    def start(self, log: Path, step: Step) -> "ClusterWorker":
+        needs = find_needs(self._cfg, step, self._cluster.has_gpus)
+        return ClusterWorker(self._cluster, step.stage, needs, self._run_dir)
+
+    def close(self) -> None:
+        self._cluster.wait_for_stopped()
+
+
+class ClusterWorker:
+    """One Step on a cluster and what helps it; as `child_process.StepWorker` is used."""
+
+    def __init__(self, cluster: Cluster, stage: str, needs: StepNeeds, run_dir: Path):
+        self._cluster, self._stage, self._needs, self._run_dir = cluster, stage, needs, run_dir
+        self._step: RunningTask
+        self._helpers: RunningTask | None = None
+
+    def start_step(self, record: Path, log: Path) -> None:
+        log.write_bytes(b"")
+        words = [WORKER_MODULE, str(record.absolute())]
+        own = self._needs.own
+        self._step = self._cluster.start(
+            Task(record.stem, words, log.absolute(), self._run_dir, own)
+        )
+        if self._needs.helpers:
+            self._helpers = self._cluster.start(self._make_helpers(record.stem, log))
+
+    def _make_helpers(self, name: str, log: Path) -> Task:
+        """They join the step by the same queue and leases as machines that join by hand."""
+        words = ["pipeline", "work", str(self._run_dir), f"step={self._stage}"]
+        words += [f"wait={HELPER_PATIENCE}"]
+        place = log.absolute().with_name(f"{name}-help.log")
+        needs = self._needs.helper
+        return Task(f"{name}-help", words, place, self._run_dir, needs, self._needs.helpers)
+
+    def poll(self) -> int | None:
+        return self._step.poll()
+
+    def explain_wait(self) -> str | None:
+        if reason := self._step.explain_wait():
+            return f"waits for {self._needs.own.describe()}: {reason}"
+        return None
+
+    def end(self) -> None:
+        """Its Step has ended, and so has its process."""
+        if self._helpers:
+            self._helpers.stop()
+
+    def wait(self) -> None:
+        """What helped may still be closing its model."""
+
+    def stop(self) -> None:
+        self._step.stop()
+        self.end()
+
+
+def open_workers(cfg: Config, run_dir: Path) -> ClusterWorkers | None:
+    cluster = connect(cfg.cluster)
+    return ClusterWorkers(cfg.cluster, cluster, run_dir) if cluster else None
