@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from pipeline.training.distributed.collectives import BatchPart, gather_uneven_rows, split_batches
-from pipeline.training.distributed.sharded import is_sharded
 from pipeline.training.trainers.learning_rate import NonzeroWarmup
 from pipeline.training.trainers.passes import FLEX, Arrangement, arrange_rows
 from pipeline.training.trainers.rehearsal import Rehearsal, compute_rehearsal_loss
@@ -111,12 +110,12 @@ class PretokenizedTrainer(NonzeroWarmup):
         return result
 
     def _arrange_rows(self) -> AbstractContextManager[None]:
-        config = self.model.config.get_text_config()
+        config, kind = self.model.config.get_text_config(), self.accelerator.distributed_type.value
         arrangement = Arrangement(
             hidden=config.hidden_size,
-            by_length=self.by_length,
+            by_length=self.by_length and kind != "DEEPSPEED",
             shares_prompts=self.shares_prompts,
-            sharded=is_sharded(self),
+            sharded=kind == "FSDP",
             packs=self.packs_rows,
             by_blocks=config._attn_implementation == FLEX,
         )
