@@ -88,9 +88,15 @@ def measure_speeds(sft: Model, prompts: Prompts, names: list[str]) -> dict[str, 
     ways = {name: way for name, way in ways.items() if name in needed}
     turns = []
     for turn in range(RUNS + 1):  # the first does not count
-        turns.append({name: way() for name, way in ways.items()})
-        line = ", ".join(f"{name} {speed:.0f}" for name, speed in turns[-1].items())
-        print(f"{f'run {turn}' if turn else 'warm-up'}: {line} tokens/s", flush=True)
+        turns.append({})
+        for name, way in ways.items():
+            sides.steps.begin()
+            turns[-1][name] = way()
+            print(
+                f"{f'run {turn}' if turn else 'warm-up'}: {name} {turns[-1][name]:.0f} tokens/s"
+                f"{sides.steps.describe()}",
+                flush=True,
+            )
 
     ratios = {
         name: Ratio([turn[ours] / turn[theirs] for turn in turns[1:]], goal)
@@ -103,11 +109,35 @@ def measure_speeds(sft: Model, prompts: Prompts, names: list[str]) -> dict[str, 
     return ratios
 
 
+class EngineSteps:
+    """How many steps the engines here took, and how long a side was outside of them."""
+
+    def begin(self) -> None:
+        self.count, self.seconds, self.began = 0, 0.0, time.monotonic()
+
+    def watch(self, engine: Any) -> None:
+        step = engine.step
+
+        def count_step() -> Any:
+            started = time.monotonic()
+            outputs = step()
+            self.count, self.seconds = self.count + 1, self.seconds + time.monotonic() - started
+            return outputs
+
+        engine.step = count_step
+
+    def describe(self) -> str:
+        if not self.count:
+            return ""
+        outside = time.monotonic() - self.began - self.seconds
+        return f", {self.count} engine steps, {outside:.2f} s outside of them"
+
+
 class Sides:
     """Every way to sample, each with its engine running. A call returns tokens per second."""
 
     def __init__(self, sft: Model, prompts: Prompts):
-        self.sft, self.prompts = sft, prompts
+        self.sft, self.prompts, self.steps = sft, prompts, EngineSteps()
         [point], _ = compose(Arguments.parse(["recipes=smoke", f"sample.per_round={PROMPTS}"]))
         self.cfg: SampleRequest = point.sample.request("train")
         self.clock: dict[int, list[float]] = {PROMPTS: [], FEW: []}
@@ -141,6 +171,8 @@ class Sides:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         llm = LLM(**backend._build_engine_arguments(self.sft, place))
         backend.engine = llm.llm_engine
+        self.steps.watch(backend.engine)
+        self.steps.begin()
         return backend, llm
 
     def _stay_open(self, backend: Any) -> Any:

@@ -56,11 +56,25 @@ SAMPLE: dict[str, Any] = {
     "temperature": pl.Float64,
     "policy": pl.String,
 }
+# The same in all rows of a prompt and setting.
+ASKED = ("prompt", "prompt_token_ids", "asked_token_ids")
 
 
 def make_empty_samples() -> pl.DataFrame:
     """The table of a wave that had no prompts to sample."""
     return pl.DataFrame(schema=SAMPLE)
+
+
+def build_table(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """polars takes longer for messages and lists than for all else: so it reads them once."""
+    places = dict[tuple[str, str], int]()
+    at = [places.setdefault((row["prompt_id"], row["setting"]), len(places)) for row in rows]
+    firsts = dict(zip(reversed(at), reversed(rows), strict=True))
+    asked = [{name: firsts[place][name] for name in ASKED} for place in range(len(places))]
+    table = pl.DataFrame(asked, schema={name: SAMPLE[name] for name in ASKED})[at]
+    columns = {name: [row.get(name) for row in rows] for name in SAMPLE if name not in ASKED}
+    others = pl.DataFrame(columns, schema={name: SAMPLE[name] for name in columns})
+    return others.hstack(table).select(*SAMPLE)
 
 
 def derive_seed(cfg: SampleRequest, setting: str, prompt_id: str, index: int) -> int:
@@ -216,7 +230,7 @@ class SampleCollector:
 
     def _write_group(self, group: str, given: dict[str, tuple[Any, ...]]) -> dict[str, ShardEntry]:
         return {
-            shard: self._write_shard(group, shard, pl.DataFrame(rows, schema=SAMPLE), *figures)
+            shard: self._write_shard(group, shard, build_table(rows), *figures)
             for shard, (rows, *figures) in given.items()
         }
 

@@ -96,9 +96,9 @@ def sample_prompts(
         sample_missing(cfg, shards, finished, policy, wanted, knobs, tokens_of)
     shards.remove_prompts()
     totals = finished.sum_figures()
-    note_cost(out, **price_tokens(read_prices(cfg), totals))
+    price = price_tokens(read_prices(cfg), totals)
     mean = round(totals["tokens"] / max(totals["completions"], 1), 1)
-    note_cost(out, **totals, dropped=lost, mean_tokens=mean)
+    note_cost(out, **price, **totals, dropped=lost, mean_tokens=mean)
     return Samples(out)
 
 
@@ -153,7 +153,6 @@ def sample_missing(
             on_finish = partial(note_shards, out, meter, finished)
             may_join = not isinstance(cfg.backend, SERVERS)
             run_shards(missing, work, environments, out, on_finish, meter.update, may_join)
-            note_cost(out, **meter.measure_cost())
             if lost := finished.find_missing():
                 raise StageError(f"sample: {pluralize(len(lost), 'group')} of shards not sampled.")
         if lacks_quantization_gap(cfg, out, policy):

@@ -12,6 +12,8 @@ from pipeline.progress import Progress, format_clock
 from pipeline.resources.worker_pool import Figures
 from pipeline.sampling.lengths import BINS, LengthEstimate, find_bin
 
+# Known while a Step is sampled, and from all workers. The phase `load` is of the stage's own
+# process, and known at its end.
 ENGINE = "engine_start_seconds"
 # Prefixes of figures, followed by the bin of a completion's length so far.
 ENDED_BIN, UNFINISHED_BIN = "ended-", "under-way-"
