@@ -54,13 +54,9 @@ def plan(cfg: Config) -> Step:
             dev_evals |= {name: evals.plan_eval(name, models[name], "dev") for name in new}
             policy = Step("gate", cfg.gate, at=r, evals=dict(dev_evals))
 
-    if merged := plan_merged(cfg, sft, models):
-        models |= merged
-        if cfg.gate:
-            dev_evals |= {name: evals.plan_eval(name, merged[name], "dev") for name in merged}
-            policy = Step("gate", cfg.gate, at=MERGED, evals=dict(dev_evals))
-        elif len(merged) == 1:
-            [policy] = merged.values()
+    merged = plan_merged(cfg, sft, models)
+    models |= merged
+    policy = choose_result(cfg, evals, dev_evals, merged, policy)
     models = {"base": base, **models} if base else models
     return plan_report(cfg, evals, models, policy, pairs, prompts)
 
@@ -329,6 +325,20 @@ def plan_merged(cfg: Config, sft: Step, models: dict[str, Step]) -> dict[str, St
         name: Step("merge", point, at=name, model=last, others=others)
         for name, point in cfg.merge.list_points()
     }
+
+
+def choose_result(
+    cfg: Config,
+    evals: EvalPlan,
+    dev_evals: dict[str, EvalSteps],
+    merged: dict[str, Step],
+    policy: Step,
+) -> Step:
+    """The gate's choice among all models; without a gate a single merged model, or the policy."""
+    if cfg.gate and merged:
+        new = {name: evals.plan_eval(name, model, "dev") for name, model in merged.items()}
+        return Step("gate", cfg.gate, at=MERGED, evals=dev_evals | new)
+    return next(iter(merged.values())) if len(merged) == 1 else policy
 
 
 def plan_report(

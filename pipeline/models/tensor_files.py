@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class TensorFolder:
     path: Path
     files: dict[str, dict[str, TensorInfo]]  # tensors by name in the order of each file
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         return {name: info for infos in self.files.values() for name, info in infos.items()}
 

@@ -14,8 +14,9 @@ from tests.support.tiny import tiny_model
 
 pytestmark = pytest.mark.model
 IDS = torch.arange(8, 40)[None]
-# Logits spread over about 3, and a chain of float32 sums in another order moves them this far.
-ROUNDING = 2e-5
+# Logits are up to 5, and float32 sums in another order move them this far: an adapter's own from
+# those of its merged weights in float64 by 4e-5.
+ROUNDING = 1e-4
 
 
 class Store:
@@ -130,21 +131,26 @@ def test_dense_sums_hold_what_peft_merges(store, kind, b):
 
 def test_slerp_of_adapters_is_of_their_whole_weights(store, a, b):
     made = store.merge(a, b, densify=True, method="slerp")
-    linear = averaged(store, (a, 0.5), (b, 0.5))
-    assert 0 < (logits(made) - linear).abs().max() < 2
+    states = [loading.load_merged(model).state_dict() for model in (a, b)]
+    name = "model.layers.1.mlp.down_proj.weight"
+    x, y = (state[name].double() for state in states)
+    angle = torch.acos((x * y).sum() / (x.norm() * y.norm()))
+    expected = torch.sin(angle / 2) / torch.sin(angle) * (x + y)
+    found = loading.load_merged(made).state_dict()[name]
+    assert angle > 0.5 and (found - expected).abs().max() < 1e-6
 
 
 def test_other_ranks_bases_and_kinds_are_refused_without_densify(store, a):
     other = store.adapter("eeeeeeeeeeee", 3, rank=2 * LORA["rank"])
-    with pytest.raises(UserError, match=r"different ranks: .*merge\.densify=true") as fault:
+    with pytest.raises(UserError, match=r"(?s)different ranks: .*merge\.densify=true") as fault:
         store.merge(a, other)
     assert f"{LORA['rank']} in {a.adapter} and {2 * LORA['rank']} in" in str(fault.value)
     assert store.merge(a, other, densify=True).adapter is None
     elsewhere = tiny_model(store.path / "sft" / "cccccccccccc", seed=1)
     foreign = store.adapter("ffffffffffff", 4, base=elsewhere)
-    with pytest.raises(UserError, match=r"is an adapter of .*sft/c.*merge\.densify=true"):
+    with pytest.raises(UserError, match=r"(?s)is an adapter of .*sft/c.*merge\.densify=true"):
         store.merge(a, foreign)
-    with pytest.raises(UserError, match=r"is the model .*sft/c.*merge\.densify=true"):
+    with pytest.raises(UserError, match=r"(?s)is the model .*sft/c.*merge\.densify=true"):
         store.merge(a, elsewhere)
     dora = store.adapter("999999999999", 4, dora=True)
     with pytest.raises(UserError, match=r"only one of the adapters|is a DoRA adapter"):
