@@ -145,7 +145,7 @@ def test_points_of_several_seeds_have_both_intervals_and_say_which_is_wider():
     points = [with_seeds(POINTS[0], "prompts"), with_seeds(POINTS[1], "seeds"), *POINTS[2:]]
     table = build_points(grid(points))
     assert table.columns[-5:-2] == ["Δ over sft", "between seeds", "between prompts"]
-    shown = [[(cell.text, cell.detail) for cell in row[4:6]] for row in table.rows[:3]]
+    shown = [[(cell.text, cell.detail) for cell in row[5:7]] for row in table.rows[:3]]
     assert shown[0] == [("±0.020", ""), ("±0.040", "the wider")]
     assert shown[1] == [("±0.090", "the wider"), ("±0.040", "")]
     assert shown[2] == [("–", "")] * 2, "a point with one seed"
