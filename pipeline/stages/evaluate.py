@@ -93,6 +93,8 @@ def run(
         list_ensembles(read_ancestors(out), prompts.path.name),
     )
     report = assemble_report(cfg, out, prompts, find_name(chosen, results), found, pairs or [])
+    if effort := describe_effort(out):
+        report["effort"] = effort
     answers = tabulate_answers(results, asked)
 
     write_table(out / "answers.parquet", answers)
@@ -228,7 +230,6 @@ def assemble_report(
         "training": aggregate.describe_training(results),
         "cost": describe_cost(out),
         "missing": found.list_missing(),
-        **({"effort": effort} if (effort := describe_effort(out)) else {}),
     }
 
 
