@@ -246,7 +246,7 @@ class TrainConfig(Optimization):
         for name, (value, off) in unread.items():
             if value:
                 raise ValueError(
-                    f"{name}: {self.trainer} learns from the scores of its own answers and reads"
+                    f"{name}: {self.trainer} learns from the scores of what it samples and reads"
                     f" no pairs or demonstrations; give {name}={off}"
                 )
         if self.guards.stop_on not in (None, "score"):

@@ -1,4 +1,4 @@
-"""Online training samples and scores by itself: it is checked as the Steps that it stands for."""
+"""Online training samples and scores by itself: it is checked as the Steps that it replaces."""
 
 from collections.abc import Iterable, Iterator
 

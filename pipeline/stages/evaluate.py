@@ -103,6 +103,8 @@ def run(
         repeated,
     )
     report = assemble_report(cfg, out, prompts, find_name(chosen, results), found, pairs or [])
+    if effort := describe_effort(out):
+        report["effort"] = effort
     answers = tabulate_answers(results, asked)
 
     write_table(out / "answers.parquet", answers)
@@ -244,7 +246,6 @@ def assemble_report(
         "training": aggregate.describe_training(results),
         "cost": describe_cost(out),
         "missing": found.list_missing(),
-        **({"effort": effort} if (effort := describe_effort(out)) else {}),
     }
 
 

@@ -113,11 +113,10 @@ def open_rewards(
     if not isinstance(cfg, OnlineTraining):
         yield None
         return
-    from pipeline.backends.chat import ModelTokenizer
     from pipeline.training.trainers.rewards import Rewards
 
     assert prompts, "the plan gives online training its prompts"
-    rewards = Rewards(cfg, ModelTokenizer(init, loading.load_tokenizer(init)), prompts, reward)
+    rewards = Rewards(cfg, init, prompts, reward)
     try:
         yield rewards
     finally:

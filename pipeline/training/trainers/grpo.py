@@ -10,12 +10,16 @@ from pipeline.training.trainers.online import OnlineTrainer, sampling_arguments
 
 
 @dataclass
-class Arguments(GRPOConfig):
+class GrpoArguments(GRPOConfig):
     kl_beta: float = 0.0  # TRL's `beta` stays 0, so that TRL loads no reference
 
 
-class Trainer(OnlineTrainer, GRPOTrainer):  # the name that training/build.py asks for
+class OnlineGRPOTrainer(OnlineTrainer, GRPOTrainer):
     pass
+
+
+# The names that training/build.py asks for.
+Arguments, Trainer = GrpoArguments, OnlineGRPOTrainer
 
 
 def loss_arguments(cfg: OnlineTraining) -> dict[str, Any]:

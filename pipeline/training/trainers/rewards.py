@@ -12,6 +12,7 @@ from pipeline.backends import Completion
 from pipeline.backends.chat import ModelTokenizer
 from pipeline.config import OnlineTraining
 from pipeline.errors import StageError, pluralize
+from pipeline.models import loading
 from pipeline.scorers import Answer, Score, open_scorer
 from pipeline.scorers.joint import score_jointly
 from pipeline.training.distributed.collectives import merge_results, rank_and_size
@@ -28,11 +29,12 @@ class Rewards:
     def __init__(
         self,
         cfg: OnlineTraining,
-        tokenizer: ModelTokenizer,
+        init: Model,
         prompts: Prompts,
         reward_model: Model | None,
     ):
-        self.cfg, self.tokenizer = cfg, tokenizer
+        self.cfg = cfg
+        self.tokenizer = ModelTokenizer(init, loading.load_tokenizer(init))
         self.columns = prompts.read_columns()
         self.failed, self.is_first_batch = 0, True
         self._open = ExitStack()
