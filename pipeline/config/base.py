@@ -148,9 +148,9 @@ def _check_stores(value: Any) -> Any:
     if not isinstance(value, list):
         return _refuse_empty(value)
     if not value:
-        raise ValueError("expected a folder, or a list such as [mine, team]: the first is written")
+        raise ValueError("expected a folder, or a list such as [mine,team]: the first is written")
     if not all(isinstance(folder, str | Path) for folder in value):
-        raise ValueError("expected a list of folders, such as [mine, team]")
+        raise ValueError("expected a list of folders, such as [mine,team]")
     return [_refuse_empty(folder) for folder in value]
 
 

@@ -71,8 +71,8 @@ def _check_folders(cfg: "Config") -> Iterator[str]:
     for one, other in combinations(list_stores(cfg.store), 2):
         if _overlap(one, other):
             yield (
-                f"store=[{one}, {other}]: one is inside the other, or they are the same."
-                " Give separate folders, such as store=[mine, team]"
+                f"store=[{one},{other}]: one is inside the other, or they are the same."
+                " Give separate folders, such as store=[mine,team]"
             )
 
 

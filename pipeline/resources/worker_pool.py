@@ -123,7 +123,7 @@ class StageQueue(OwnQueue):
             return
         self._looked_at = time.monotonic()
         for shard, result in self.collect():
-            self._note_device(shard, result["device"])
+            self._note_device(shard, result.get("device", self._own_device))
             self.report(result["figures"])
             self._on_finish(shard, result["entry"])
 

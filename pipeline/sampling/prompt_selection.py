@@ -86,15 +86,15 @@ def split_by_length(
     if (cfg.ties_by or cfg.prompt_share) and rows.is_empty():  # there is nothing to measure
         return rows, pl.DataFrame(schema=DROPPED_SCHEMA)
     tokenizer, rows = open_tokenizer(), rows.sort("prompt_id")
-    faults, longest = [], []
+    faults, shortest = [], None
     for row in rows.iter_rows(named=True):
         begun = len(row.get(PREFIX) or ())
         lengths = list(measure_lengths(cfg, tokenizer, row["prompt"], begun))
-        longest.append(max(lengths))
+        shortest = min(shortest or max(lengths), max(lengths))
         if fault := find_length_fault(cfg, tokenizer.context, lengths):
             faults.append({"prompt_id": row["prompt_id"], **fault})
     if len(faults) == rows.height and not cfg.ties_by:
-        raise UserError(describe_none_fits(cfg, tokenizer.context, longest))
+        raise UserError(describe_none_fits(cfg, tokenizer.context, shortest, rows.height))
     if trained or cfg.purpose == "train":
         check_prompt_prefixes(cfg, trained or tokenizer, rows)
     dropped = pl.DataFrame(faults, schema=DROPPED_SCHEMA)
@@ -117,17 +117,20 @@ def check_prompt_prefixes(cfg: SampleRequest, tokenizer: ChatTokenizer, rows: pl
 
 def check_one_fits(cfg: SampleRequest, encoder: PromptEncoder, rows: pl.DataFrame) -> None:
     """Refuse what `split_by_length` would refuse, as soon as there is a tokenizer."""
-    longest = []
+    shortest = None
     for prompt in rows["prompt"]:
         lengths = list(measure_lengths(cfg, encoder, prompt))
         if not find_length_fault(cfg, encoder.context, lengths):
             return
-        longest.append(max(lengths))
-    raise UserError(describe_none_fits(cfg, encoder.context, longest))
+        shortest = min(shortest or max(lengths), max(lengths))
+    raise UserError(describe_none_fits(cfg, encoder.context, shortest, rows.height))
 
 
-def describe_none_fits(cfg: SampleRequest, context: int | None, longest: list[PromptLength]) -> str:
-    limits, (shortest, addition) = cfg.limits, min(longest, default=(0, ""))
+def describe_none_fits(
+    cfg: SampleRequest, context: int | None, prompt: PromptLength | None, count: int
+) -> str:
+    """`prompt`: the shortest of `count`; None where there is none."""
+    limits, (shortest, addition) = cfg.limits, prompt or (0, "")
     room, remedy = limits.prompt, "Raise limits.prompt"
     if context is not None and context - limits.completion < limits.prompt:
         room = context - limits.completion
@@ -137,7 +140,7 @@ def describe_none_fits(cfg: SampleRequest, context: int | None, longest: list[Pr
     known = f", with limits.completion={limits.completion} in a context of {context}"
     return (
         f"limits.prompt={limits.prompt}{known if context else ''}: {left} for a prompt,"
-        f" and the shortest of {len(longest)} has {shortest} with its template{addition}.\n"
+        f" and the shortest of {count} has {shortest} with its template{addition}.\n"
         f"  {remedy}, or give shorter prompts."
     )
 

@@ -138,12 +138,12 @@ def test_the_last_step_of_a_run_may_be_there_too(toys):
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        ("[]", "expected a folder, or a list such as [mine, team]: the first is written"),
+        ("[]", "expected a folder, or a list such as [mine,team]: the first is written"),
         ("[mine,'']", "expected a folder, such as ./folder"),
-        ("[mine,3]", "expected a list of folders, such as [mine, team]"),
-        ("[mine,mine]", "store=[mine, mine]: one is inside the other, or they are the same"),
+        ("[mine,3]", "expected a list of folders, such as [mine,team]"),
+        ("[mine,mine]", "store=[mine,mine]: one is inside the other, or they are the same"),
         ("[mine,./mine/]", "one is inside the other, or they are the same"),
-        ("[mine,mine/old]", "Give separate folders, such as store=[mine, team]"),
+        ("[mine,mine/old]", "Give separate folders, such as store=[mine,team]"),
         ("[mine,runs]", "store=runs runs=runs: one is inside the other, or they are the same"),
     ],
 )
@@ -157,7 +157,7 @@ def test_what_is_no_list_of_stores_is_refused(given, fault):
     ("given", "fault"),
     [
         ("[mine,gone]", "store: gone is to be read, and no store is there"),
-        ("[mine,empty]", "Mount its disk, or leave it out of the list: store=[mine, team]"),
+        ("[mine,empty]", "Mount its disk, or leave it out of the list: store=[mine,team]"),
         ("[file,team]", "store=file: cannot be written (File exists)"),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_store_knows_what_its_runs_have_read_the_last_first(adapter, tmp_path)
 
 
 def test_nothing_is_locked_in_a_store_that_is_only_read(adapter, tmp_path):
-    write_text(Path("runs/mine/now/config.yaml"), "store: [mine, team]\n")
+    write_text(Path("runs/mine/now/config.yaml"), "store: [mine,team]\n")
     base = Model(Path("team/sft") / ("b" * 12))
     with lock_readable(FoundModel("sft", "sft", base, Path("runs/mine/now"))):
         assert not (tmp_path / "team" / store.IN_USE).exists()
