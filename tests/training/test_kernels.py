@@ -1,14 +1,12 @@
-"""Attention and optimizers that a training is given, and parallelism that it is not."""
+"""The attention that a training is given, and the parallelism that it is not."""
 
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from pipeline.errors import UserError
 from pipeline.training import build, session
 from tests.support.preferences import dpo
-from tests.training.test_guards import Round, metric_by_step
 from tests.training.test_shared_prompt import random_model
 
 pytestmark = pytest.mark.model
@@ -38,15 +36,3 @@ def test_rows_that_accelerate_s_environment_would_split_are_refused(monkeypatch)
     accelerator = SimpleNamespace(parallelism_config=ParallelismConfig())
     with pytest.raises(UserError, match="unset ACCELERATE_USE_PARALLELISM_CONFIG"):
         session._check_processes(SimpleNamespace(accelerator=accelerator), dpo(), 2)
-
-
-def test_an_optimizer_of_8_bits_trains_as_one_of_32(tmp_path):
-    """A state under 4096 numbers stays in float32."""
-    round_ = Round(tmp_path, hidden=128)
-    plain = round_.train("32", dpo())
-    model = round_.train("8", dpo(args={"optim": "adamw_8bit"}))
-    found, expected = (metric_by_step(run, "loss") for run in (model, plain))
-    assert found == pytest.approx(expected, abs=0.01) and found != expected
-    [checkpoint] = (model.path / "scratch" / "checkpoints").glob("checkpoint-*")
-    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
-    assert torch.uint8 in {each["state1"].dtype for each in state.values()}
