@@ -110,7 +110,10 @@ def measure_speeds(sft: Model, prompts: Prompts, names: list[str]) -> dict[str, 
 
 
 class EngineSteps:
-    """How many steps the engines here took, and how long a side was outside of them."""
+    """How many steps the engines here took, and how long a side was outside of them.
+
+    That includes the count of its tokens, which is outside of the clock.
+    """
 
     def begin(self) -> None:
         self.count, self.seconds, self.began = 0, 0.0, time.monotonic()
@@ -172,7 +175,6 @@ class Sides:
         llm = LLM(**backend._build_engine_arguments(self.sft, place))
         backend.engine = llm.llm_engine
         self.steps.watch(backend.engine)
-        self.steps.begin()
         return backend, llm
 
     def _stay_open(self, backend: Any) -> Any:
