@@ -23,6 +23,7 @@ from pipeline.artifacts import (
     find_store,
     read_folder,
     read_json,
+    read_step,
     write_json,
     write_text,
 )
@@ -118,11 +119,9 @@ def write_model_folder(found: FoundModel, folder: Path, licence: str | None) -> 
     folder.mkdir()
     silence_libraries()
     if model.adapter:
-        manifest = store.read_manifest(model.path)
-        assert manifest is not None
         print("Merging the adapter into its base …", file=sys.stderr, flush=True)
         loading.check_base(model)
-        loading.save_merged(model, manifest["config"]["dtype"], folder)
+        loading.save_merged(model, find_dtype(model.path), folder)
         copy_adapter(model, folder / ADAPTER_FOLDER)
     else:
         copy_weights(model, found.word, folder)
@@ -135,6 +134,15 @@ def write_model_folder(found: FoundModel, folder: Path, licence: str | None) -> 
     write_text(folder / CARD_FILE, build_card(found, origins, licence))
     open_to_readers(folder)
     return origins
+
+
+def find_dtype(step: Path) -> str:
+    """What an adapter was trained in; a sum of adapters has the first one's."""
+    record = read_step(step)
+    if dtype := record["config"].get("dtype"):
+        return str(dtype)
+    trained = record["inputs"]["model"]
+    return find_dtype(find_store(step) / trained["stage"] / trained["fingerprint"])
 
 
 def open_to_readers(folder: Path) -> None:
