@@ -138,10 +138,10 @@ def write_model_folder(found: FoundModel, folder: Path, licence: str | None) -> 
 
 def find_dtype(step: Path) -> str:
     """What an adapter was trained in; a sum of adapters has the first one's."""
-    record = read_step(step)
-    if dtype := record["config"].get("dtype"):
+    manifest = store.read_manifest(step)
+    if manifest and (dtype := manifest["config"].get("dtype")):
         return str(dtype)
-    trained = record["inputs"]["model"]
+    trained = read_step(step)["inputs"]["model"]
     return find_dtype(find_store(step) / trained["stage"] / trained["fingerprint"])
 
 
