@@ -38,8 +38,11 @@ class Round:
         write_json(out / "manifest.json", {"config": cfg.model_dump(mode="json"), "files": []})
 
     def list_ancestors(self, out, *samples: str) -> None:
-        paths = [str(self.store / "sample" / name) for name in samples]
-        steps = [{"stage": "sample", "label": 1, "path": path} for path in paths]
+        steps = [
+            {"stage": "sample", "label": 1, "path": str(self.store / "sample" / name)}
+            | {"fingerprint": name}
+            for name in samples
+        ]
         write_json(out / "step.json", {"ancestors": steps})
 
     def train(self, name: str, samples: str, **changes):
