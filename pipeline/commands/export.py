@@ -23,6 +23,7 @@ from pipeline.artifacts import (
     find_store,
     read_folder,
     read_json,
+    read_step,
     write_json,
     write_text,
 )
@@ -121,11 +122,9 @@ def write_model_folder(found: FoundModel, folder: Path, licence: str | None) -> 
     folder.mkdir()
     silence_libraries()
     if model.adapter:
-        manifest = store.read_manifest(model.path)
-        assert manifest is not None
         print("Merging the adapter into its base …", file=sys.stderr, flush=True)
         loading.check_base(model)
-        loading.save_merged(model, manifest["config"]["dtype"], folder)
+        loading.save_merged(model, find_dtype(model.path), folder)
         copy_adapter(model, folder / ADAPTER_FOLDER)
     else:
         copy_weights(model, found.word, folder)
@@ -138,6 +137,15 @@ def write_model_folder(found: FoundModel, folder: Path, licence: str | None) -> 
     write_text(folder / CARD_FILE, build_card(found, origins, licence))
     open_to_readers(folder)
     return origins
+
+
+def find_dtype(step: Path) -> str:
+    """What an adapter was trained in; a sum of adapters has the first one's."""
+    manifest = store.read_manifest(step)
+    if manifest and (dtype := manifest["config"].get("dtype")):
+        return str(dtype)
+    trained = read_step(step)["inputs"]["model"]
+    return find_dtype(find_store(step) / trained["stage"] / trained["fingerprint"])
 
 
 def open_to_readers(folder: Path) -> None:

@@ -38,8 +38,11 @@ class Round:
         write_json(out / "manifest.json", {"config": cfg.model_dump(mode="json"), "files": []})
 
     def list_ancestors(self, out, *samples: str) -> None:
-        paths = [str(self.store / "sample" / name) for name in samples]
-        steps = [{"stage": "sample", "label": 1, "path": path} for path in paths]
+        steps = [
+            {"stage": "sample", "label": 1, "path": str(self.store / "sample" / name)}
+            | {"fingerprint": name}
+            for name in samples
+        ]
         write_json(out / "step.json", {"ancestors": steps})
 
     def train(self, name: str, samples: str, **changes):
@@ -65,7 +68,7 @@ def test_in_float32_the_trainer_computes_what_the_sampler_computed(round_, capsy
     assert gap is not None and gap < FLOAT32
     printed = capsys.readouterr().err
     assert "│ the sampler's log-probabilities differ from the trainer's by" in printed
-    assert "40 answers" in printed and "! the sampler" not in printed
+    assert "64 answers" in printed and "! the sampler" not in printed
 
 
 def test_it_changes_nothing_that_is_published(round_):
@@ -119,7 +122,7 @@ def test_only_the_policy_s_own_answers_count(round_):
     )
     round_.list_ancestors(out, "of_sft", "scripted", "pruned")
     found = train.find_sampled_answers(out, round_.sft)
-    assert found is not None and found.height == 40  # the first of the two answers to each prompt
+    assert found is not None and found.height == 64  # of 80
     other = tiny_model(round_.store / "sft" / "bbbbbbbbbbbb", seed=1)
     assert train.find_sampled_answers(out, other) is None
     round_.list_ancestors(out, "scripted", "pruned")
