@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.report.formatting import UNKNOWN, ReportRow, format_interval, format_signed
 
-MATCH_FIGURE = re.compile(r"[<+−]? ?\d[\d,.]*(e[+-]?\d+)?(?![\w-])").match
+MATCH_FIGURE = re.compile(r"[<+−±]? ?\d[\d,.]*(e[+-]?\d+)?(?![\w-])").match
 NO_METRIC = {"mean": None, "low": None, "high": None, "n": 0, "failed": 0}
 
 
