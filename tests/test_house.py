@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "report.render": "artifacts config errors hashing progress report report.analysis text",
     "evals": "config step",
     "plan": "config evals step",
-    "status": "step store",
+    "status": "artifacts step store",
     "models": "artifacts config data errors hashing progress store",
     "backends": "artifacts config data errors hardware hashing models progress resources",
     "sampling": "artifacts backends config data errors hardware hashing models progress"
