@@ -173,6 +173,10 @@ class ClusterWorkers:
     def __init__(self, cfg: ClusterConfig, cluster: Cluster, run_dir: Path):
         self._cfg, self._cluster, self._run_dir = cfg, cluster, run_dir.absolute()
 
+    def should_wait(self) -> bool:
+        """Nothing is loaded here for several Steps."""
+        return False
+
     def start(self, log: Path, step: Step) -> "ClusterWorker":
         needs = find_needs(self._cfg, step, self._cluster.has_gpus)
         return ClusterWorker(self._cluster, step.stage, needs, self._run_dir)
