@@ -37,7 +37,7 @@ class StageResources(Block):
     duel: Resources
     evaluate: Resources
 
-    def of(self, stage: str) -> Resources:
+    def find(self, stage: str) -> Resources:
         found: Resources = getattr(self, stage)
         return found
 

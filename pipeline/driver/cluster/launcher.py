@@ -33,10 +33,6 @@ class Task:
     needs: Needs
     count: int | None = None  # None: a Step. A number: what helps it, restarted when it crashes
 
-    @property
-    def title(self) -> str:
-        return self.name.partition("-")[2].partition("-")[0]
-
 
 class RunningTask(Protocol):
     def poll(self) -> int | None:
@@ -120,21 +116,20 @@ def list_checks(cfg: Config, coming: list[Step]) -> Iterator[Callable[[], None]]
 def check_steps(cfg: ClusterConfig, coming: list[Step]) -> None:
     cluster = connect(cfg)
     assert cluster
-    faults: dict[Needs, str] = {}
+    faults: dict[Needs, str | None] = {}
     for step in coming:
         needs = find_needs(cfg, step, cluster.has_gpus)
         for one in {needs.own, needs.helper} - faults.keys():
-            if fault := cluster.explain_misfit(one):
-                knob = f"cluster.resources.{step.stage}"
-                faults[one] = (
-                    f"{knob}: {step.stage} asks for {one.describe()}, and {fault}.\n"
-                    f"  Give less, such as {knob}.cpus=1, or start nodes that have it."
-                )
+            knob, fault = f"cluster.resources.{step.stage}", cluster.explain_misfit(one)
+            faults[one] = fault and (
+                f"{knob}: {step.stage} asks for {one.describe()}, and {fault}.\n"
+                f"  Give less, such as {knob}.cpus=1, or start nodes that have it."
+            )
         runtime = getattr(step.config, "runtime", None)
         if isinstance(runtime, LaunchedRuntime):
             _check_training(step, runtime, needs.own.gpus)
-    if faults:
-        raise UserError(*faults.values())
+    if unfit := [fault for fault in faults.values() if fault]:
+        raise UserError(*unfit)
 
 
 def _check_training(step: Step, runtime: LaunchedRuntime, gpus: int) -> None:
@@ -177,6 +172,10 @@ class ClusterWorkers:
 
     def __init__(self, cfg: ClusterConfig, cluster: Cluster, run_dir: Path):
         self._cfg, self._cluster, self._run_dir = cfg, cluster, run_dir.absolute()
+
+    def should_wait(self) -> bool:
+        """Nothing is loaded here for several Steps."""
+        return False
 
     def start(self, log: Path, step: Step) -> "ClusterWorker":
         needs = find_needs(self._cfg, step, self._cluster.has_gpus)

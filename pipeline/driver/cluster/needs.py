@@ -53,7 +53,7 @@ class StepNeeds:
 
 def find_needs(cluster: ClusterConfig, step: Step, has_gpus: bool) -> StepNeeds:
     """`has_gpus`: whether the cluster has any; models are opened on CPUs where it has none."""
-    asked = cluster.resources.of(step.stage)
+    asked = cluster.resources.find(step.stage)
     engine = count_engine_gpus(step) if has_gpus else 0
     gpus = engine * _count_processes(step) if asked.gpus == "auto" else asked.gpus
     own = Needs(gpus, asked.cpus, asked.memory, asked.hours)
