@@ -209,7 +209,7 @@ def list_steps(run: Path, pattern: str) -> list[Path]:
     return links
 
 
-def note_cost(out: Path, **figures: float) -> None:
+def note_cost(out: Path, **figures: float | str) -> None:
     """Add figures (tokens, rows, engine seconds …) to the step's cost, outside its content."""
     write_json(out / COST_FILE, {**read_cost(out), **figures})
 

@@ -302,7 +302,9 @@ def list_bases(path: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError, UserError):
         return []  # a damaged record is found where its step is checked or read
     named = record.get("base") or record.get("target")
-    fingerprint = named.partition("/")[2] if isinstance(named, str) else ""
+    if not isinstance(named, str):
+        return []
+    fingerprint = named.partition("/")[2]
     if not fingerprint:
         return []
     return [fingerprint, *list_bases(find_step(find_store(path), named))]

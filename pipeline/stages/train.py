@@ -7,6 +7,7 @@ and ends with the same bytes (on CPU).
 
 import json
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from pipeline.artifacts import (
     DROPPED_FILE,
     FUNNEL_FILE,
     STEP_FILE,
+    Artifact,
     Decontamination,
     Logps,
     Model,
@@ -70,8 +72,8 @@ def run(
     auto = cfg.runtime.micro_batch == "auto"
     cfg = micro_batch.with_micro_batch(cfg, fit.micro_batch)
 
-    inputs = {"init": init, "reference": reference, "dev": dev, "prompts": prompts}
-    inputs["reward"] = reward
+    named = {"init": init, "reference": reference, "dev": dev}
+    inputs = {**named, "prompts": prompts, "reward": reward}
 
     def start(cfg: TrainConfig) -> None:
         if world > 1:
@@ -86,9 +88,14 @@ def run(
     curves.draw(
         Model(out).read_metrics(), json.loads((out / "training.json").read_text())["kept"], out
     )
-    made_from = {"start": [init], "reference": references, "pairs": pairs or []}
-    made_from |= {"reference values": logps or [], "prompts": [prompts] if prompts else []}
-    made_from["reward model"] = [reward] if reward else []
+    made_from: dict[str, Sequence[Artifact]] = {
+        "start": [init],
+        "reference": references,
+        "pairs": pairs or [],
+        "reference values": logps or [],
+        "prompts": [prompts] if prompts else [],
+        "reward model": [reward] if reward else [],
+    }
     model_card.write(cfg, out, made_from)
     if cfg.runtime.keep_checkpoints:
         _keep_checkpoints(out)

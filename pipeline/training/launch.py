@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ def train_in_process(
 
 
 def train_in_ranks(
-    cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact | None]
+    cfg: TrainConfig, count: int, out: Path, inputs: Mapping[str, Artifact | None]
 ) -> None:
     """Start `count` processes on this machine and wait. Raise the error that one recorded."""
     scratch = out / "scratch"

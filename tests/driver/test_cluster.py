@@ -177,7 +177,7 @@ def programs(tmp_path, monkeypatch):
 def make_task(folder: Path, *words: str, count: int | None = None) -> launcher.Task:
     log = folder / "log"
     log.touch()
-    return launcher.Task("000-sample-abc", [*words], log, folder, ONE, count)
+    return launcher.NodeTask("000-sample-abc", [*words], log, folder, ONE, count)
 
 
 @pytest.mark.parametrize(

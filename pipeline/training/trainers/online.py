@@ -23,6 +23,8 @@ class OnlineTrainer(NonzeroWarmup):
     args: Any
     callback_handler: Any
     control: Any
+    generation_config: Any
+    generation_kwargs: dict[str, Any]
     state: Any
     temperature: float
 
@@ -34,8 +36,8 @@ class OnlineTrainer(NonzeroWarmup):
         self.ref_model = self._prepare_reference(ref_model) if ref_model is not None else None
         self.eos_token_ids = stop_ids
         if not self.args.use_vllm:
-            self.generation_kwargs["eos_token_id"] = stop_ids  # type: ignore[has-type]
-            self.generation_config.eos_token_id = stop_ids  # type: ignore[has-type]
+            self.generation_kwargs["eos_token_id"] = stop_ids
+            self.generation_config.eos_token_id = stop_ids
 
     def _prepare_reference(self, model: Any) -> Any:
         """As TRL prepares the one that it loads."""
