@@ -20,7 +20,6 @@ tests/report/test_replicates.py has the simulation.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -128,7 +127,7 @@ def _average_scores(scores: Sequence[ModelScores]) -> ModelScores:
 
 def _average_by_prompt(values: Sequence[ByPrompt]) -> dict[str, float]:
     """On the prompts that all have."""
-    common = sorted(reduce(lambda keys, one: keys & one.keys(), values[1:], values[0].keys()))
+    common = sorted(set.intersection(*(set(one) for one in values)))
     return {key: sum(one[key] for one in values) / len(values) for key in common}
 
 
