@@ -1,7 +1,7 @@
 """Steps on a cluster. The driver plans, submits and follows; nodes build, with the same worker.
 
-Each Step, and each process that helps it with its shards, is a `ClusterTask` of the cluster: a module of
-ours, run on some node, which ends with the driver. See `on_ray` and `on_slurm`.
+Each Step, and each process that helps it with its shards, is a `ClusterTask`: a module of ours, run
+on some node, which ends with the driver. See `on_ray` and `on_slurm`.
 """
 
 from collections.abc import Callable, Iterator
