@@ -193,12 +193,7 @@ def assemble_report(
 ) -> dict[str, Any]:
     draw, asked = aggregate.bootstrap_config(cfg), last_turns(prompts)
     results, published = found.results, found.published
-    names = (
-        [model.name for model in aggregate.select_rounds(results)][-1:]
-        if chosen == SFT
-        else [chosen]
-    )
-    unchanged = any(model.is_unchanged for model in results if model.name in names)
+    unchanged = is_unchanged(chosen, results)
     scorers = (cfg.training, tuple(cfg.gold))
     members = list_members(read_ancestors(out), cfg.training)
     question = VerdictBasis(
@@ -247,6 +242,13 @@ def assemble_report(
         "cost": describe_cost(out),
         "missing": found.list_missing(),
     }
+
+
+def is_unchanged(chosen: str | None, results: list[EvalResult]) -> bool:
+    """Whether the chosen model's training moved no weight; the last round's where SFT is chosen."""
+    rounds = [model.name for model in aggregate.select_rounds(results)]
+    names = rounds[-1:] if chosen == SFT else [chosen]
+    return any(model.is_unchanged for model in results if model.name in names)
 
 
 def select_votes(of: QuestionSet, votes: list[Label]) -> list[Label]:

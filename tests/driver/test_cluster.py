@@ -174,10 +174,10 @@ def programs(tmp_path, monkeypatch):
     return folder
 
 
-def make_task(folder: Path, *words: str, count: int | None = None) -> launcher.Task:
+def make_task(folder: Path, *words: str, count: int | None = None) -> launcher.ClusterTask:
     log = folder / "log"
     log.touch()
-    return launcher.NodeTask("000-sample-abc", [*words], log, folder, ONE, count)
+    return launcher.ClusterTask("000-sample-abc", [*words], log, folder, ONE, count)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Steps on a cluster. The driver plans, submits and follows; nodes build, with the same worker.
 
-Each Step, and each process that helps it with its shards, is a `Task` of the cluster: a module of
-ours, run on some node, which ends with the driver. See `on_ray` and `on_slurm`.
+Each Step, and each process that helps it with its shards, is a `ClusterTask`: a module of ours, run
+on some node, which ends with the driver. See `on_ray` and `on_slurm`.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ HELPER_PATIENCE = 3600  # seconds; a helper is ended with its step, or with the 
 
 
 @dataclass(frozen=True)
-class NodeTask:
+class ClusterTask:
     """One module to run on a node, or `count` nodes. `words`: its name and arguments."""
 
     name: str
@@ -61,7 +61,7 @@ class Cluster(Protocol):
         """Refuse nodes that do not see these folders, or have other versions."""
         ...
 
-    def start(self, task: NodeTask) -> RunningTask: ...
+    def start(self, task: ClusterTask) -> RunningTask: ...
 
     def wait_for_stopped(self) -> None:
         """After `stop`, until no node works for this run."""
@@ -198,18 +198,18 @@ class ClusterWorker:
         words = [WORKER_MODULE, str(record.absolute())]
         own = self._needs.own
         self._step = self._cluster.start(
-            NodeTask(record.stem, words, log.absolute(), self._run_dir, own)
+            ClusterTask(record.stem, words, log.absolute(), self._run_dir, own)
         )
         if self._needs.helpers:
             self._helpers = self._cluster.start(self._make_helpers(record.stem, log))
 
-    def _make_helpers(self, name: str, log: Path) -> NodeTask:
+    def _make_helpers(self, name: str, log: Path) -> ClusterTask:
         """They join the step by the same queue and leases as machines that join by hand."""
         words = ["pipeline", "work", str(self._run_dir), f"step={self._stage}"]
         words += [f"wait={HELPER_PATIENCE}"]
         place = log.absolute().with_name(f"{name}-help.log")
         needs = self._needs.helper
-        return NodeTask(f"{name}-help", words, place, self._run_dir, needs, self._needs.helpers)
+        return ClusterTask(f"{name}-help", words, place, self._run_dir, needs, self._needs.helpers)
 
     def poll(self) -> int | None:
         return self._step.poll()

@@ -15,7 +15,7 @@ from typing import Any
 import pipeline
 from pipeline.config import RayCluster
 from pipeline.driver.child_process import GRACE
-from pipeline.driver.cluster.launcher import RESTARTS, NodeTask
+from pipeline.driver.cluster.launcher import RESTARTS, ClusterTask
 from pipeline.driver.cluster.needs import Needs
 from pipeline.errors import UserError, pluralize
 from pipeline.hashing import hash_code
@@ -146,7 +146,7 @@ class Ray:
 
     # ── tasks ─────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self, task: NodeTask) -> "RayTask":
+    def start(self, task: ClusterTask) -> "RayTask":
         name = "run_step" if task.count is None else "run_helper"
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED)

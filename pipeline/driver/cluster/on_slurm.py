@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.artifacts import write_text
 from pipeline.config import SlurmCluster
 from pipeline.driver.cluster import sbatch
-from pipeline.driver.cluster.launcher import RESTARTS, NodeTask
+from pipeline.driver.cluster.launcher import RESTARTS, ClusterTask
 from pipeline.driver.cluster.needs import Needs
 from pipeline.errors import UserError
 from pipeline.resources import leases
@@ -133,7 +133,7 @@ class Slurm:
 
     # ── jobs ──────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self, task: NodeTask) -> "SlurmJob":
+    def start(self, task: ClusterTask) -> "SlurmJob":
         lease = self._hold_lease(task.run_dir)
         folder = task.run_dir / JOBS
         folder.mkdir(exist_ok=True)
@@ -155,7 +155,7 @@ class Slurm:
             self._heart.add(lease)
         return folder
 
-    def _render(self, task: NodeTask, lease: Path, code: Path) -> str:
+    def _render(self, task: ClusterTask, lease: Path, code: Path) -> str:
         words = [sys.executable, "-m", JOB_MODULE, str(lease), *task.words]
         output = task.log if task.count is None else task.log.with_suffix(".%a.log")
         head = sbatch.render_head(task.name, str(output), self._list_options(task.needs))
