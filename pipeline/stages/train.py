@@ -72,8 +72,8 @@ def run(
     auto = cfg.runtime.micro_batch == "auto"
     cfg = micro_batch.with_micro_batch(cfg, fit.micro_batch)
 
-    named = {"init": init, "reference": reference, "dev": dev}
-    inputs = {**named, "prompts": prompts, "reward": reward}
+    models = {"init": init, "reference": reference, "reward": reward}
+    inputs = {**models, "dev": dev, "prompts": prompts}
 
     def start(cfg: TrainConfig) -> None:
         if world > 1:
@@ -84,13 +84,12 @@ def run(
             launch.train_in_process(cfg, out, inputs, rows)
 
     micro_batch.train_within_memory(cfg, auto, out, start)
-    references = [reference] if reference else []
     curves.draw(
         Model(out).read_metrics(), json.loads((out / "training.json").read_text())["kept"], out
     )
     made_from: dict[str, Sequence[Artifact]] = {
         "start": [init],
-        "reference": references,
+        "reference": [reference] if reference else [],
         "pairs": pairs or [],
         "reference values": logps or [],
         "prompts": [prompts] if prompts else [],
