@@ -222,7 +222,9 @@ def link_latest(runs: Path, run_dir: Path) -> None:
     if os.path.lexists(latest) and not _is_own_link(latest, runs):
         return
     scratch.unlink(missing_ok=True)
-    scratch.symlink_to(run_dir.absolute())
+    target = run_dir.absolute()
+    is_inside = target.is_relative_to(runs.absolute())  # then the link survives a move of both
+    scratch.symlink_to(target.relative_to(runs.absolute()) if is_inside else target)
     scratch.rename(latest)
 
 

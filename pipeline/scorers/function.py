@@ -13,6 +13,7 @@ of its prompt. What it prints goes to the log of the step, with the keys in the 
 import json
 import os
 import pickle
+import re
 import selectors
 import signal
 import subprocess
@@ -247,10 +248,23 @@ def build_import_error(knob: str, function: Function, kind: str, *detail: str) -
                 " Give a plain one."
             )
         case _:
+            advice = "Give ./file.py:name or package.module.name, and check that it imports by itself."
             return UserError(
                 f"{typed}: {place} cannot be imported ({clean_detail(detail[0])}).\n"
-                "  Give ./file.py:name or package.module.name, and check that it imports by itself."
+                f"  {_explain_neighbour(function, detail[0]) or advice}"
             )
+
+
+def _explain_neighbour(function: Function, fault: str) -> str | None:
+    """Why a file cannot import the one next to it, which would not enter identity."""
+    missing = re.search("No module named '([^'.]+)", fault)
+    file = function.file and missing and Path(function.file).with_name(f"{missing[1]}.py")
+    if not file or not file.expanduser().is_file():
+        return None
+    return (
+        f"{file} is not imported, since a change in it would leave old scores: put both into one"
+        " file."
+    )
 
 
 def _relay_output(printed: Any) -> None:

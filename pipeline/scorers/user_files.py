@@ -57,6 +57,27 @@ def check_function(
         raise UserError(
             f"{typed}: it is async, and functions are called one after the other. Give a plain one."
         )
+    if isinstance(node := bound.get(name), ast.FunctionDef):
+        _check_signature(typed, node)
+
+
+def _check_signature(typed: str, function: ast.FunctionDef) -> None:
+    """Refuse a function that a call by names cannot reach; a decorator may have changed it."""
+    arguments = function.args
+    names = [one.arg for one in (*arguments.args, *arguments.kwonlyargs)]
+    if function.decorator_list or arguments.kwarg or {"prompts", "completions"} <= {*names}:
+        return
+    texts = 'prompt[-1]["content"], answer[-1]["content"]'
+    takes_one = len(arguments.posonlyargs + arguments.args) == 1
+    given = texts.partition(", ")[2] if takes_one else texts
+    raise UserError(
+        f"{typed}: {function.name}({ast.unparse(arguments)}) is called with prompts=, completions="
+        " and the prompts' columns, all lists, and does not take these.\n"
+        "  Write one that does into its file, and name that one:\n"
+        "    def score(prompts, completions, **columns):\n"
+        f"        return [{function.name}({given})\n"
+        "                for prompt, answer in zip(prompts, completions)]"
+    )
 
 
 def _list_bound_names(body: list[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:

@@ -101,6 +101,21 @@ def test_where_every_score_may_fail_nothing_is_refused():
     assert run_point(plan_with("forgets", "score.max_failed=1")) == DONE
 
 
+GRADE = "def grade(question, answer): return len(answer) / (1 + len(question))\n"
+
+
+def test_a_function_of_other_arguments_is_refused_with_one_that_calls_it(capsys):
+    Path("own.py").write_text(GRADE)
+    assert run_point(plan_with("grade")) == USER_ERROR
+    shown = capsys.readouterr().out
+    assert "grade(question, answer) is called with prompts=, completions=" in shown
+    [_, advice] = shown.split("name that one:\n")
+    lines = advice.splitlines()[:3]
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    Path("own.py").write_text(GRADE + "\n".join(line[indent:] for line in lines))
+    assert run_point(plan_with("score")) == DONE
+
+
 def test_a_function_that_does_not_exist_is_named_once(capsys):
     assert run_point(plan_with("rite")) == USER_ERROR
     assert capsys.readouterr().out.count("has no function rite") == 1

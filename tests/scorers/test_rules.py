@@ -481,6 +481,10 @@ def test_a_function_that_is_not_there_is_refused(mine):
     mine.write_text("import nothing_of_this_name")
     with pytest.raises(UserError, match="cannot be imported .ModuleNotFoundError"):
         run_scorer(function(f"{mine}:by_wish"), *two(3))
+    mine.with_name("nearby.py").write_text("def grade(): ...")
+    mine.write_text("from nearby import grade")
+    with pytest.raises(UserError, match="nearby.py is not imported, .* put both into one file"):
+        run_scorer(function(f"{mine}:by_wish"), *two(3))
     with pytest.raises(UserError, match="a function is written ./file.py:name"):
         composed(*SMALL, "+scorer@score.scorers.mine=function", "score.scorers.mine.function=score")
 

@@ -172,8 +172,10 @@ def read_scorer(line: str, recipe: RecipeDraft) -> str:
 def _check_value(name: str, value: str) -> None:
     if name == "function":
         place, _, function = value.rpartition(":")
-        if not Path(place or value).expanduser().is_file() or not function or not place:
+        if not function or not place:
             raise UserError(f"{value}: expected FILE:NAME of a function, ./my_scorer.py:score")
+        if not Path(place).expanduser().is_file():
+            raise UserError(f"{value}: no file {Path(place).expanduser().absolute()}")
         check_function(value, place, function, in_file=True, knob="score.scorers.function")
     if name == "regex":
         try:
