@@ -1,5 +1,6 @@
 """From the command line to a validated Config: Hydra composes, `validation` reports every fault."""
 
+import glob
 import re
 import shlex
 from collections.abc import Iterator
@@ -393,7 +394,12 @@ def _describe_hydra_error(error: Exception, user_folders: list[str] | None = Non
         if group == "recipes":
             folders += [Path(folder) / "recipes" for folder in user_folders or []]
         known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+        elsewhere = sorted(Path().glob(f"*/{group}/{glob.escape(name)}.yaml"))
+        if group == "recipes" and elsewhere:
+            return f"{group}={name}: it is {elsewhere[0]}. Add --config-dir {elsewhere[0].parts[0]}"
         return f"{group}={name}: {group}/{name}.yaml does not exist. {suggest(name, known)}"
+    if unpackaged := re.search(r"In '(recipes/[^']+)': Could not override '[^']*@recipes\.", text):
+        return f"{unpackaged[1]}.yaml: its first line has to be `# @package _global_`."
     if note := renamed.rename_words(text):
         return f"command line or recipe: {note} ({text.splitlines()[0]})."
     hint = "\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."

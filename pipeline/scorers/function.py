@@ -248,7 +248,9 @@ def build_import_error(knob: str, function: Function, kind: str, *detail: str) -
                 " Give a plain one."
             )
         case _:
-            advice = "Give ./file.py:name or package.module.name, and check that it imports by itself."
+            advice = (
+                "Give ./file.py:name or package.module.name, and check that it imports by itself."
+            )
             return UserError(
                 f"{typed}: {place} cannot be imported ({clean_detail(detail[0])}).\n"
                 f"  {_explain_neighbour(function, detail[0]) or advice}"

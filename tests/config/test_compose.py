@@ -5,6 +5,7 @@ They end with exit code 2, and nothing has started.
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,9 +25,9 @@ def said(*words: str) -> str:
 def test_a_typo_in_a_key_names_its_source_its_neighbours_and_its_file():
     assert said("recipes=smoke", "train.betta=1") == (
         "command line: train.betta is not a knob of stage 'train'. Did you mean beta? Known:"
-        " adapter, args, batch, beta, clip, dtype, epochs, eval_every, gradient_checkpointing,"
-        " guards, learning_rate, loss, loss_group, loss_weights, mask, max_length,"
-        " reference_logps, rehearsal, runtime, scheduler, seed, trainer, warmup, weight,"
+        " adapter, args, attention, batch, beta, clip, dtype, epochs, eval_every,"
+        " gradient_checkpointing, guards, learning_rate, loss, loss_group, loss_weights, mask,"
+        " max_length, reference_logps, rehearsal, runtime, scheduler, seed, trainer, warmup, weight,"
         " weight_decay  (conf/train/dpo.yaml)"
     )
 
@@ -126,6 +127,19 @@ def test_a_missing_recipe_names_the_ones_there_are():
     known = ", ".join(sorted(file.stem for file in (HOUSE / "recipes").glob("*.yaml")))
     assert said("recipes=smok") == (
         f"recipes=smok: recipes/smok.yaml does not exist. Did you mean smoke? Known: {known}"
+    )
+
+
+def test_a_recipe_in_another_folder_is_found_and_its_first_line_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = Path("my/recipes/own.yaml")
+    file.parent.mkdir(parents=True)
+    file.write_text("defaults:\n  - override /score: length\n")
+    assert said("recipes=own", *GIVEN) == (
+        "recipes=own: it is my/recipes/own.yaml. Add --config-dir my"
+    )
+    assert said("--config-dir", "my", "recipes=own", *GIVEN) == (
+        "recipes/own.yaml: its first line has to be `# @package _global_`."
     )
 
 
