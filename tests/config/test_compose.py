@@ -27,8 +27,8 @@ def test_a_typo_in_a_key_names_its_source_its_neighbours_and_its_file():
         "command line: train.betta is not a knob of stage 'train'. Did you mean beta? Known:"
         " adapter, args, attention, batch, beta, clip, dtype, epochs, eval_every,"
         " gradient_checkpointing, guards, learning_rate, loss, loss_group, loss_weights, mask,"
-        " max_length, reference_logps, rehearsal, runtime, scheduler, seed, trainer, warmup, weight,"
-        " weight_decay  (conf/train/dpo.yaml)"
+        " max_length, reference_logps, rehearsal, runtime, scheduler, seed, trainer, warmup,"
+        " weight, weight_decay  (conf/train/dpo.yaml)"
     )
 
 
