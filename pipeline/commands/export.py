@@ -20,6 +20,7 @@ from pipeline.artifacts import (
     ADAPTER_CONFIG,
     CARD_FILE,
     Model,
+    find_step,
     find_store,
     read_folder,
     read_json,
@@ -145,7 +146,7 @@ def find_dtype(step: Path) -> str:
     if manifest and (dtype := manifest["config"].get("dtype")):
         return str(dtype)
     trained = read_step(step)["inputs"]["model"]
-    return find_dtype(find_store(step) / trained["stage"] / trained["fingerprint"])
+    return find_dtype(find_step(find_store(step), f"{trained['stage']}/{trained['fingerprint']}"))
 
 
 def open_to_readers(folder: Path) -> None:

@@ -326,7 +326,12 @@ class Config(Block):
 
     @property
     def pairing_scorer(self) -> str | None:
-        """The scorer that made the pairs; None where annotators or the answers' sources did."""
+        """What trained the models: the scorer that made the pairs, or is online training's reward.
+
+        None where annotators or the answers' sources made the pairs.
+        """
+        if any(train.is_online for train in self.trainings):
+            return self.pair.scorer
         return self.pair.pairing_scorer if self.scores_samples else None
 
     @property

@@ -1,5 +1,6 @@
 """Checks across blocks of the config: a block that needs what another does not provide."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import combinations
@@ -32,9 +33,11 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_mix(cfg)
     yield from _check_edits(cfg)
     yield from _check_rounds(cfg)
-    different = [train for at, train in enumerate(cfg.trainings) if train not in cfg.trainings[:at]]
-    for train in different:
-        yield from _check_training(cfg, train)
+    for number, train in enumerate(cfg.trainings, 1):
+        if train not in cfg.trainings[: number - 1]:
+            own_knob = f"{cfg.training_knob(number)}."
+            for fault in _check_training(cfg, train):
+                yield re.sub(r"(?<![\w.])train\.", own_knob, fault)
     if cfg.makes_pairs:
         yield from _check_samples_per_prompt(cfg)
     yield from find_pool_faults(cfg)
@@ -135,16 +138,23 @@ def _check_merge(cfg: "Config") -> Iterator[str]:
             f"merge.method=slerp: an arc joins two models, and there are {count[cfg.merge.kind]}."
             " Give merge.method=linear"
         )
-    adapter = cfg.train.adapter
-    if isinstance(adapter, FullAdapter):
+    merged = cfg.trainings if cfg.merge.kind == "rounds" else cfg.trainings[-1:]
+    adapters = [train.adapter for train in merged]
+    lora = [adapter for adapter in adapters if isinstance(adapter, LoraAdapter)]
+    if not cfg.merge.densify and cfg.merge.kind == "rounds" and 0 < len(lora) < len(adapters):
+        yield (
+            "merge=rounds: some rounds train an adapter and others all weights."
+            " Give merge.densify=true"
+        )
         return
-    if cfg.merge.densify and adapter.quantization:
+    if cfg.merge.densify and any(adapter.quantization for adapter in lora):
         yield (
             "merge.densify=true: train.adapter.quantization makes weights of few bits, which cannot"
             " be added. Give merge.densify=false, or adapter=lora"
         )
     elif not cfg.merge.densify:
-        yield from _check_adapters_to_merge(cfg, adapter)
+        faults = [fault for adapter in lora for fault in _check_adapters_to_merge(cfg, adapter)]
+        yield from dict.fromkeys(faults)
 
 
 def _check_adapters_to_merge(cfg: "Config", adapter: LoraAdapter) -> Iterator[str]:
@@ -193,6 +203,11 @@ def _check_edits(cfg: "Config") -> Iterator[str]:
             yield (
                 f"pair.edits.{number}: there is no round {number}, since rounds={cfg.rounds}."
                 f" Give rounds={number}, or the number of the round whose pairs the file has."
+            )
+        elif cfg.trainings[number - 1].is_online:
+            yield (
+                f"pair.edits.{number}: round {number} trains by {cfg.trainings[number - 1].trainer}"
+                " and makes no pairs. Leave it out."
             )
 
 
@@ -374,12 +389,13 @@ def _check_mix(cfg: "Config") -> Iterator[str]:
             "offline: pair.mix.offline=0 takes none of its rows."
             " Give pair.mix.on_policy=0.5 pair.mix.offline=0.5, or offline=none."
         )
-    if cfg.rounds > 1 and not mix.on_policy:
+    pair_rounds = sum(not train.is_online for train in cfg.trainings)
+    if pair_rounds > 1 and not mix.on_policy:
         yield (
             f"rounds={cfg.rounds}: with offline rows only, every round would train on the same"
             " rows. Give rounds=1."
         )
-    if cfg.rounds > 1 and mix.on_policy and mix.offline and mix.per_round is None:
+    if pair_rounds > 1 and mix.on_policy and mix.offline and mix.per_round is None:
         yield (
             f"rounds={cfg.rounds}: each round takes a separate block of offline rows."
             " Give pair.mix.per_round=ROWS."

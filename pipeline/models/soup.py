@@ -23,6 +23,7 @@ from pipeline.artifacts import (
     ADAPTER_CONFIG,
     MODEL_FILE,
     Model,
+    find_step,
     find_store,
     write_adapter_config,
     write_json,
@@ -111,7 +112,8 @@ class Parent:
         """The step that it is an adapter of, or itself, by its path."""
         if self.model is None:
             return str(self.folder)
-        return str(find_store(self.model.path).resolve() / loading.read_base_name(self.model))
+        name = loading.read_base_name(self.model)
+        return str(find_step(find_store(self.model.path), name).resolve())
 
     def read(self, name: str) -> "torch.Tensor":
         """A weight with its adapter in it: not rounded yet."""

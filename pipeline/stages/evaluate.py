@@ -60,6 +60,7 @@ from pipeline.report.analysis.panels import (
 from pipeline.report.analysis.replicates import (
     average_over_seeds,
     describe_seeds,
+    note_single_seed,
     widen_differences,
 )
 from pipeline.report.analysis.setup import describe_setup
@@ -211,6 +212,7 @@ def assemble_report(
     )
     gates = read_gates(out)
     verdict = reach_verdict(question, models, differences, gates[-1] if gates else None)
+    verdict = note_single_seed(verdict, chosen, differences)
     retained = check_retention(cfg.retention, question, published, found.list_watched(differences))
     figures = [*models, *list_watched_figures(found.chat_reports)]
     return {

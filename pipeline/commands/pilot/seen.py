@@ -58,7 +58,8 @@ def find_kind(step: Step) -> str:
 
 def count_prompts(step: Step, sizes: Mapping[str, int]) -> int:
     """The prompts that a step's time grows with. Training on all rounds' pairs reads more."""
-    return sizes[find_kind(step)] * len(step.inputs.get("pairs", [step]))
+    rounds = len(step.inputs.get("pairs", [step])) if step.stage == "train" else 1
+    return sizes[find_kind(step)] * rounds
 
 
 def count_sizes(cfg: Config, run_plan: RunPlan) -> dict[str, int]:

@@ -151,6 +151,18 @@ def widen_differences(
     ]
 
 
+def note_single_seed(
+    verdict: dict[str, Any], chosen: str | None, differences: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Say so where the seeds are of the last round, and the verdict is about another model."""
+    replicated = {row["model"] for row in differences if "between" in row}
+    others = {row["model"] for row in differences} - replicated
+    if not replicated or chosen not in others:
+        return verdict
+    note = f" {chosen} is of one seed: its interval is between prompts alone."
+    return {**verdict, "why": f"{verdict['why']}{note}"}
+
+
 def _widen(
     row: ReportRow, runs: Sequence[EvalResult], sft: EvalResult, bootstrap: BootstrapConfig
 ) -> dict[str, Any]:

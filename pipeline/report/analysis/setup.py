@@ -43,17 +43,19 @@ def _describe_model(first: dict[str, dict[str, Any]]) -> str:
 
 def _describe_training(steps: list[Ancestor]) -> dict[str, Any]:
     """Of the last round, but the objective of each: others differ in their rows alone."""
-    if not steps:
+    # A replicate has the last round's config but for its seed, and a name for a label.
+    rounds = {step.label: step.config for step in steps if isinstance(step.label, int)}
+    if not rounds:
         return {"objective": None, "beta": None, "learning_rate": None, "rounds": 0}
-    config = steps[-1].config
+    by_round = [rounds[number] for number in sorted(rounds)]
+    config = by_round[-1]
     changed = ADAPTERS[config["adapter"]["kind"]]
-    by_round = sorted((step.label, step.config) for step in steps)
-    objectives = [f"{one['trainer']} ({' + '.join(one['loss'])})" for _, one in by_round]
+    objectives = [f"{one['trainer']} ({' + '.join(one['loss'])})" for one in by_round]
     return {
         "objective": f"{', then '.join(dict.fromkeys(objectives))}, {changed}",
         "beta": config["beta"],
         "learning_rate": config["learning_rate"],
-        "rounds": sum(isinstance(step.label, int) for step in steps),  # not the replicates
+        "rounds": len(by_round),
     }
 
 

@@ -64,6 +64,8 @@ class StartCheck(TrainerCallback):
         kl = (logs or {}).get("kl")
         if not (self.cfg.is_online and starts_there and state.global_step == 1) or kl is None:
             return
+        if self.cfg.args.get("disable_dropout") is False:  # its masks are drawn for each model
+            return
         limit = NATS_PER_SEQUENCE if is_exact(self.cfg) else NATS_PER_TOKEN
         if not abs(kl) <= limit:
             raise StageError(

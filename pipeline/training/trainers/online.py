@@ -90,6 +90,8 @@ def sampling_arguments(cfg: OnlineTraining) -> dict[str, Any]:
         "max_completion_length": cfg.request.limits.completion,
         "shuffle_dataset": False,  # TRL's order of a second epoch is lost when it resumes
         "save_steps": -(-cfg.runtime.save_every // every) * every,
+        # As TRL has it for pairs, unless it is given.
+        **({} if "disable_dropout" in cfg.args else {"disable_dropout": True}),
         "kl_beta": cfg.beta if cfg.reference_logps == "online" else 0.0,
         "beta": 0.0,
         **_vllm_arguments(cfg),
