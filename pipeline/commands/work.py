@@ -104,10 +104,10 @@ def work_on_step(step: dict[str, Any], work: Path, same_device: str = "auto") ->
     if not leases.is_held(store.lease_folder(Path(step["out"]))):
         return 0  # its run has ended, and will write another queue
     check_same_code(queue, work)
-    built_by = json.loads((work / store.STEP).read_text())  # its record has no device on a cluster
-    check_same_device(built_by, same_device)
     worker = JoinedWorker(work, queue["shards"])
     try:
+        # The run's record of it has no device where a cluster builds it.
+        check_same_device(json.loads((work / store.STEP).read_text()), same_device)
         if not worker.sees_free_shard():
             return 0
         print(f"joined {step['stage']} {step['label'] or ''}".rstrip(), file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from pipeline.driver.child_process import StepWorker
 from pipeline.driver.cluster.launcher import ClusterWorker, open_workers
 from pipeline.driver.early_scoring import EARLY_FOLDER, can_score_early, has_shards_to_score
 from pipeline.driver.ledger import FAILED_SIGN, Ledger, summarize_cost
-from pipeline.driver.model_sharing import find_model_key, opens_model
+from pipeline.driver.model_sharing import find_model_key, opens_model, writes_verdicts
 from pipeline.driver.prepared_parent import Workers
 from pipeline.driver.worker_log import LogWatch, describe_failure, read_summary_lines
 from pipeline.errors import ALREADY_BUILT, DONE, FAILED, INTERRUPTED, USER_ERROR, pluralize
@@ -32,6 +32,7 @@ from pipeline.step import STAGE_VERSIONS, Step, find_checkpoint
 
 AnyWorker = StepWorker | ClusterWorker
 TICK = 0.02  # seconds between two looks at the workers
+SHOWN_AFTER = 90.0  # seconds: NFS keeps the answer that a folder is missing for up to 60
 describe_device = cache(hardware.describe_device)  # it starts nvidia-smi
 
 
@@ -160,8 +161,7 @@ class _Pass:
 
     def _start_what_can(self) -> None:
         if self._workers.runs_side_by_side:
-            for ready in [*self._ready]:
-                self._start(ready)
+            self._start_side_by_side()
             return
         kinds_running = [opens_model(running.step) for running in self._running]
         light = [ready for ready in self._ready if not opens_model(ready.step)]
@@ -172,6 +172,13 @@ class _Pass:
             self._start(light[0])
         if self._early is None:
             self._early = self._start_early()
+
+    def _start_side_by_side(self) -> None:
+        """All that are ready, but one step at a time that writes verdicts."""
+        for ready in [*self._ready]:
+            others = any(writes_verdicts(running.step) for running in self._running)
+            if not (others and writes_verdicts(ready.step)):
+                self._start(ready)
 
     def _start_early(self) -> "_EarlyScoring | None":
         """Score the finished shards of samples that are in the making."""
@@ -289,9 +296,19 @@ class _Pass:
 
         running.watch.poll(show, self._ledger.print_note)
 
+    def _read_made(self, step: Step, code: int) -> store.Manifest | None:
+        """What a Step has published: a network file system may show another machine's late."""
+        is_late = self._workers.runs_side_by_side and code in (DONE, ALREADY_BUILT)
+        deadline = time.monotonic() + (SHOWN_AFTER if is_late else 0.0)
+        while (made := store.read_manifest(self._run_plan.folder(step))) is None:
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(1.0)
+        return made
+
     def _end(self, running: "_RunningStep", code: int) -> None:
         step, fingerprint = running.step, self._run_plan.fingerprint(running.step)
-        manifest = store.read_manifest(self._run_plan.folder(step))
+        manifest = self._read_made(step, code)
         if code not in (DONE, ALREADY_BUILT) or manifest is None:
             self._end_worker(running.worker)
             seconds = time.monotonic() - running.started

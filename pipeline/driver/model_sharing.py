@@ -10,6 +10,7 @@ from pipeline.config import (
     BenchmarkConfig,
     Block,
     DuelConfig,
+    Judge,
     ReferenceConfig,
     SampleRequest,
     ScoreConfig,
@@ -40,6 +41,16 @@ def opens_model(step: Step) -> bool:
         case StepSearch(judge=StepJudge(engine=engine)):
             return isinstance(engine, VllmEngine)
     return step.stage in MODEL_STAGES
+
+
+def writes_verdicts(step: Step) -> bool:
+    """Whether a Step writes into SQLite, which several machines must not do at once."""
+    match step.config:
+        case DuelConfig() | StepSearch(judge=StepJudge()):
+            return True
+        case ScoreConfig(scorers=scorers):
+            return any(isinstance(scorer, Judge) for scorer in scorers.values())
+    return False
 
 
 def find_model_key(step: Step, folder_of: FindFolder) -> str | None:

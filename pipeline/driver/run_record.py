@@ -150,15 +150,20 @@ def is_running(run_dir: Path) -> bool:
 
 
 def _find_broken_step(run_dir: Path, ledger: list[dict[str, Any]]) -> BrokenStep | None:
-    """The last step with a record that the ledger does not show as built."""
+    """The last step with a record that the ledger shows as failed, or else not as built."""
     built = {line["fingerprint"] for line in ledger if line["sign"] != FAILED_SIGN}
-    for record in sorted((run_dir / "steps").glob("*.json"), reverse=True):
-        name = STEP_RECORD.fullmatch(record.stem)
-        if name and name["fingerprint"] not in built:
-            label = read_object(record, stage=str, knob=str, config=dict).get("label", "")
-            log = run_dir / "logs" / f"{record.stem}.log"
-            return BrokenStep(int(name["number"]) + 1, name["stage"], label, record, log)
-    return None
+    failed = {line["fingerprint"] for line in ledger} - built
+    started = [
+        (name["fingerprint"] in failed, record, name)
+        for record in sorted((run_dir / "steps").glob("*.json"))
+        if (name := STEP_RECORD.fullmatch(record.stem)) and name["fingerprint"] not in built
+    ]
+    if not started:
+        return None
+    _, record, name = max(started, key=lambda one: one[:2])
+    label = read_object(record, stage=str, knob=str, config=dict).get("label", "")
+    log = run_dir / "logs" / f"{record.stem}.log"
+    return BrokenStep(int(name["number"]) + 1, name["stage"], label, record, log)
 
 
 def find_start(run_dir: Path) -> str:

@@ -264,7 +264,7 @@ def _read_earlier_record(work: Path) -> dict[str, Any] | None:
 def _merge_adapter(step: dict[str, Any], final: Path) -> None:
     """Write the copy that `train.adapter.save_merged` asks for, also of an earlier training."""
     wanted = step["stage"] == "train" and step["config"]["adapter"].get("save_merged")
-    if wanted and not (final / merging.MERGED).exists():
+    if wanted and final.exists() and not (final / merging.MERGED).exists():
         print_progress("merging")
         merging.merge(final)
         print_note(f"merged weights are in {final / merging.MERGED}")

@@ -196,11 +196,11 @@ def test_what_slurm_can_never_run_is_refused(programs, words, fault):
 
 def test_a_node_that_does_not_see_the_store_is_refused(programs, tmp_path, monkeypatch):
     slurm = on_slurm.connect(composed(*SMALL, "cluster=slurm").cluster)
-    slurm.check_nodes([tmp_path])
+    slurm.check_nodes([tmp_path], [])
     assert not [*tmp_path.glob(".seen-*")]
     monkeypatch.setenv("FAKE_BLIND", str(tmp_path))
     with pytest.raises(UserError, match=f"does not see {tmp_path}"):
-        slurm.check_nodes([tmp_path])
+        slurm.check_nodes([tmp_path], [])
 
 
 def test_a_machine_without_slurm_says_what_to_do(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline import hardware
+from pipeline.artifacts import STORE_MARKER
 from pipeline.config import ClusterConfig, Config, LaunchedRuntime
 from pipeline.driver.cluster.needs import Needs, StepNeeds, check_machines, find_needs
 from pipeline.errors import UserError
@@ -57,8 +58,8 @@ class Cluster(Protocol):
         """Why no node can ever run this; None if one can."""
         ...
 
-    def check_nodes(self, folders: list[Path]) -> None:
-        """Refuse nodes that do not see these folders, or have other versions."""
+    def check_nodes(self, folders: list[Path], files: list[Path]) -> None:
+        """Refuse nodes that do not see these, or have other versions. It writes into folders."""
         ...
 
     def start(self, task: ClusterTask) -> RunningTask: ...
@@ -123,7 +124,7 @@ def check_steps(cfg: ClusterConfig, coming: list[Step]) -> None:
             knob, fault = f"cluster.resources.{step.stage}", cluster.explain_misfit(one)
             faults[one] = fault and (
                 f"{knob}: {step.stage} asks for {one.describe()}, and {fault}.\n"
-                f"  Give less, such as {knob}.cpus=1, or start nodes that have it."
+                f"  Give less ({knob}.gpus, cpus, memory or hours), or start nodes that have it."
             )
         runtime = getattr(step.config, "runtime", None)
         if isinstance(runtime, LaunchedRuntime):
@@ -159,7 +160,8 @@ def _check_dtype(cfg: Config) -> None:
 def _check_nodes(cfg: Config) -> None:
     cluster = connect(cfg.cluster)
     assert cluster
-    cluster.check_nodes([*map(Path.absolute, (cfg.own_store, *cfg.other_stores, cfg.runs))])
+    written = [cfg.own_store.absolute(), cfg.runs.absolute()]
+    cluster.check_nodes(written, [root.absolute() / STORE_MARKER for root in cfg.other_stores])
 
 
 # ── while a run is built ──────────────────────────────────────────────────────────────────────────

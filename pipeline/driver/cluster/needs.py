@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pipeline.config import (
     BenchmarkConfig,
     ClusterConfig,
+    ConversationRequest,
     DuelConfig,
     EndpointBackend,
     Optimization,
     ReferenceConfig,
     SampleRequest,
     ScoreConfig,
+    StepJudge,
+    StepSearch,
     VllmBackend,
     VllmEngine,
 )
@@ -79,6 +82,8 @@ def count_engine_gpus(step: Step) -> int:
             return step.config.gpus_each
         case DuelConfig(engine=VllmEngine() as engine):
             return engine.runtime.tensor_parallel
+        case StepSearch(judge=StepJudge(engine=VllmEngine() as engine)):
+            return engine.runtime.tensor_parallel
     return 1
 
 
@@ -93,6 +98,8 @@ def _count_processes(step: Step) -> int:
 def has_shards(step: Step) -> bool:
     """Whether other machines can help with a Step."""
     match step.config:
+        case ConversationRequest():  # each turn has its own queue
+            return False
         case SampleRequest(backend=backend):
             return not isinstance(backend, EndpointBackend)
         case ScoreConfig():

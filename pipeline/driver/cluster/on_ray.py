@@ -97,12 +97,12 @@ class Ray:
                 return None
         return "no node of Ray has that"
 
-    def check_nodes(self, folders: list[Path]) -> None:
+    def check_nodes(self, folders: list[Path], files: list[Path]) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         nodes = self._list_nodes()
         probes = [folder / f".seen-{secrets.token_hex(4)}" for folder in folders]
-        paths = [*map(str, probes), str(Path.cwd())]
+        paths = [*map(str, [*probes, *files]), str(Path.cwd())]
         try:
             for probe in probes:
                 probe.touch()
@@ -151,7 +151,7 @@ class Ray:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED)
         }
-        environment |= {name: str(value) for name, value in self._cfg.env.items()}
+        above = {name: str(value) for name, value in self._cfg.env.items()}
         resources = _list_resources(task.needs)
         call = self._call.options(
             name=task.name,
@@ -163,7 +163,7 @@ class Ray:
         )
         logs = [task.log] if task.count is None else _number_logs(task.log, task.count)
         answers = [
-            call.remote(ROOT, name, task.words, str(log), str(Path.cwd()), environment)
+            call.remote(ROOT, name, task.words, str(log), str(Path.cwd()), environment, above)
             for log in logs
         ]
         started = RayTask(self, answers, task.log)

@@ -74,7 +74,7 @@ def _ask(*words: str) -> "subprocess.CompletedProcess[str]":
 class Slurm:
     def __init__(self, cfg: SlurmCluster, nodes: list[list[str]]):
         self._cfg, self._nodes = cfg, nodes
-        self.has_gpus = any(row[4].startswith("gpu") for row in nodes)
+        self.has_gpus = any(re.search(r"(^|,)gpu\b", row[4]) for row in nodes)
         self._states: dict[str, tuple[str, str]] = {}  # of each job: its state, and why it waits
         self._looked_at = 0.0
         self._started: list[SlurmJob] = []
@@ -107,13 +107,13 @@ class Slurm:
     def _format_options(self, needs: Needs) -> list[str]:
         return [f"{name}={value}" for name, value in self._list_options(needs).items() if value]
 
-    def check_nodes(self, folders: list[Path]) -> None:
+    def check_nodes(self, folders: list[Path], files: list[Path]) -> None:
         """By a node that is free now. Where none is, each job looks at its own record first."""
         probes = [folder / f".seen-{secrets.token_hex(4)}" for folder in folders]
         options = self._format_options(Needs(0, 1, None, 1 / 60))
         test = "; ".join(
             f"[ -e {shlex.quote(str(path))} ] || echo missing {shlex.quote(str(path.parent))}"
-            for path in [*probes, Path(sys.executable)]
+            for path in [*probes, *files, Path(sys.executable)]
         )
         try:
             for probe in probes:

@@ -17,7 +17,9 @@ THREADS = "OMP_NUM_THREADS"  # Ray sets it to a task's cores; the results of CPU
 GPUS = "CUDA_VISIBLE_DEVICES"
 
 
-def run_step(words: list[str], log: str, folder: str, environment: dict[str, str]) -> int:
+def run_step(
+    words: list[str], log: str, folder: str, environment: dict[str, str], above: dict[str, str]
+) -> int:
     """Once. Ray starts it again where its node or process was lost, each time with this line."""
     with Path(log).open("a+b") as output:
         output.seek(0)
@@ -26,27 +28,29 @@ def run_step(words: list[str], log: str, folder: str, environment: dict[str, str
             return FAILED
         output.write(f"{STARTING}{socket.gethostname()}{PHASE_SUFFIX}\n".encode())
         output.flush()
-        return run_module(words, Path(folder), _complete(environment), output)
+        return run_module(words, Path(folder), _complete(environment, above), output)
 
 
-def run_helper(words: list[str], log: str, folder: str, environment: dict[str, str]) -> int:
+def run_helper(
+    words: list[str], log: str, folder: str, environment: dict[str, str], above: dict[str, str]
+) -> int:
     """Again where it crashed."""
     code = FAILED
     with Path(log).open("ab") as output:
         for _ in range(RESTARTS + 1):
-            code = run_module(words, Path(folder), _complete(environment), output)
+            code = run_module(words, Path(folder), _complete(environment, above), output)
             if code == DONE:
                 break
     return code
 
 
-def _complete(environment: dict[str, str]) -> dict[str, str]:
-    """The driver's variables where this node has none, with the GPUs that Ray has chosen."""
+def _complete(environment: dict[str, str], above: dict[str, str]) -> dict[str, str]:
+    """The driver's variables where this node has none, cluster.env, and the GPUs that Ray chose."""
     import ray
 
     ours = {name: value for name, value in os.environ.items() if name != THREADS}
     gpus = ",".join(str(gpu) for gpu in ray.get_gpu_ids())
-    return {**environment, **ours, GPUS: gpus}
+    return {**environment, **ours, **above, GPUS: gpus}
 
 
 def look(paths: list[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.errors import FAILED, INTERRUPTED, StageError, UserError
+from pipeline.errors import INTERRUPTED, UserError
 
 WARNING_SECONDS = 120  # from Slurm's SIGTERM to its SIGKILL: enough for a checkpoint of training
 SIGTERM_CODE = 128 + 15  # bash's, where the signal came between the end and its exit code
@@ -57,7 +57,5 @@ def submit(words: list[str], advice: str) -> str:
     """Returns the job's number."""
     done = subprocess.run(["sbatch", "--parsable", *words], capture_output=True, text=True)
     if done.returncode:
-        raise (UserError if done.returncode == FAILED else StageError)(
-            f"{shlex.join(['sbatch', *words])}: {done.stderr.strip()}\n  {advice}"
-        )
+        raise UserError(f"{shlex.join(['sbatch', *words])}: {done.stderr.strip()}\n  {advice}")
     return done.stdout.strip().partition(";")[0]

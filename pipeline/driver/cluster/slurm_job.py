@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from pipeline.driver.cluster.node import run_module
-from pipeline.errors import unwind_on_signals
+from pipeline.errors import DONE, unwind_on_signals
 from pipeline.resources import leases
 
 PAUSE = 10.0  # seconds between two looks at the run's lease
@@ -32,6 +32,8 @@ def main(lease: str, *words: str) -> int:
     unwind_on_signals()
     owner = Owner(Path(lease))
     code = run_module([*words], Path.cwd(), os.environ, has_owner=owner.is_alive)
+    if not owner.is_alive():
+        return DONE  # with another code the job would be queued again, and its run is gone
     return code if code >= 0 else 128 - code
 
 
