@@ -39,7 +39,7 @@ def own_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_class_changes_no_fingerprint_and_runtime_keys_alone(recipe, own_files):
+def test_a_class_changes_no_fingerprint_and_where_it_runs_alone(recipe, own_files):
     words = [f"recipes={recipe}", *SWEPT.get(recipe, [])]
     auto = composed(*words)
     for name in CLASSES:
@@ -47,7 +47,7 @@ def test_a_class_changes_no_fingerprint_and_runtime_keys_alone(recipe, own_files
         assert list_fingerprints(cfg) == list_fingerprints(auto), name
         there, here = (list_leaves(one.model_dump(mode="json")) for one in (auto, cfg))
         changed = {path for path in there | here if there.get(path) != here.get(path)}
-        assert all("runtime" in path for path in changed - {("command",)}), name
+        assert all({"runtime", "cluster"} & {*path} for path in changed - {("command",)}), name
 
 
 def test_eight_gpus_share_a_full_model_and_copy_an_adapter_s():
