@@ -30,6 +30,7 @@ OWN_ARGUMENTS = (
     "pipeline/__main__.py",
     "pipeline/driver/store_users.py",
     "pipeline/data/label_shapes.py",
+    "pipeline/driver/cluster/sbatch.py",  # a job's file
 )
 # Texts for models, not messages.
 TEXTS = {
@@ -94,6 +95,8 @@ BASES = [
     ],
     [*GIVEN, "prompts.caps={column: c, max: 1}"],
     [*GIVEN, *POOL],
+    [*GIVEN, "merge=with_sft", "cluster=slurm"],
+    [*GIVEN, "cluster=ray"],
     [*GIVEN, "revise=default", "init=best_of_n", "best_of_n=default", "best_of_n.answers=revised"],
     [*GIVEN, "score=math", "steps=judged", "steps.judge.engine.model=m"],
     [*GIVEN, "pair=demonstration"],

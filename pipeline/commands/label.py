@@ -17,7 +17,8 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Samples, list_steps, read_step, resolve_run, write_text
+from pipeline import store
+from pipeline.artifacts import KL, Samples, list_steps, resolve_run, write_text
 from pipeline.commands.table import describe_usage, parse_words, reports_errors
 from pipeline.config import LATER_TURN
 from pipeline.data.label_files import FORMULA_SIGNS
@@ -105,7 +106,8 @@ def name_samples(step: Path) -> str:
     label = step.name.split("-", 2)[2]
     if not label.isdigit():
         return label
-    purpose = read_step(step)["config"]["purpose"].split()  # `train`, `train MEMBER` or `steps`
+    manifest = store.read_manifest(step)  # a pruned step has no other file
+    purpose = manifest["config"]["purpose"].split() if manifest else []  # `train MEMBER`, `steps`
     return "-".join([label, *(word for word in purpose if word != "train")])
 
 

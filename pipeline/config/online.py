@@ -57,7 +57,7 @@ class OnlineTraining(TrainConfig):
         if top_p == 1 and min_p == 0:
             return None
         return (
-            f"sample.settings: top_p={top_p:g} and min_p={min_p:g} leave out tokens that"
+            f"sample.settings: top_p {top_p:g} and min_p {min_p:g} leave out tokens that"
             f" {self.trainer} counts as possible, so its ratios are off; 1 and 0 are usual here"
         )
 
@@ -133,7 +133,7 @@ def _find_sampling_faults(cfg: "Config", train: TrainConfig) -> Iterator[str]:
         )
     if drawn.n < 2 or not drawn.temperature:
         yield (
-            f"{knob}: n={drawn.n} and temperature={drawn.temperature:g}: train={train.trainer}"
+            f"{knob}.n={drawn.n} {knob}.temperature={drawn.temperature:g}: train={train.trainer}"
             f" compares several answers to a prompt. Give {knob}.n=2 or more"
             f" and {knob}.temperature=1."
         )
@@ -179,5 +179,5 @@ def _explain_no_reward(scorer: Any) -> str | None:
         case LabelsScorer():
             return "its labels are of answers that were sampled before"
         case Judge(engine=engine) if not isinstance(engine, VllmEngine) and engine.batch:
-            return "its judge answers by batches, hours later (engine.batch=true)"
+            return "its judge answers by batches, hours later"
     return None

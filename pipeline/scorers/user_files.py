@@ -71,8 +71,8 @@ def _check_signature(typed: str, function: ast.FunctionDef) -> None:
     takes_one = len(arguments.posonlyargs + arguments.args) == 1
     given = texts.partition(", ")[2] if takes_one else texts
     raise UserError(
-        f"{typed}: {function.name}({ast.unparse(arguments)}) is called with prompts=, completions="
-        " and the prompts' columns, all lists, and does not take these.\n"
+        f"{typed}: {function.name}({ast.unparse(arguments)}) is called with prompts, completions"
+        " and the prompts' columns by name, all lists, and does not take these.\n"
         "  Write one that does into its file, and name that one:\n"
         "    def score(prompts, completions, **columns):\n"
         f"        return [{function.name}({given})\n"

@@ -681,6 +681,7 @@ CHOICE = re.compile(r"(?<![\w./@+])(?:train|pair|score|reward|gate|offline)=[a-z
 BESIDE = {
     "train.guards.stop_on": ["+scorer@train.guards.scorer=length"],
     "gate": ["gate=best"],
+    "train.args.mask_truncated_completions": ["train=grpo"],
     "prompts.near_duplicate": ["prompts=instructions"],
     "evaluate.duels": ["+duel@evaluate.duels.NAME=default", "evaluate.duels.NAME.engine.model=m"],
 }

@@ -865,13 +865,20 @@ def test_where_sft_was_chosen_the_last_round_s_unchanged_weights_are_said(run):
 # ── seeds as replicates ───────────────────────────────────────────────────────────────────────────
 
 
-def by_three_seeds(run, *lifts, spread=0.4, kl=(-1.0, -1.5, -2.0)):
-    """SFT and round 1 by three seeds: each gains its lift and a chance of its own at a prompt."""
-    rng = random.Random(3)
+def by_three_seeds(run, *lifts, spread=0.4, kl=(-1.0, -1.5, -2.0), worth=0.0):
+    """SFT and round 1 by three seeds: each gains its lift and a chance of its own at a prompt.
+
+    `worth`: how far prompts differ in what they are worth to all seeds.
+    """
+    rng, prompts = random.Random(3), random.Random(4)
     base = [rng.random() for _ in IDS]
+    worths = [worth * (prompts.random() - 0.5) for _ in IDS]
     run.add("sft", scored(lambda i: base[i]))
     for place, (lift, logp) in enumerate(zip(lifts, kl, strict=True)):
-        values = [value + lift + spread * (rng.random() - 0.5) for value in base]
+        values = [
+            value + lift + gain + spread * (rng.random() - 0.5)
+            for value, gain in zip(base, worths, strict=True)
+        ]
         answers = scored(values.__getitem__)
         far = [(key, 0.0, logp) for key in IDS]
         if place:
@@ -907,7 +914,7 @@ def test_a_gain_that_the_seeds_do_not_share_is_unclear_although_one_seed_is_sure
 
 
 def test_where_prompts_vary_more_the_advice_is_more_prompts(run):
-    report = by_three_seeds(run, 0.01, 0.012, 0.008, spread=1.0).evaluate()
+    report = by_three_seeds(run, 0.01, 0.012, 0.008, spread=0.02, worth=1.0).evaluate()
     assert named(report["differences"], model="round-1")["wider"] == "prompts"
     assert "Give more prompts (prompts.split.test)" in report["verdict"]["why"]
 

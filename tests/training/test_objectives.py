@@ -399,7 +399,8 @@ def loss_of(trainer, rows: list[dict]) -> float:
 
 
 def test_every_objective_has_its_formula():
-    assert {*PAIRED, "kto", "apo_zero_unpaired"} == set(NAMES)
+    """Those of online training are in test_online.py."""
+    assert {*PAIRED, "kto", "apo_zero_unpaired", "grpo", "rloo"} == set(NAMES)
 
 
 @pytest.mark.model
@@ -681,9 +682,9 @@ def test_an_unusual_beta_can_be_meant():
 
 
 def test_what_a_training_does_not_use_leaves_its_fingerprint_alone():
-    assert objective("dpo").outside_identity == {"weight", "mask"}
+    assert objective("dpo").outside_identity == {"attention", "weight", "mask"}
     used = objective("dpo", weight={"column": "margin", "scale": 1.0})
-    assert used.outside_identity == {"mask"}
+    assert used.outside_identity == {"attention", "mask"}
 
 
 # ── docs/objectives.md ────────────────────────────────────────────────────────────────────────────
@@ -694,14 +695,15 @@ DOCS = HOUSE / "docs" / "objectives.md"
 def test_the_table_lists_every_objective_with_its_logps():
     """`| train=dpo | … | logps | …`: the names of conf/train, and the configs' reference values."""
     rows = re.findall(
-        r"^\| `(\w+)` \|.*?\| (precomputed|online|none) \| (pairs|unpaired) \|",
+        r"^\| `(\w+)` \|.*?\| (precomputed|online|none) \| (pairs|unpaired|prompts) \|",
         DOCS.read_text(),
         re.M,
     )
     assert [name for name, *_ in rows] == sorted(NAMES, key=order)
     for name, logps, food in rows:
         cfg = objective(name)
-        assert (cfg.reference_logps, "unpaired" if cfg.trainer == "kto" else "pairs") == (
+        reads = {"kto": "unpaired", "grpo": "prompts", "rloo": "prompts"}.get(cfg.trainer, "pairs")
+        assert (cfg.reference_logps, reads) == (
             logps,
             food,
         ), name

@@ -42,7 +42,7 @@ ENDED = (
     "TIMEOUT",
 )
 JOB_MODULE = "pipeline.driver.cluster.slurm_job"
-ADVICE = "The job's file is in the run's folder. Change cluster.KEY=VALUE and run it again."
+ADVICE = "The job's file is in the run's folder. Change the knobs of cluster and run it again."
 
 
 def connect(cfg: SlurmCluster) -> "Slurm":
