@@ -757,7 +757,9 @@ def test_every_knob_that_a_sentence_names_exists():
     lost = {
         knob: where
         for knob, where in named.items()
-        if "." in (name := knob.partition("=")[0]) and not knob_exists(name)
+        if "." in (name := knob.partition("=")[0])
+        and not name.startswith("train.args.")  # TRL's: the next test composes them
+        and not knob_exists(name)
     }
     assert not lost
 

@@ -40,6 +40,7 @@ squeue)
         number=$(basename "$each" .pid); pid=$(cat "$each")
         case "$pid" in
         "") echo "$number|PENDING|Resources" ;;
+        0) ;;  # gone: `kill -0 0` asks for this script's own group, which is there
         *) kill -0 "$pid" 2>/dev/null && echo "$number|RUNNING|None" ;;
         esac
     done ;;
