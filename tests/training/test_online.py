@@ -52,7 +52,7 @@ def rounds(tmp_path_factory) -> Rounds:
 
 @pytest.fixture(scope="module")
 def grpo(rounds) -> Model:
-    return rounds.train("grpo", online(epochs=2))
+    return rounds.train("two epochs", online(epochs=2))
 
 
 def published(model: Model) -> dict[str, bytes]:
