@@ -129,7 +129,7 @@ def test_only_the_policy_s_own_answers_count(round_):
     assert train.find_sampled_answers(out, round_.sft) is None
 
 
-@pytest.mark.parametrize(("mean", "warns"), [(0.02, False), (0.021, True)])
+@pytest.mark.parametrize(("mean", "warns"), [(0.019, False), (0.021, True)])
 def test_the_mean_decides_and_the_99th_percentile_is_shown(tmp_path, capsys, mean, warns):
     gaps = pl.Series([mean] * 200)
     report_gaps(gaps, 0.02, tmp_path)
