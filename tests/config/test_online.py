@@ -98,4 +98,4 @@ def test_truncated_sampling_is_warned_of():
     cfg = composed(*GIVEN, *PLAIN)
     assert cfg.training(1).sampling_warning is None
     warning = composed(*GIVEN).training(1).sampling_warning
-    assert warning and "top_p=0.9" in warning
+    assert warning and "top_p 0.9" in warning
