@@ -301,7 +301,7 @@ class _Pass:
         is_late = self._workers.runs_side_by_side and code in (DONE, ALREADY_BUILT)
         deadline = time.monotonic() + (SHOWN_AFTER if is_late else 0.0)
         while (made := store.read_manifest(self._run_plan.folder(step))) is None:
-            if time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 return None
             time.sleep(1.0)
         return made

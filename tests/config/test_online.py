@@ -99,3 +99,15 @@ def test_truncated_sampling_is_warned_of():
     assert cfg.training(1).sampling_warning is None
     warning = composed(*GIVEN).training(1).sampling_warning
     assert warning and "top_p 0.9" in warning
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["sample.settings.draw.n=6"], r"Give train_in_round\.2\.batch=66"),
+        (["pair.edits={2: edits.jsonl}"], r"pair\.edits\.2: round 2 trains by grpo"),
+    ],
+)
+def test_a_round_that_trains_otherwise_is_named_by_its_knob(words, reason):
+    with pytest.raises(UserError, match=reason):
+        composed("recipes=grpo_vs_dpo", *words)

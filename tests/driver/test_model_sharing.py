@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import hardware
 from pipeline.artifacts import write_json
-from pipeline.driver.model_sharing import find_model_key, opens_model
+from pipeline.driver.model_sharing import find_model_key, opens_model, writes_verdicts
 from pipeline.plan import plan
 from tests.support.house import SMALL, composed, named
 
@@ -38,6 +38,14 @@ def test_what_fills_memory_is_one_at_a_time_and_the_rest_is_not(steps):
     assert heavy == {"sft", "sample", "reference", "train"}
     light = {step.stage for step in steps.values() if not opens_model(step)}
     assert light == {"prompts", "score", "pair", "evaluate"}
+
+
+def test_only_judges_write_verdicts(steps):
+    assert not any(map(writes_verdicts, steps.values()))
+    judged = "score=rubric", "score.scorers.rubric.engine.model=m"
+    judges = {step.stage for step in named(plan(composed(*SMALL, *judged))).values()
+              if writes_verdicts(step)}  # fmt: skip
+    assert judges == {"score"}
 
 
 def test_all_that_samples_one_policy_shares_an_engine(steps, folder_of):

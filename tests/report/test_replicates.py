@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.report.analysis.replicates import SeedSpread, estimate_spread
+from pipeline.report.analysis.replicates import SeedSpread, estimate_spread, note_single_seed
 from pipeline.report.analysis.statistics import BootstrapConfig, Estimate, estimate_difference
 
 EFFECT, PROMPTS = 0.3, 100
@@ -141,3 +141,12 @@ def test_seeds_that_differ_alike_on_all_prompts_have_no_interval_between_prompts
     assert prompts.low == prompts.high and spread.both.low < 0 < spread.both.high
     flat, _ = spread_of(np.full((3, 50), 0.2))
     assert flat.both.low == flat.both.high == pytest.approx(0.2) and flat.p_value <= 0.05
+
+
+def test_a_verdict_on_a_model_of_one_seed_says_so():
+    rows = [{"model": "round-1", "between": {}}, {"model": "merge-50"}]
+    verdict = {"why": "It gains."}
+    noted = note_single_seed(verdict, "merge-50", rows)["why"]
+    assert noted.startswith("It gains. merge-50 is of one seed")
+    for chosen, seen in (("round-1", rows), ("sft", rows), ("merge-50", rows[1:])):
+        assert note_single_seed(verdict, chosen, seen) == verdict

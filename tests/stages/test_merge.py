@@ -15,6 +15,7 @@ from tests.support.house import SMALL, check_steps, composed, fingerprints, name
 WITH_SFT = ["merge=with_sft"]
 RIVAL = "evaluate.baselines.merge-10"
 TWO = ["rounds=2", "sample.per_round=9"]
+MIXED = ["+adapter@train_in_round.2.adapter=lora"]  # round 1 trains all weights
 
 
 def point(**changes) -> MergePoint:
@@ -140,6 +141,10 @@ def test_merging_changes_nothing_before_it():
         (
             ["merge=rounds", *TWO, "adapter=lora", "init=best_of_n", "best_of_n=default"],
             r"each round's adapter is on another model\. Give merge\.densify=true",
+        ),
+        (
+            ["merge=rounds", *TWO, "+train@train_in_round.2=dpo", *MIXED],
+            r"some rounds train an adapter and others all weights\. Give merge\.densify=true",
         ),
         (
             [f"+baseline@{RIVAL}=checkpoint", f"{RIVAL}.model=m"],

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.artifacts import write_json, write_text
 from pipeline.driver import run_index
+from pipeline.driver.ledger import FAILED_SIGN
 from pipeline.driver.run_index import list_runs, refresh_index, write_index
 from pipeline.driver.run_record import LEASE, RunEnd, read_state, record_run
 from pipeline.errors import UserError
@@ -290,3 +291,16 @@ def test_real_runs_and_sweeps_write_the_page_as_they_end(tmp_path):
     assert len(rows) == 3 and "Finished 2 points" in rows[0]
     record = json.loads(next((tmp_path / "runs").glob("run/*/0/run.json")).read_text())
     assert record["code"] == 0 and record["steps"] > 0
+
+
+def test_of_steps_side_by_side_the_one_that_failed_is_named(tmp_path):
+    run = make_run(tmp_path, "one", code=1, message="x")
+    for number, name in ((4, "a" * 12), (5, "b" * 12)):
+        record = run / "steps" / f"{number:03d}-train-{name}.json"
+        write_json(record, {"stage": "train", "knob": "train", "config": {}})
+    state = read_state(run)
+    assert state.broken and state.broken.number == 6, "none failed: the one that began last"
+    line = {"sign": FAILED_SIGN, "stage": "train", "fingerprint": "a" * 12, "seconds": 1.0}
+    write_json(run / "ledger.json", [line])
+    state = read_state(run)
+    assert state.broken and state.broken.number == 5
