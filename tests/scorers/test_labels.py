@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.artifacts import STEP_FILE, Prompts, Samples, write_json, write_table
+from pipeline.artifacts import MANIFEST_FILE, STEP_FILE, Prompts, Samples, write_json, write_table
 from pipeline.commands import calibrate, label
 from pipeline.config import LabelsScorer, Local, ScoreConfig
 from pipeline.data.human_pairs import HumanComparison, read_human_comparisons
@@ -335,7 +335,9 @@ def run(tmp_path) -> Path:
 
 
 def write_samples(step: Path, rows: list[dict], purpose: str = "train") -> None:
-    write_json(step / STEP_FILE, {"config": {"purpose": purpose}, "inputs": {}})
+    record = {"config": {"purpose": purpose}, "inputs": {}}
+    write_json(step / STEP_FILE, record)
+    write_json(step / MANIFEST_FILE, {**record, "files": []})
     write_table(step / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
 
 
@@ -363,6 +365,10 @@ def test_a_round_is_the_policy_s_and_a_member_of_the_pool_has_its_name(run):
     mixed = write_pairs(run, "of=1,1-strong")
     assert len(mixed) == 20
     assert all({pair["a_id"][:2], pair["b_id"][:2]} == {"03", "04"} for pair in mixed)
+    for name, _, _ in others:  # as they are left when they are pruned
+        for file in ("step.json", "samples/0.parquet"):
+            (run / "store" / name / file).unlink()
+    assert own == {pair[side] for pair in write_pairs(run, "of=1") for side in ("a_id", "b_id")}
 
 
 def write_pairs(run: Path, *words: str) -> list[dict]:
