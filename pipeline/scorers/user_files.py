@@ -62,10 +62,13 @@ def check_function(
 
 
 def _check_signature(typed: str, function: ast.FunctionDef) -> None:
-    """Refuse a function that a call by names cannot reach; a decorator may have changed it."""
+    """Refuse a function of single texts. A decorator may have changed what it takes.
+
+    One that takes some of our arguments is called before anything is sampled, and says the rest.
+    """
     arguments = function.args
     names = [one.arg for one in (*arguments.args, *arguments.kwonlyargs)]
-    if function.decorator_list or arguments.kwarg or {"prompts", "completions"} <= {*names}:
+    if function.decorator_list or arguments.kwarg or {"prompts", "completions"} & {*names}:
         return
     texts = 'prompt[-1]["content"], answer[-1]["content"]'
     takes_one = len(arguments.posonlyargs + arguments.args) == 1
