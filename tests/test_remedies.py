@@ -452,7 +452,6 @@ def test_what_a_message_mounts_can_be_mounted(key):
 RELATIVE = [
     (["train.learning_rate=9e-3"], "train.runtime.typical_learning_rate=0.009"),
     (["train.batch=10", "train.runtime.micro_batch=4"], "train.runtime.micro_batch=2"),
-    (["train.runtime.machines=2"], "train.runtime.address=HOST"),
     (["adapter=qlora", "train.runtime.launch=zero3"], "adapter=lora"),
     (["train.args.simpo_gamma=1"], "train.loss=[simpo]"),
     (

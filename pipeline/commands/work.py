@@ -1,10 +1,12 @@
 """`strop work`: takes shards of a run's steps, from any machine that sees the run and its store.
 
 The run itself works on; what this process finishes is moved into the step by the run. It sees the
-GPUs that CUDA_VISIBLE_DEVICES names, and opens one engine: start one process for each.
+GPUs that CUDA_VISIBLE_DEVICES names, and opens one engine: start one process for each. A training
+on several machines has no shards; there this machine runs its share of the processes.
 """
 
 import json
+import os
 import re
 import sys
 import time
@@ -17,12 +19,15 @@ from pipeline import hardware, store
 from pipeline.artifacts import find_store
 from pipeline.commands.table import describe_usage, parse_words, reports_errors
 from pipeline.driver.cluster.needs import JOINABLE
+from pipeline.driver.cluster.node import Owner, run_module
 from pipeline.driver.worker import import_stage, open_inputs, read_config
 from pipeline.errors import DONE, UserError, pluralize
 from pipeline.hashing import hash_code
-from pipeline.resources import leases
+from pipeline.resources import leases, machines
 from pipeline.resources.shard_queue import JoinedWorker, read_queue
 
+HELPED = (*JOINABLE, "train")
+LAUNCH_MODULE = "pipeline.training.launch"
 SAME_DEVICE = "auto", "true", "false"
 PAUSE = 1.0  # seconds between two looks at the run
 
@@ -36,9 +41,9 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"same_device={same_device}: expected one of {', '.join(SAME_DEVICE)}.")
     if not place.is_dir():
         raise UserError(f"{place}: this machine sees no such folder. Give that of a run.")
-    if wanted is not None and wanted not in JOINABLE:
+    if wanted is not None and wanted not in HELPED:
         raise UserError(
-            f"step={wanted}: its work is not in shards. Expected one of {', '.join(JOINABLE)}."
+            f"step={wanted}: its work is not in shards. Expected one of {', '.join(HELPED)}."
         )
     finished, waited_since = 0, time.monotonic()
     while time.monotonic() - waited_since < patience:
@@ -52,7 +57,7 @@ def main(arguments: list[str]) -> int:
             f"{place}: not a run that this machine sees: it has no {store.PLAN}.\n"
             "  Give the folder of a run, on a disk that both machines have at the same path."
         )
-    print(f"{pluralize(finished, 'shard')} finished; no step was open for {patience:g} s")
+    print(f"{pluralize(finished, 'piece')} of work finished; no step was open for {patience:g} s")
     return DONE
 
 
@@ -74,17 +79,17 @@ def _read_seconds(text: str) -> float:
 
 
 def list_open_steps(run_dir: Path, wanted: str | None) -> Iterator[tuple[dict[str, Any], Path]]:
-    """The steps of a run that have shards to take now: their records, and where they are made."""
+    """The steps of a run that can be helped now: their records, and where they are made."""
     for file in sorted((run_dir / "steps").glob("*.json")):
         step: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             step = json.loads(file.read_text())
-        if step.get("stage") not in ((wanted,) if wanted else JOINABLE) or step.get("early_only"):
+        if step.get("stage") not in ((wanted,) if wanted else HELPED) or step.get("early_only"):
             continue
         for folder in (Path(step["out"]), *(Path(one["path"]) for one in step["inputs"].values())):
             _check_store(find_store(folder))
         work = store.find_work_folder(Path(step["out"]))
-        if read_queue(work):
+        if read_queue(work) or machines.find_invitation(work):
             yield step, work
 
 
@@ -97,36 +102,66 @@ def _check_store(root: Path) -> None:
 
 
 def work_on_step(step: dict[str, Any], work: Path, same_device: str = "auto") -> int:
-    """Take shards until none is free. Returns how many were finished."""
-    queue = read_queue(work)
-    if queue is None:  # published meanwhile
-        return 0
+    """Take shards until none is free, or train along. Returns how many of these were finished."""
     if not leases.is_held(store.lease_folder(Path(step["out"]))):
-        return 0  # its run has ended, and will write another queue
-    check_same_code(queue, work)
+        return 0  # its run has ended, and will begin anew
+    try:
+        if queue := read_queue(work):
+            return _take_shards(step, work, queue, same_device)
+        if invitation := machines.find_invitation(work):
+            return _train_along(step, work, invitation, same_device)
+    except OSError:
+        if read_queue(work) or machines.find_invitation(work):
+            raise
+    return 0  # the step was published, or its run was stopped and began anew
+
+
+def _take_shards(step: dict[str, Any], work: Path, queue: dict[str, Any], same_device: str) -> int:
     worker = JoinedWorker(work, queue["shards"])
     try:
-        # The run's record of it has no device where a cluster builds it.
-        check_same_device(json.loads((work / store.STEP).read_text()), same_device)
+        _check_machine(work, queue["code"], same_device)
         if not worker.sees_free_shard():
             return 0
-        print(f"joined {step['stage']} {step['label'] or ''}".rstrip(), file=sys.stderr, flush=True)
+        _print_joined(step)
         stage, inputs = import_stage(step), open_inputs(step["inputs"])
         knob = {"knob": step["knob"]} if step["stage"] != "reference" else {}
         stage.join(read_config(step), work, worker, **knob, **inputs)
-    except OSError:
-        if read_queue(work) is not None:
-            raise
-        # the step was published, or its run was stopped and began anew
     finally:
         worker.close()
     return worker.finished
 
 
-def check_same_code(queue: dict[str, Any], work: Path) -> None:
-    if queue["code"] != hash_code():
+def _train_along(
+    step: dict[str, Any], work: Path, invitation: machines.Invitation, same_device: str
+) -> int:
+    _check_machine(work, invitation.code, same_device)
+    first = Owner(store.lease_folder(Path(step["out"])))
+
+    def is_going_on() -> bool:
+        return invitation.is_open() and first.is_alive()
+
+    def launch(order: Path, number: int) -> int:
+        _print_joined(step)
+        words = [LAUNCH_MODULE, str(order), str(number)]
+        return run_module(words, Path.cwd(), os.environ, has_owner=is_going_on)
+
+    return int(machines.join(invitation, launch, is_going_on))
+
+
+def _print_joined(step: dict[str, Any]) -> None:
+    print(f"joined {step['stage']} {step['label'] or ''}".rstrip(), file=sys.stderr, flush=True)
+
+
+def _check_machine(work: Path, code: str, same_device: str) -> None:
+    check_same_code(code, work)
+    # The run's record of it has no device where a cluster builds it.
+    check_same_device(json.loads((work / store.STEP).read_text()), same_device)
+
+
+def check_same_code(code: str, work: Path) -> None:
+    if code != hash_code():
         raise UserError(
-            f"{work}: its run has another version of this software ({queue['code']}; here"
+            f"{work}: its run has another version of this software ({code}; here"
             f" {hash_code()}).\n"
             "  Install the same version on both machines."
         )

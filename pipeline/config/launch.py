@@ -1,9 +1,9 @@
 """Where a training runs and in how many processes: all `runtime`, so none of it enters identity."""
 
 from importlib.util import find_spec
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from pipeline.config.base import Block
 from pipeline.config.tracker import TrackerConfig
@@ -37,7 +37,7 @@ class LaunchedRuntime(TrainerRuntime):
     launch: Launch
     machines: PositiveInt
     address: str | None
-    port: PositiveInt
+    port: PositiveInt | None
     by_length: bool
     shared_prompt: Literal["auto", False]
     eval_when_distributed: bool
@@ -47,15 +47,6 @@ class LaunchedRuntime(TrainerRuntime):
     typical_learning_rate: PositiveFloat
     typical_beta: PositiveFloat | None
     gpu_hour: NonNegativeFloat | None
-
-    @model_validator(mode="after")
-    def _check_address(self) -> Self:
-        if self.machines > 1 and self.address is None:
-            raise ValueError(
-                f"machines={self.machines} need an address:"
-                " give address=HOST, where the other machines reach this one"
-            )
-        return self
 
     @property
     def per_device(self) -> int:

@@ -1,6 +1,7 @@
 """Runs a plan: builds what is missing in worker processes, and prints the ledger."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,15 @@ from pipeline.driver.ledger import FAILED_SIGN, Ledger, summarize_cost
 from pipeline.driver.model_sharing import find_model_key, opens_model, writes_verdicts
 from pipeline.driver.prepared_parent import Workers
 from pipeline.driver.worker_log import LogWatch, describe_failure, read_summary_lines
-from pipeline.errors import ALREADY_BUILT, DONE, FAILED, INTERRUPTED, USER_ERROR, pluralize
+from pipeline.errors import (
+    ALREADY_BUILT,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    USER_ERROR,
+    UserError,
+    pluralize,
+)
 from pipeline.models.merging import MERGED
 from pipeline.preflight import capacity, durations
 from pipeline.status import (
@@ -50,14 +59,23 @@ def write_plan(run_plan: RunPlan, run_dir: Path) -> None:
     write_json(run_dir / store.PLAN, {**find_named_steps(run_plan), **stages})
 
 
-def build_missing(cfg: Config, run_plan: RunPlan, run_dir: Path) -> Path:
-    """Build what is missing, in order. Returns the folder of the last Step."""
+def build_missing(
+    cfg: Config,
+    run_plan: RunPlan,
+    run_dir: Path,
+    commands: Mapping[str, str] | None = None,
+) -> Path:
+    """Build what is missing, in order. Returns the folder of the last Step.
+
+    `commands`, by fingerprint: the plan is that of several runs, and a Step that fails stops none
+    of the others.
+    """
     ledger = Ledger(run_dir)
     head = f"{cfg.recipe}: {pluralize(len(run_plan.steps), 'step')} · {run_dir}"
     print("\n".join([head, *capacity.describe_dtype(cfg)]))
     try:
         store.rewrite_adapter_configs(run_plan.root)  # the store may have been moved
-        while not _Pass(cfg, run_plan, run_dir, ledger).run():
+        while not _Pass(cfg, run_plan, run_dir, ledger, commands).run():
             ledger.print_note(
                 "a pruned step was rebuilt with other content, so that more of them are needed"
             )
@@ -74,8 +92,16 @@ class _Pass:
     On a cluster all Steps that can be built are started, and wait there for what they need.
     """
 
-    def __init__(self, cfg: Config, run_plan: RunPlan, run_dir: Path, ledger: Ledger):
+    def __init__(
+        self,
+        cfg: Config,
+        run_plan: RunPlan,
+        run_dir: Path,
+        ledger: Ledger,
+        commands: Mapping[str, str] | None,
+    ):
         self._cfg, self._run_plan, self._run_dir, self._ledger = cfg, run_plan, run_dir, ledger
+        self._commands = commands
         statuses = read_statuses(run_plan, verify=False)
         self._to_do = {name for name, (manifest, _) in statuses.items() if manifest is None}
         self._workers = open_workers(cfg, run_dir) or Workers(
@@ -103,7 +129,7 @@ class _Pass:
                     self._collect_ready()
         finally:
             self._stop()
-        if self._pending and not self._needs_pruned:
+        if self._pending and not self._needs_pruned and self._commands is None:
             raise StepFailed("\n".join(self._pending), INTERRUPTED, INTERRUPTED)
         return not self._needs_pruned
 
@@ -151,10 +177,16 @@ class _Pass:
             self._finish(number, step, manifest)
 
     def _finish(self, number: int, step: Step, manifest: store.Manifest) -> None:
-        self._contents[self._run_plan.fingerprint(step)] = manifest
         later = [*(ready.step for ready in self._ready), *(step for _, step in self._waiting)]
         coming = [one for one in later if self._run_plan.fingerprint(one) in self._to_do]
-        preflight.check_artifact(step, self._run_plan.folder, coming)
+        try:
+            preflight.check_artifact(step, self._run_plan.folder, coming)
+        except UserError as error:
+            if self._commands is None:
+                raise
+            self._ledger.print_note(str(error))
+            return  # nothing that needs it is built
+        self._contents[self._run_plan.fingerprint(step)] = manifest
         _link_step(self._run_dir, step, self._run_plan.folder(step), number)
 
     # ── which Step comes next ─────────────────────────────────────────────────────────────────────
@@ -268,7 +300,8 @@ class _Pass:
         final = self._run_plan.own_folder(step).absolute()
         folder = run_dir.absolute()
         made_by = {"story": str(folder), "early": str(folder / EARLY_FOLDER / fingerprint)}
-        made = _make_record(self._cfg, self._run_plan, step, ready.inputs, final)
+        command = (self._commands or {}).get(fingerprint, self._cfg.command)
+        made = _make_record(self._cfg, self._run_plan, step, ready.inputs, final, command)
         if not self._workers.runs_side_by_side:  # else the node says it, when it builds
             made["device"] = describe_device()
         write_json(record, {**made, **made_by, **extra})
@@ -315,7 +348,7 @@ class _Pass:
             note = "waits for a batch" if code == INTERRUPTED else ""
             self._ledger.add_line(FAILED_SIGN, step, fingerprint, seconds=seconds, note=note)
             failure = describe_failure(step, fingerprint, code, running.log)
-            if code == INTERRUPTED:
+            if code == INTERRUPTED or self._commands is not None:
                 self._pending.append(failure)
                 return
             raise StepFailed(failure, USER_ERROR if code == USER_ERROR else FAILED, code)
@@ -377,7 +410,7 @@ def needs_merging(run_plan: RunPlan, step: Step) -> bool:
 
 
 def _make_record(
-    cfg: Config, run_plan: RunPlan, step: Step, inputs: Any, final: Path
+    cfg: Config, run_plan: RunPlan, step: Step, inputs: Any, final: Path, command: str
 ) -> dict[str, Any]:
     """step.json: everything that the worker needs, so that any Step can be run by hand."""
     return {
@@ -389,7 +422,7 @@ def _make_record(
         "out": str(final),
         "verify": cfg.verify,
         "place": find_checkpoint(step),
-        "command": f"{cfg.command} until={step.stage}" + (f"@{step.label}" if step.label else ""),
+        "command": f"{command} until={step.stage}" + (f"@{step.label}" if step.label else ""),
         "config": step.config.model_dump(mode="json"),
         "inputs": inputs,
         "others": [str(root.absolute()) for root in run_plan.others],

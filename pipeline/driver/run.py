@@ -60,16 +60,11 @@ def run_point(cfg: Config, run_dir: Path | None = None) -> int:
         if faults := find_faults(cfg, run_plan, fits):
             raise UserError(*faults)
         print_warnings(run_plan)
-        on_wait = functools.partial(print, f"waiting: {cfg.own_store} is being pruned", flush=True)
-        with store.lock_shared(cfg.own_store, on_wait):
-            register_runs(cfg.own_store, cfg.runs, cfg.other_stores)
-            run_dir = open_run_dir(cfg, run_dir)
-            write_plan(run_plan, run_dir)
-            with keep_records(cfg.runs, run_dir, len(run_plan.steps)):
-                last = copy_report(build_missing(cfg, run_plan, run_dir), run_dir)
-                if is_finished(run_dir):
-                    link_latest(cfg.runs, run_dir)
-            print(last)
+        with open_run(cfg, run_plan, run_dir) as run_dir:
+            last = copy_report(build_missing(cfg, run_plan, run_dir), run_dir)
+            if is_finished(run_dir):
+                link_latest(cfg.runs, run_dir)
+        print(last)
         return DONE
     except (UserError, OSError, StepFailed) as error:
         if (end := explain_end(error, run_dir or cfg.runs)) is None:
@@ -80,6 +75,18 @@ def run_point(cfg: Config, run_dir: Path | None = None) -> int:
         print()  # ends the line that was being painted
         print(describe_interrupt(str(signal_name)), file=sys.stderr)
         raise
+
+
+@contextmanager
+def open_run(cfg: Config, run_plan: RunPlan, run_dir: Path | None = None) -> Iterator[Path]:
+    """A run's folder with its records, while nobody can prune the store."""
+    on_wait = functools.partial(print, f"waiting: {cfg.own_store} is being pruned", flush=True)
+    with store.lock_shared(cfg.own_store, on_wait):
+        register_runs(cfg.own_store, cfg.runs, cfg.other_stores)
+        run_dir = open_run_dir(cfg, run_dir)
+        write_plan(run_plan, run_dir)
+        with keep_records(cfg.runs, run_dir, len(run_plan.steps)):
+            yield run_dir
 
 
 @contextmanager

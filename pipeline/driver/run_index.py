@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 INDEX, LEASE = "index.html", ".index.lease"
 BEST = "best"  # in a sweep: the best point, evaluated again on test
+SHARED = "shared"  # in a sweep on a cluster: what built the steps of all its points
 MAX_REASON = 200  # characters of why a run failed
 MAX_VALUE, MAX_CHOICES = 24, 200  # characters of what was typed: of a value, of all
 HIDDEN = {"recipes", "store", "runs"}  # the name of the run says it, or the page's place
@@ -112,7 +113,7 @@ def make_sweep_row(runs: Path, sweep: Path, points: list[Path]) -> "RunRow":
     from pipeline.report.render.index_page import RunRow
 
     state, best = read_state(sweep), _find_best_point(sweep, points[0])
-    states = [read_state(point) for point in points if point.name != BEST]
+    states = [read_state(point) for point in points if point.name not in (BEST, SHARED)]
     pages = {"points": sweep / "sweep.html", "config": points[0] / "config.yaml"}
     if best:
         pages["best point"] = best / "report.html"

@@ -1,13 +1,16 @@
 """A sweep: Hydra launches the points, and each writes its line to `points.json`.
 
-A failing point stops no other. At the end the best point on dev within the KL budget is evaluated
-on test, and `sweep.html` shows them all.
+A failing point stops no other. On a cluster the steps of all points are built first, side by side
+and each once; then the points find them. At the end the best point on dev within the KL budget is
+evaluated on test, and `sweep.html` shows them all.
 """
 
 import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,17 @@ from pipeline.artifacts import write_text
 from pipeline.config import Config
 from pipeline.config.compose import CONF, Arguments, quote, read_overrides, validate_point
 from pipeline.driver import store_users
-from pipeline.driver.run import keep_records, make_run_dir, run_point
+from pipeline.driver.executor import build_missing
+from pipeline.driver.outline import outline_plan, select_targets
+from pipeline.driver.run import find_faults, keep_records, make_run_dir, open_run, run_point
+from pipeline.driver.run_index import SHARED
 from pipeline.errors import DONE, FAILED, INTERRUPTED, UserError, pluralize
+from pipeline.hashing import resolve_commit
+from pipeline.plan import plan
+from pipeline.preflight.training_fits import TrainingFits
 from pipeline.resources import leases
+from pipeline.status import RunPlan
+from pipeline.step import pin_revisions
 
 STATUS = {0: "done", 2: "refused", 75: "stopped"}
 
@@ -37,6 +48,8 @@ def run_sweep(arguments: Arguments, points: list[Config]) -> int:
     sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, output]
     with keep_records(points[0].runs, folder, len(points)):
         try:
+            if points[0].cluster.kind != "local":
+                build_together(points, folder / SHARED)
             launch()
         except OSError as error:
             error.filename = error.filename or str(folder)  # Hydra's files name none on a full disk
@@ -46,6 +59,29 @@ def run_sweep(arguments: Arguments, points: list[Config]) -> int:
         page, code = finish_sweep(points[0], folder, written, arguments.flags)
     print(page)
     return code or (DONE if finished else FAILED)
+
+
+def build_together(points: Sequence[Config], run_dir: Path) -> None:
+    """Build the steps of all points as one plan, in which each is once.
+
+    Left to its own turn: a point that is refused, and what a step that fails here would lead to.
+    """
+    accepted: list[tuple[Config, RunPlan]] = []
+    for point in points:
+        with suppress(UserError):
+            cfg = pin_revisions(point, cache(resolve_commit))
+            own = outline_plan(cfg, select_targets(plan(cfg), cfg.until))
+            if not find_faults(cfg, own, TrainingFits(own, is_here=False)):
+                accepted.append((cfg, own))
+    if not accepted:
+        return
+    (cfg, _), *_ = accepted
+    whole = outline_plan(cfg, [target for _, own in accepted for target in own.targets])
+    commands = {
+        own.fingerprint(step): cfg.command for cfg, own in reversed(accepted) for step in own.steps
+    }
+    with open_run(cfg, whole, run_dir):
+        build_missing(cfg, whole, run_dir, commands)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -1,13 +1,14 @@
 """Start a training: in this process on one visible device, or in several under a launcher.
 
 Call this before CUDA is initialised. Each of several processes runs `training/rank.py`. With
-several machines the stage runs on the first one, and each of the others joins it by
-`python -m pipeline.training.launch ORDER MACHINE`.
+several machines the stage runs on the first one, and each of the others joins it by `strop work`,
+which runs `python -m pipeline.training.launch ORDER MACHINE` there.
 """
 
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline import hardware
 from pipeline.artifacts import Artifact, write_json
 from pipeline.config import OnlineTraining, TrainConfig
-from pipeline.errors import USER_ERROR, StageError, UserError, pluralize
-from pipeline.progress import print_progress
+from pipeline.errors import StageError, UserError, pluralize
+from pipeline.resources import machines
 from pipeline.training.micro_batch import OutOfMemory
 
 if TYPE_CHECKING:
@@ -85,23 +86,21 @@ def train_in_process(
 def train_in_ranks(
     cfg: TrainConfig, count: int, out: Path, inputs: Mapping[str, Artifact | None]
 ) -> None:
-    """Start `count` processes on this machine and wait. Raise the error that one recorded."""
+    """Start `count` processes on this machine and wait. Raise the error that one recorded.
+
+    With several machines the same number starts on each, once all of them have joined.
+    """
     scratch = out / "scratch"
-    order, no_memory = scratch / "order.json", scratch / NO_MEMORY
+    no_memory = scratch / NO_MEMORY
     for old in (*scratch.glob(FAULTS), no_memory):
         old.unlink(missing_ok=True)
     paths = {name: str(one.path.absolute()) if one else None for name, one in inputs.items()}
-    call = {
-        "config": cfg.model_dump(mode="json"),
-        "out": str(out.absolute()),
-        "processes": count,
-        **paths,
-    }
-    write_json(order, call)
-    for machine in range(1, cfg.runtime.machines):
-        command = f"python -m {__name__} {order} {machine}"
-        print_progress(f"train waits: on machine {machine} type {command}")
-    code = _run_launcher(cfg, count, order, machine=0)
+    call = {"out": str(out.absolute()), "processes": count, **paths}
+    if cfg.runtime.machines == 1:
+        code = _start_first(cfg, scratch / machines.ORDER, call)
+    else:
+        with machines.invite(out, cfg.runtime.machines) as attempt:
+            code = _start_first(meet(cfg), scratch / machines.ORDER, {**call, "attempt": attempt})
     if faults := sorted(scratch.glob(FAULTS)):
         fault: dict[str, Any] = json.loads(faults[0].read_text())
         raise (UserError if fault["user_error"] else StageError)(fault["text"])
@@ -114,25 +113,32 @@ def train_in_ranks(
         )
 
 
-def join_training(order: Path, machine: int) -> int:
-    """Run another machine's processes of a training that the first machine has started.
+def meet(cfg: TrainConfig) -> TrainConfig:
+    """With an address and a port of this machine where none are given."""
+    runtime = cfg.runtime
+    place = {
+        "address": runtime.address or socket.gethostname(),
+        "port": runtime.port or find_free_port(),
+    }
+    return cfg.model_copy(update={"runtime": runtime.model_copy(update=place)})
 
-    Returns the exit code of their launcher.
-    """
-    if not order.is_file():
-        raise UserError(
-            f"{order}: no training waits there.\n"
-            f"  Start it on the first machine, which prints what to type here."
-        )
+
+def find_free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _start_first(cfg: TrainConfig, order: Path, call: dict[str, Any]) -> int:
+    write_json(order, {"config": cfg.model_dump(mode="json"), **call})
+    return _run_launcher(cfg, call["processes"], order, machine=0)
+
+
+def join_training(order: Path, machine: int) -> int:
+    """Run this machine's processes of a training. Returns the exit code of their launcher."""
     call = json.loads(order.read_text())
-    cfg = read_config(call["config"])
-    if not 0 < machine < cfg.runtime.machines:
-        raise UserError(
-            f"machine {machine}: train.runtime.machines={cfg.runtime.machines}, and the first of "
-            f"them has begun.\n"
-            f"  Give a number from 1 to {cfg.runtime.machines - 1}, another one on each machine."
-        )
-    return _run_launcher(cfg, call["processes"], order, machine)
+    return _run_launcher(read_config(call["config"]), call["processes"], order, machine)
 
 
 def read_config(config: dict[str, Any]) -> TrainConfig | OnlineTraining:
@@ -184,13 +190,5 @@ def _launcher_environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
-def main(order: str, machine: str) -> int:
-    try:
-        return join_training(Path(order), int(machine))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR
-
-
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(join_training(Path(sys.argv[1]), int(sys.argv[2])))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,17 @@ def test_further_machines_are_filled_with_helpers_of_one_engine_each():
     assert rules.helpers == 0, "rules have no shards"
 
 
+def test_the_machines_of_a_training_start_together():
+    found = needs_of("train@1", "train.runtime.machines=2", "cluster.resources.train.gpus=8")
+    assert found == StepNeeds(Needs(8, 4, None, None), Needs(8, 4, None, None), 0, machines=2)
+    assert found.describe() == "2 × 8 GPUs, 4 cores, together"
+    assert needs_of("sample@1", "train.runtime.machines=2").machines == 1
+
+
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        (["cluster.resources.train.machines=2"], "on a cluster a training has one machine"),
+        (["cluster.resources.train.machines=2"], "Give train.runtime.machines=2; the rest"),
         (["cluster.resources.pair.machines=2"], "its work is not in shards"),
     ],
 )
@@ -124,6 +132,16 @@ def test_a_steps_helpers_start_and_end_with_it(tmp_path):
     assert step.stopped
 
 
+def test_the_machines_of_a_training_join_beside_its_step(tmp_path):
+    fake = FakeCluster()
+    worker = ClusterWorker(fake, "train", StepNeeds(ONE, ONE, 0, machines=3), tmp_path)
+    worker.start_step(tmp_path / "007-train-abc.json", tmp_path / "log")
+    [(own, _)] = fake.tasks
+    assert own.machines == 3 and own.words[0] == "pipeline.driver.worker"
+    assert own.words_beside[:4] == ("pipeline", "work", str(tmp_path), "step=train")
+    assert worker.explain_wait() == "waits for 3 × 1 core, together: the queue is long"
+
+
 # ── on a node ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -186,6 +204,10 @@ def make_task(folder: Path, *words: str, count: int | None = None) -> launcher.C
         (["cluster.partition=fast"], "Slurm has no such partition.\n  Give one of main."),
         (["cluster.resources.train.cpus=64"], "train asks for 64 cores, and Slurm refuses it"),
         (["cluster.resources.pair.hours=2"], "Slurm allows 1 hours"),
+        (
+            ["train.runtime.machines=9", "train.batch=18"],
+            "train asks for 9 × 4 cores, together, and Slurm refuses it",
+        ),
     ],
 )
 def test_what_slurm_can_never_run_is_refused(programs, words, fault):
@@ -239,6 +261,18 @@ def test_a_job_file_can_be_read_and_names_what_was_asked(programs, tmp_path):
     for line in ("#SBATCH --account=us", "#SBATCH --requeue", "export A=1", "module load cuda"):
         assert line in text.splitlines()
     assert any("sbatch --parsable --array=1-3" in call for call in fake_slurm.read_calls(programs))
+
+
+def test_the_job_of_several_machines_starts_what_joins_on_the_others(programs, tmp_path):
+    slurm = on_slurm.connect(composed(*SMALL, "cluster=slurm").cluster)
+    task = replace(make_task(tmp_path, "own"), machines=3, words_beside=("other", "a word"))
+    slurm.start(task)
+    lines = (tmp_path / "cluster" / "000-sample-abc.sbatch").read_text().splitlines()
+    assert {"#SBATCH --nodes=3", "#SBATCH --ntasks=3"} <= {*lines}
+    [beside] = [line for line in lines if line.startswith("srun ")]
+    assert beside.startswith("srun --relative=1 --nodes=2 --ntasks=2 --cpus-per-task=1 ")
+    assert beside.endswith(" other 'a word' &")
+    assert lines.index(beside) < next(at for at, line in enumerate(lines) if " own &" in line)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shlex
 import sys
 
@@ -13,6 +14,7 @@ from pipeline.config.compose import Arguments, compose
 from pipeline.driver import sweep
 from pipeline.driver.store_users import register_runs
 from pipeline.errors import INTERRUPTED, explain_disk_fault
+from tests.support import fake_slurm
 from tests.support.house import SMALL, Toys, composed
 
 GRID = [*SMALL, "evaluate.split=dev", "evaluate.control=false", "-m", "train.beta=0.1,0.2,0.3"]
@@ -105,6 +107,73 @@ def test_a_point_that_fails_stands_on_the_page_and_the_rest_is_compared(toys):
     assert output.splitlines()[-1] == str(folder_of(toys) / "sweep.html")
     page = (folder_of(toys) / "sweep.html").read_text()
     assert "2 of 3 points" in page and ">refused<" in page and "0.3" in page
+
+
+# ── on a cluster ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def slurm_path(tmp_path, monkeypatch):
+    programs = fake_slurm.install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+
+
+def list_trainings_at_once(toys) -> int:
+    """The most toy trainings that ran at the same time."""
+    counts, running = [0], 0
+    for line in toys.log.read_text().splitlines():
+        running += line.startswith("start train") - line.startswith("end train")
+        counts.append(running)
+    return max(counts)
+
+
+@pytest.mark.slow
+def test_on_a_cluster_the_points_are_built_side_by_side_and_what_they_share_once(
+    tmp_path, slurm_path
+):
+    here, there = Toys(tmp_path / "here"), Toys(tmp_path / "there")
+    for each in (here, there):
+        each.folder.mkdir()
+    here.run(*GRID)
+    output = there.run(*GRID, "cluster=slurm", pause="train:2")
+    assert there.files() == here.files()
+    assert list_trainings_at_once(there) > 1 == list_trainings_at_once(here)
+    assert len(there.notes("start")) == len(here.notes("start")), "each step is built once"
+    folder = folder_of(there)
+    assert output.splitlines()[-1] == str(folder / "sweep.html")
+    commands = {
+        record["config"]["beta"]: record["command"]
+        for record in map(
+            json.loads, (file.read_text() for file in (folder / "shared/steps").glob("*-train-*"))
+        )
+    }
+    assert all(f"train.beta={beta}" in command for beta, command in commands.items())
+    assert len(commands) == 3
+    assert "3 points" in (there.folder / "runs" / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_on_a_cluster_a_step_that_fails_stops_its_own_point_alone(toys, slurm_path):
+    toys.run(*GRID[:-1], "train.beta=0.1,0.2", "cluster=slurm")
+    output = toys.run(*GRID, "cluster=slurm", code=1, refuse="train")
+    points = json.loads((folder_of(toys) / "points.json").read_text())
+    assert [point["status"] for point in points] == ["done", "done", "refused"]
+    assert output.splitlines()[-1] == str(folder_of(toys) / "sweep.html")
+
+
+def test_on_a_cluster_a_point_that_is_refused_is_left_to_its_turn(tmp_path, monkeypatch):
+    words = [*SMALL, f"store={tmp_path}/store", f"runs={tmp_path}/runs"]
+    good, bad = composed(*words), composed(*words, "train.learning_rate=3e-6")
+    built = []
+    monkeypatch.setattr(
+        sweep, "find_faults", lambda cfg, *_: ["no"] if cfg.train.learning_rate == 3e-6 else []
+    )
+    monkeypatch.setattr(sweep, "build_missing", lambda cfg, whole, *_: built.append(whole))
+    sweep.build_together([bad, good, good], tmp_path / "runs" / "shared")
+    assert [step.stage for step in built[0].steps].count("train") == 1
+    built.clear()
+    sweep.build_together([bad], tmp_path / "runs" / "shared")
+    assert not built
 
 
 # ── without running anything ──────────────────────────────────────────────────────────────────────

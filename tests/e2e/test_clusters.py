@@ -143,14 +143,29 @@ def test_more_than_any_node_has_is_refused_before_anything_starts(tmp_path, clus
 
 
 @pytest.mark.model
+def test_a_training_on_two_machines_makes_the_bytes_of_two_processes(tmp_path, cluster):
+    words, variables = cluster
+    here, there = ["train.runtime.processes=2"], [*words, "train.runtime.machines=2"]
+    made = {
+        name: run_models(tmp_path / name, variables, "until=train", "train.batch=4", *more)
+        for name, more in {"here": here, "there": there}.items()
+    }
+    assert made["here"] == made["there"]
+    wait_for(lambda: not list_processes(tmp_path), 60)
+
+
+@pytest.mark.model
 def test_a_whole_run_with_models_makes_the_bytes_of_one_machine(tmp_path, cluster):
     words, variables = cluster
-    made = {}
-    for name, more in {"here": [], "there": words}.items():
-        toys = Toys(tmp_path / name)
-        toys.folder.mkdir()
-        environment = {**os.environ, "PYTHONPATH": str(HOUSE), **variables}
-        command = [sys.executable, "-m", "pipeline", *SMALL_SMOKE, "backend=transformers", *more]
-        subprocess.run(command, cwd=toys.folder, env=environment, check=True, timeout=1500)
-        made[name] = toys.files()
-    assert made["here"] == made["there"] and len(made["here"]) > 15
+    here = run_models(tmp_path / "here", variables)
+    assert run_models(tmp_path / "there", variables, *words) == here and len(here) > 15
+
+
+def run_models(folder: Path, variables: dict[str, str], *words: str) -> dict:
+    """Every published step's files with their hashes."""
+    toys = Toys(folder)
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE), **variables}
+    command = [sys.executable, "-m", "pipeline", *SMALL_SMOKE, "backend=transformers", *words]
+    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=1500)
+    return toys.files()

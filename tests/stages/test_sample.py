@@ -564,7 +564,7 @@ def test_workers_that_join_take_shards_and_the_bytes_are_those_of_one(tmp_path):
     assert driver.wait(120) == 0, driver.communicate()
     output, _ = colleagues[1].communicate(timeout=120)
     assert colleagues[1].returncode == 0 and "joined sample 1" in output
-    taken = int(re.search(r"(\d+) shards finished", output)[1])
+    taken = int(re.search(r"(\d+) pieces of work finished", output)[1])
     assert taken > 5
     alone.run(*SCRIPTED)
     folders = [one.drawn()[0].parent.parent for one in (joined, alone)]
@@ -576,7 +576,7 @@ def test_workers_that_join_take_shards_and_the_bytes_are_those_of_one(tmp_path):
     [
         (["nowhere"], "this machine sees no such folder"),
         (["empty", "wait=0"], "not a run that this machine sees"),
-        (["run", "step=train"], "its work is not in shards. Expected one of sample"),
+        (["run", "step=pair"], "its work is not in shards. Expected one of sample"),
         (["run", "wait=soon"], "expected whole seconds"),
         (["run", "same_device=no"], "same_device=no: expected one of auto, true, false"),
     ],
@@ -591,7 +591,7 @@ def test_what_cannot_be_joined_is_refused(tmp_path, monkeypatch, capsys, words, 
 
 def test_a_worker_of_another_version_or_kind_of_machine_is_refused(tmp_path):
     with pytest.raises(UserError, match="another version of this software"):
-        work.check_same_code({"code": "0" * 12}, tmp_path)
+        work.check_same_code("0" * 12, tmp_path)
     with pytest.raises(UserError, match="Join from a machine of the same kind"):
         work.check_same_device({"stage": "sample", "device": "3 cores of sparc"})
 

@@ -17,6 +17,7 @@ sbatch)
     for word in "$@"; do
         case "$word" in
         --test-only) test_only=1 ;;
+        --nodes=*) [ "${word#*=}" -le 2 ] || fault="More nodes than there are" ;;
         --cpus-per-task=*) [ "${word#*=}" -le 4 ] || fault="Requested node has not so many" ;;
         esac
     done

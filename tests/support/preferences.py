@@ -117,7 +117,7 @@ def dpo(
         "eval_when_distributed": eval_when_distributed,
         "machines": 1,
         "address": None,
-        "port": 29500,
+        "port": None,
         "memory": 0.9,
         "gpu_hour": None,
         "keep_checkpoints": False,

@@ -1,22 +1,28 @@
 """Training in several processes: how many, how they start and share a batch, the same losses."""
 
 import json
+import os
 import re
-import socket
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.artifacts import Model, Pairs, write_table
+from pipeline.artifacts import Model, Pairs, write_json, write_table
 from pipeline.config import launch as launching
 from pipeline.driver.ledger import summarize_cost
 from pipeline.errors import StageError, UserError
+from pipeline.resources import leases, machines
 from pipeline.training import launch
-from tests.support.house import HOUSE, SMALL, composed
+from tests.e2e.test_smoke import SMALL as SMALL_SMOKE
+from tests.support.house import HOUSE, SMALL, Toys, composed
 from tests.support.preferences import LORA, QLORA, dpo
 from tests.training.test_guards import Round, metric_by_step, training_summary, unpaired_rows
 
@@ -183,42 +189,106 @@ def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monke
 
 
 @pytest.mark.model
-def test_two_machines_give_the_losses_of_one(round_, tmp_path):
-    """The second machine is a second launcher here, started by what the first one says."""
-    cfg = dpo(
-        LORA,
-        batch=8,
-        processes=1,
-        runtime={"machines": 2, "address": "127.0.0.1", "port": free_port()},
+def test_two_machines_give_the_losses_of_one(round_, capsys):
+    """The second machine is a second launcher here."""
+    work = round_.store / "train" / "apart"
+    write_json(work / "step.json", {"story": "runs/mine"})
+    codes = []
+
+    def launch_second(order: Path, machine: int) -> int:
+        command = [sys.executable, "-m", "pipeline.training.launch", str(order), str(machine)]
+        codes.append(subprocess.run(command, cwd=HOUSE).returncode)
+        return codes[-1]
+
+    def join() -> None:
+        while (invitation := machines.find_invitation(work)) is None:
+            time.sleep(0.05)
+        machines.join(invitation, launch_second, invitation.is_open)
+        assert not machines.join(invitation, launch_second, invitation.is_open), "it was full"
+
+    second = threading.Thread(target=join)
+    second.start()
+    runtime = {"machines": 2, "address": "127.0.0.1"}
+    apart = round_.train("apart", dpo(LORA, batch=8, processes=1, runtime=runtime))
+    second.join(60)
+    assert codes == [0] and machines.find_invitation(work) is None
+    assert "train waits for 1 more machine: type there `strop work runs/mine`" in (
+        capsys.readouterr().err
     )
-    order = round_.store / "train" / "apart" / "scratch" / "order.json"
-    join = f"{sys.executable} -m pipeline.training.launch {order} 1"
-    wait = f"while [ ! -f {order} ]; do sleep 0.2; done; exec {join}"
-    other = subprocess.Popen(["sh", "-c", wait], cwd=HOUSE)
-    apart = round_.train("apart", cfg)
-    assert other.wait(60) == 0
     assert metric_by_step(apart, "loss") == pytest.approx(
         metric_by_step(round_.train("near", dpo(LORA, batch=8)), "loss"), abs=1e-5
     )
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.timeout(900)
+def test_a_second_machine_joins_a_run_by_hand_and_the_weights_are_those_of_one(tmp_path):
+    """`strop work` beside `strop run`, each with one process, against two processes of one run."""
+    alone, joined = Toys(tmp_path / "alone"), Toys(tmp_path / "joined")
+    words = [*SMALL_SMOKE, "backend=transformers", "until=train", "train.batch=4"]
+    for toys in (alone, joined):
+        toys.folder.mkdir()
+
+    def start(toys: Toys, *typed: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "pipeline", *typed]
+        environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
+        return subprocess.Popen(command, cwd=toys.folder, env=environment)
+
+    assert start(alone, "run", *words, "train.runtime.processes=2").wait() == 0
+    run = start(
+        joined, "run", *words, "train.runtime.machines=2", "train.runtime.address=localhost"
+    )
+    while not (joined.folder / "runs" / "latest").exists() and run.poll() is None:
+        time.sleep(0.2)
+    other = start(joined, "work", "runs/latest", "step=train", "wait=300")
+    try:
+        assert run.wait() == 0
+        assert joined.files() == alone.files()
+    finally:
+        other.terminate()
+        other.wait(60)
+        run.kill()
 
 
-def test_a_machine_that_nobody_waits_for_is_told_so(tmp_path):
-    with pytest.raises(
-        UserError, match=r"order.json: no training waits there.\n  Start it on the first machine"
-    ):
-        launch.join_training(tmp_path / "order.json", 1)
-    cfg = dpo(runtime={"machines": 2, "address": "a"})
-    (tmp_path / "order.json").write_text(json.dumps({"config": cfg.model_dump(mode="json")}))
-    with pytest.raises(
-        UserError, match=r"machine 2: train.runtime.machines=2.*\n  Give a number from 1 to 1"
-    ):
-        launch.join_training(tmp_path / "order.json", 2)
+def test_each_machine_takes_another_number_and_each_attempt_invites_anew(tmp_path):
+    write_json(tmp_path / "step.json", {"story": "runs/mine"})
+    launched: list[int] = []
+    attempts: list[str] = []
+
+    def launch_one(order: Path, number: int) -> int:
+        launched.append(number)
+        return 1
+
+    def join() -> bool:
+        while (found := machines.find_invitation(tmp_path)) is None or found.attempt in attempts:
+            time.sleep(0.01)
+        return machines.join(found, launch_one, found.is_open)
+
+    for _ in range(2):
+        with ThreadPoolExecutor() as pool:
+            joined = [pool.submit(join) for _ in range(2)]
+            with machines.invite(tmp_path, 3) as attempt:
+                assert not launched, "the order is not written"
+                write_json(tmp_path / "scratch" / "order.json", {"attempt": attempt})
+                assert all(one.result() for one in joined) and sorted(launched) == [1, 2]
+                assert not join(), "no number is free"
+        attempts.append(attempt)
+        launched.clear()
+    assert len({*attempts}) == 2 and machines.find_invitation(tmp_path) is None
+
+
+def test_who_waits_for_a_training_that_ends_leaves_and_frees_its_number(tmp_path):
+    folder = tmp_path / "scratch" / "machines"
+    (folder / "abc").mkdir(parents=True)
+    call = {"machines": 2, "attempt": "abc", "code": "0"}
+    write_json(folder / "invitation.json", call)
+    found = machines.find_invitation(tmp_path)
+    assert found is not None and found.is_open()
+    assert not machines.join(found, lambda order, number: 0, is_going_on=lambda: False)
+    with leases.hold(next(found.list_numbers())):
+        write_json(folder / "invitation.json", {**call, "attempt": "def"})
+        assert not found.is_open()
 
 
 KTO = {"trainer": "kto", "loss": ["kto"], "reference_logps": "online", "micro_batch": "auto"}
@@ -314,7 +384,6 @@ def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
             {**KTO, "batch": 12, "loss_group": 4, "micro_batch": 3},
             "micro_batch=3: kto .*loss_group=4",
         ),
-        ({"runtime": {"machines": 2}}, "machines=2 .*address: give address=HOST"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together(given, said):

@@ -5,7 +5,7 @@ on some node, which ends with the driver. See `on_ray` and `on_slurm`.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +25,11 @@ HELPER_PATIENCE = 3600  # seconds; a helper is ended with its step, or with the 
 
 @dataclass(frozen=True)
 class ClusterTask:
-    """One module to run on a node, or `count` nodes. `words`: its name and arguments."""
+    """One module to run on a node, or `count` nodes. `words`: its name and arguments.
+
+    With several `machines` it runs on the first of them, and on each of the others
+    `words_beside`; all start together and end with the first.
+    """
 
     name: str
     words: list[str]
@@ -33,6 +37,8 @@ class ClusterTask:
     run_dir: Path
     needs: Needs
     count: int | None = None  # None: a Step. A number: what helps it, restarted when it crashes
+    machines: int = 1
+    words_beside: tuple[str, ...] = ()
 
 
 class RunningTask(Protocol):
@@ -54,8 +60,8 @@ class Cluster(Protocol):
 
     def describe(self) -> str: ...
 
-    def explain_misfit(self, needs: Needs) -> str | None:
-        """Why no node can ever run this; None if one can."""
+    def explain_misfit(self, needs: Needs, machines: int) -> str | None:
+        """Why no node, or not so many, can ever run this; None if they can."""
         ...
 
     def check_nodes(self, folders: list[Path], files: list[Path]) -> None:
@@ -117,13 +123,14 @@ def list_checks(cfg: Config, coming: list[Step]) -> Iterator[Callable[[], None]]
 def check_steps(cfg: ClusterConfig, coming: list[Step]) -> None:
     cluster = connect(cfg)
     assert cluster
-    faults: dict[Needs, str | None] = {}
+    faults: dict[tuple[Needs, int], str | None] = {}
     for step in coming:
         needs = find_needs(cfg, step, cluster.has_gpus)
-        for one in {needs.own, needs.helper} - faults.keys():
-            knob, fault = f"cluster.resources.{step.stage}", cluster.explain_misfit(one)
-            faults[one] = fault and (
-                f"{knob}: {step.stage} asks for {one.describe()}, and {fault}.\n"
+        for one, machines in {(needs.own, needs.machines), (needs.helper, 1)} - faults.keys():
+            knob, fault = f"cluster.resources.{step.stage}", cluster.explain_misfit(one, machines)
+            faults[one, machines] = fault and (
+                f"{knob}: {step.stage} asks for {StepNeeds(one, one, 0, machines).describe()},"
+                f" and {fault}.\n"
                 f"  Give less ({knob}.gpus, cpus, memory or hours), or start nodes that have it."
             )
         runtime = getattr(step.config, "runtime", None)
@@ -134,13 +141,6 @@ def check_steps(cfg: ClusterConfig, coming: list[Step]) -> None:
 
 
 def _check_training(step: Step, runtime: LaunchedRuntime, gpus: int) -> None:
-    if runtime.machines > 1:
-        raise UserError(
-            f"{step.knob}.runtime.machines={runtime.machines}: on a cluster a training has one"
-            " machine.\n"
-            f"  Give cluster.resources.{step.stage}.gpus=N for several GPUs of one, or"
-            " cluster=local."
-        )
     batch = getattr(step.config, "batch", 0)
     if fault := runtime.explain_misfit(batch, gpus):
         raise UserError(f"{fault}\n  On this cluster it has {gpus}: cluster.resources.{step.stage}")
@@ -197,28 +197,33 @@ class ClusterWorker:
 
     def start_step(self, record: Path, log: Path) -> None:
         log.write_bytes(b"")
-        words = [WORKER_MODULE, str(record.absolute())]
-        own = self._needs.own
-        self._step = self._cluster.start(
-            ClusterTask(record.stem, words, log.absolute(), self._run_dir, own)
+        words, place, needs = [WORKER_MODULE, str(record.absolute())], log.absolute(), self._needs
+        # What joins a step does it by the same files and leases as machines that join by hand.
+        join = ["pipeline", "work", str(self._run_dir), f"step={self._stage}"]
+        join += [f"wait={HELPER_PATIENCE}"]
+        own = ClusterTask(
+            record.stem,
+            words,
+            place,
+            self._run_dir,
+            needs.own,
+            machines=needs.machines,
+            words_beside=tuple(join) if needs.machines > 1 else (),
         )
-        if self._needs.helpers:
-            self._helpers = self._cluster.start(self._make_helpers(record.stem, log))
-
-    def _make_helpers(self, name: str, log: Path) -> ClusterTask:
-        """They join the step by the same queue and leases as machines that join by hand."""
-        words = ["pipeline", "work", str(self._run_dir), f"step={self._stage}"]
-        words += [f"wait={HELPER_PATIENCE}"]
-        place = log.absolute().with_name(f"{name}-help.log")
-        needs = self._needs.helper
-        return ClusterTask(f"{name}-help", words, place, self._run_dir, needs, self._needs.helpers)
+        self._step = self._cluster.start(own)
+        if needs.helpers:
+            name = f"{record.stem}-help"
+            place = place.with_name(f"{name}.log")
+            self._helpers = self._cluster.start(
+                ClusterTask(name, join, place, self._run_dir, needs.helper, needs.helpers)
+            )
 
     def poll(self) -> int | None:
         return self._step.poll()
 
     def explain_wait(self) -> str | None:
         if reason := self._step.explain_wait():
-            return f"waits for {self._needs.own.describe()}: {reason}"
+            return f"waits for {replace(self._needs, helpers=0).describe()}: {reason}"
         return None
 
     def end(self) -> None:

@@ -47,8 +47,11 @@ class StepNeeds:
     own: Needs
     helper: Needs  # of one helper, which opens one engine
     helpers: int
+    machines: int = 1  # that have to start together, each with `own`
 
     def describe(self) -> str:
+        if self.machines > 1:
+            return f"{self.machines} × {self.own.describe()}, together"
         if not self.helpers:
             return self.own.describe()
         return f"{self.own.describe()}; and {self.helpers} × {self.helper.describe()} to help"
@@ -60,6 +63,9 @@ def find_needs(cluster: ClusterConfig, step: Step, has_gpus: bool) -> StepNeeds:
     engine = count_engine_gpus(step) if has_gpus else 0
     gpus = engine * _count_processes(step) if asked.gpus == "auto" else asked.gpus
     own = Needs(gpus, asked.cpus, asked.memory, asked.hours)
+    if isinstance(step.config, Optimization):
+        runtime = getattr(step.config, "runtime", None)
+        return StepNeeds(own, own, 0, getattr(runtime, "machines", 1))
     if asked.machines == 1 or not has_shards(step):
         return StepNeeds(own, own, 0)
     # The step's own process opens an engine for each group of its GPUs, a helper opens one.
@@ -117,9 +123,9 @@ def check_machines(cluster: ClusterConfig) -> None:
         knob = f"cluster.resources.{stage}.machines={asked.machines}"
         if stage == "train":
             raise UserError(
-                f"{knob}: on a cluster a training has one machine.\n"
-                "  Give cluster.resources.train.gpus=N for several GPUs of one, or cluster=local"
-                " train.runtime.machines=N (docs/howto/several_gpus.md)."
+                f"{knob}: the machines of a training are not helpers, they start together.\n"
+                f"  Give train.runtime.machines={asked.machines}; the rest of"
+                " cluster.resources.train is of each of them."
             )
         raise UserError(
             f"{knob}: its work is not in shards, so one machine does it.\n"

@@ -16,8 +16,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.driver.child_process import ENVIRONMENT, GRACE, follow_driver
+from pipeline.resources import leases
 
 PAUSE = 0.1  # seconds between two looks at the child
+LOOK = 10.0  # seconds between two looks at a lease
+
+
+class Owner:
+    """Who holds a lease while it lives: a run's driver, or who builds a step."""
+
+    def __init__(self, lease: Path):
+        self._lease, self._looked_at, self._is_alive = lease, 0.0, True
+
+    def is_alive(self) -> bool:
+        if time.monotonic() - self._looked_at >= LOOK:
+            self._looked_at = time.monotonic()
+            self._is_alive = leases.is_held(self._lease)
+        return self._is_alive
 
 
 def run_module(

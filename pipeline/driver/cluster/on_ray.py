@@ -90,12 +90,19 @@ class Ray:
         counts = f"{pluralize(total['CPU'], 'core')}, {pluralize(total['GPU'], 'GPU')}"
         return f"Ray: {pluralize(len(nodes), 'node')} with {counts}"
 
-    def explain_misfit(self, needs: Needs) -> str | None:
+    def explain_misfit(self, needs: Needs, machines: int) -> str | None:
         wanted = _list_resources(needs)
-        for node in self._list_nodes():
-            if all(node["Resources"].get(name, 0) >= count for name, count in wanted.items()):
-                return None
-        return "no node of Ray has that"
+        fitting = sum(
+            all(node["Resources"].get(name, 0) >= count for name, count in wanted.items())
+            for node in self._list_nodes()
+        )
+        if fitting >= machines:
+            return None
+        return (
+            f"{pluralize(fitting, 'node')} of Ray can be one of them"
+            if fitting
+            else ("no node of Ray has that")
+        )
 
     def check_nodes(self, folders: list[Path], files: list[Path]) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -147,28 +154,49 @@ class Ray:
     # ── tasks ─────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, task: ClusterTask) -> "RayTask":
-        name = "run_step" if task.count is None else "run_helper"
+        if task.machines > 1:
+            started = self._start_together(task)
+        elif task.count is None:
+            started = RayTask(
+                self, [self._submit(task, "run_step", task.words, task.log)], task.log
+            )
+        else:
+            logs = _number_logs(task.log, task.count)
+            answers = [self._submit(task, "run_helper", task.words, log, "SPREAD") for log in logs]
+            started = RayTask(self, answers, task.log)
+        self._started.append(started)
+        return started
+
+    def _start_together(self, task: ClusterTask) -> "RayTask":
+        """On as many nodes, all reserved before any starts."""
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundles = [_list_resources(task.needs)] * task.machines
+        group = placement_group(bundles, strategy="STRICT_SPREAD")
+        places = [PlacementGroupSchedulingStrategy(group, at) for at in range(task.machines)]
+        own = self._submit(task, "run_step", task.words, task.log, places[0])
+        logs = _number_logs(task.log.with_name(f"{task.name}-beside.log"), task.machines - 1)
+        for log, place in zip(logs, places[1:], strict=True):
+            self._submit(task, "run_helper", [*task.words_beside], log, place)
+        return RayTask(self, [own], task.log, group)
+
+    def _submit(
+        self, task: ClusterTask, name: str, words: list[str], log: Path, strategy: Any = "DEFAULT"
+    ) -> Any:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED)
         }
         above = {name: str(value) for name, value in self._cfg.env.items()}
-        resources = _list_resources(task.needs)
         call = self._call.options(
             name=task.name,
             num_cpus=task.needs.cpus,
             num_gpus=task.needs.gpus,
-            memory=resources.get("memory"),
+            memory=_list_resources(task.needs).get("memory"),
             max_retries=RESTARTS,
-            scheduling_strategy="DEFAULT" if task.count is None else "SPREAD",
+            scheduling_strategy=strategy,
         )
-        logs = [task.log] if task.count is None else _number_logs(task.log, task.count)
-        answers = [
-            call.remote(ROOT, name, task.words, str(log), str(Path.cwd()), environment, above)
-            for log in logs
-        ]
-        started = RayTask(self, answers, task.log)
-        self._started.append(started)
-        return started
+        return call.remote(ROOT, name, words, str(log), str(Path.cwd()), environment, above)
 
     def describe_free(self) -> str:
         if time.monotonic() - self._looked_at > PATIENCE / 10:
@@ -184,6 +212,8 @@ class Ray:
             _, left = self._ray.wait(left, num_returns=len(left), timeout=2 * GRACE)
         for answer in left:
             self._ray.cancel(answer, force=True)
+        for task in self._started:
+            task.free_nodes()
         self._started = []
 
 
@@ -208,10 +238,10 @@ def _number_logs(log: Path, count: int) -> list[Path]:
 
 
 class RayTask:
-    """One task, or several that help a step."""
+    """One task, or several that help a step. `group`: the nodes that are reserved for it."""
 
-    def __init__(self, cluster: Ray, answers: list[Any], log: Path):
-        self._cluster, self.answers, self._log = cluster, answers, log
+    def __init__(self, cluster: Ray, answers: list[Any], log: Path, group: Any = None):
+        self._cluster, self.answers, self._log, self._group = cluster, answers, log, group
         self._code: int | None = None
         self._looked_at = 0.0
         self.is_stopped = False
@@ -220,6 +250,8 @@ class RayTask:
         if self._code is None and time.monotonic() - self._looked_at > PAUSE:
             self._looked_at = time.monotonic()
             self._code = self._ask()
+            if self._code is not None:
+                self.free_nodes()
         return self._code
 
     def _ask(self) -> int | None:
@@ -235,6 +267,14 @@ class RayTask:
                 log.write(f"{str(error).strip()}\n")
             return -signal.SIGKILL
         return code
+
+    def free_nodes(self) -> None:
+        """What still runs beside it ends."""
+        from ray.util.placement_group import remove_placement_group
+
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
 
     def explain_wait(self) -> str | None:
         return None if self._log.stat().st_size else self._cluster.describe_free()

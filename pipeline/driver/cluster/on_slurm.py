@@ -85,17 +85,17 @@ class Slurm:
         kinds = [f"{row[1]} × {row[2]} cores, {row[3]} MB, {row[4]}" for row in self._nodes]
         return f"Slurm: {'; '.join(dict.fromkeys(kinds))}"
 
-    def explain_misfit(self, needs: Needs) -> str | None:
+    def explain_misfit(self, needs: Needs, machines: int) -> str | None:
         limits = [_parse_hours(row[5]) for row in self._nodes]
         if needs.hours and limits and needs.hours > max(limits):
             return f"Slurm allows {max(limits):g} hours"
-        options = self._format_options(needs)
+        options = [f"--nodes={machines}", f"--ntasks={machines}", *self._format_options(needs)]
         asked = _ask("sbatch", "--test-only", *options, "--wrap=true")
         return f"Slurm refuses it ({_shorten(asked.stderr)})" if asked.returncode else None
 
     def _list_options(self, needs: Needs) -> dict[str, Any]:
         return {
-            "--gpus": needs.gpus or None,
+            "--gpus-per-node": needs.gpus or None,
             "--cpus-per-task": needs.cpus,
             "--mem": needs.memory and f"{math.ceil(needs.memory * 1024)}M",
             "--time": needs.hours and math.ceil(needs.hours * 60),
@@ -158,7 +158,8 @@ class Slurm:
     def _render(self, task: ClusterTask, lease: Path, code: Path) -> str:
         words = [sys.executable, "-m", JOB_MODULE, str(lease), *task.words]
         output = task.log if task.count is None else task.log.with_suffix(".%a.log")
-        head = sbatch.render_head(task.name, str(output), self._list_options(task.needs))
+        options = self._list_options(task.needs)
+        head = sbatch.render_head(task.name, str(output), options, task.machines)
         variables = {name: str(value) for name, value in self._cfg.env.items()}
         if not task.needs.gpus:
             variables = {"CUDA_VISIBLE_DEVICES": "", **variables}
@@ -171,8 +172,24 @@ class Slurm:
                 f'"RUNNING "[!0]*) [ "${{SLURM_RESTART_COUNT:-0}}" -ge {RESTARTS} ] ||'
                 ' scontrol requeue "$SLURM_JOB_ID" ;;'
             )
+        beside = f"{self._render_beside(task, lease)} &\n" if task.words_beside else ""
         body = sbatch.render_requeued(shlex.join(words), otherwise)
-        return f"{head}{sbatch.REQUEUE_HEAD}\n{prolog}{body}"
+        return f"{head}{sbatch.REQUEUE_HEAD}\n{prolog}{beside}{body}"
+
+    def _render_beside(self, task: ClusterTask, lease: Path) -> str:
+        """What runs on the nodes after the first. Slurm ends it with the job."""
+        others = task.machines - 1
+        return shlex.join(
+            [
+                "srun",
+                "--relative=1",
+                f"--nodes={others}",
+                f"--ntasks={others}",
+                f"--cpus-per-task={task.needs.cpus}",  # srun does not take the job's own
+                f"--output={task.log.with_name(f'{task.name}-beside')}.%t.log",
+                *[sys.executable, "-m", JOB_MODULE, str(lease), *task.words_beside],
+            ]
+        )
 
     def read_states(self, may_be_old: bool = True) -> dict[str, tuple[str, str]]:
         """Of every job of ours that Slurm still knows. Where it does not answer: as it was."""

@@ -11,7 +11,7 @@ WARNING_SECONDS = 120  # from Slurm's SIGTERM to its SIGKILL: enough for a check
 SIGTERM_CODE = 128 + 15  # bash's, where the signal came between the end and its exit code
 
 
-def render_head(name: str, output: str, options: Mapping[str, object]) -> str:
+def render_head(name: str, output: str, options: Mapping[str, object], machines: int = 1) -> str:
     """`options`: sbatch's, without those that are None."""
     given = [f"#SBATCH {option}={value}" for option, value in options.items() if value is not None]
     return "\n".join(
@@ -20,8 +20,8 @@ def render_head(name: str, output: str, options: Mapping[str, object]) -> str:
             f"#SBATCH --job-name=strop-{name}",
             f"#SBATCH --chdir={Path.cwd()}",
             f"#SBATCH --output={output}",
-            "#SBATCH --nodes=1",
-            "#SBATCH --ntasks=1",
+            f"#SBATCH --nodes={machines}",
+            f"#SBATCH --ntasks={machines}",
             *given,
             "",
         ]

@@ -1,0 +1,134 @@
+"""Machines that train together: how the others find the training of the first one.
+
+The first machine publishes an invitation in the step's scratch folder. Each other one takes a
+number by a lease. Once all numbers are taken the first machine writes the order, by which every
+launcher then meets the others.
+"""
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import STEP_FILE, write_json
+from pipeline.errors import pluralize
+from pipeline.hashing import hash_code
+from pipeline.progress import print_progress
+from pipeline.resources import leases
+
+FOLDER = "machines"  # in scratch
+ORDER = "order.json"
+PAUSE = 0.5  # seconds between two looks at what others wrote
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """`attempt` is another one after each restart: a machine of the last one joins anew."""
+
+    folder: Path
+    machines: int
+    attempt: str
+    code: str
+
+    @property
+    def order(self) -> Path:
+        return self.folder.parent / ORDER
+
+    def list_numbers(self) -> Iterator[Path]:
+        """The leases of the machines after the first."""
+        for number in range(1, self.machines):
+            yield self.folder / self.attempt / str(number)
+
+    def is_open(self) -> bool:
+        return find_invitation(self.folder.parents[1]) == self
+
+
+def find_invitation(work: Path) -> Invitation | None:
+    """That of the training in a step's folder, while it waits for machines or runs on them."""
+    folder = work / "scratch" / FOLDER
+    try:
+        return Invitation(folder, **json.loads((folder / "invitation.json").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+# ── on the first machine ──────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def invite(out: Path, machines: int) -> Iterator[str]:
+    """Wait until the others are there; they may join until the end. Yields the attempt."""
+    folder = out / "scratch" / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+    invitation = Invitation(folder, machines, secrets.token_hex(4), hash_code())
+    (folder / invitation.attempt).mkdir(parents=True)
+    call = {"machines": machines, "attempt": invitation.attempt, "code": invitation.code}
+    file = folder / "invitation.json"
+    write_json(file, call)
+    try:
+        _wait_for_others(invitation, json.loads((out / STEP_FILE).read_text())["story"])
+        yield invitation.attempt
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _wait_for_others(invitation: Invitation, run_dir: str) -> None:
+    said = None
+    while missing := sum(not leases.is_held(lease) for lease in invitation.list_numbers()):
+        if missing != said:
+            said = missing
+            others = pluralize(missing, "more machine")
+            print_progress(f"train waits for {others}: type there `strop work {run_dir}`")
+        time.sleep(PAUSE)
+
+
+# ── on another machine ────────────────────────────────────────────────────────────────────────────
+
+
+def join(
+    invitation: Invitation,
+    launch: Callable[[Path, int], int],
+    is_going_on: Callable[[], bool],
+) -> bool:
+    """Take a number, wait for the order and launch. Returns whether this machine took part."""
+    if (lease := _take_number(invitation)) is None:
+        return False
+    heart = leases.Heart(lambda lost: None)  # the launcher ends with the training
+    heart.add(lease)
+    code = None
+    try:
+        while not _is_ordered(invitation):
+            if not is_going_on():
+                return False
+            time.sleep(PAUSE)
+        code = launch(invitation.order, int(lease.folder.name))
+        return True
+    finally:
+        heart.stop()
+        heart.remove(lease)
+        if code is None:
+            lease.release()
+        else:
+            lease.finish(code)  # its number is not taken again: the machines have met
+
+
+def _take_number(invitation: Invitation) -> leases.Lease | None:
+    observer = leases.Observer()
+    for folder in invitation.list_numbers():
+        with suppress(FileNotFoundError):  # the training was started anew
+            if lease := observer.try_acquire(folder):
+                return lease
+    return None
+
+
+def _is_ordered(invitation: Invitation) -> bool:
+    try:
+        order: dict[str, Any] = json.loads(invitation.order.read_text())
+    except (OSError, ValueError):
+        return False
+    return order.get("attempt") == invitation.attempt
