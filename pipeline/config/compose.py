@@ -309,13 +309,21 @@ def _run_hydra(arguments: Arguments, overrides: list[str]) -> DictConfig:
 def _complete_rounds(composed: DictConfig) -> None:
     """Trainings of single rounds change the model as `train` does, unless they say otherwise.
 
-    A round's number is a text where a file is chosen for it, and a number in YAML.
+    A round's number is a text where a file is chosen for it or a knob is typed, and a number in
+    YAML. What is typed is above both.
     """
     rounds = composed.get("train_in_round", {})
+    words = [
+        word for word in read_overrides(composed.hydra) if word.startswith("++train_in_round.")
+    ]
+    typed = [override.key_or_group for override in _parse_overrides(words)]
+    values = {key: deepcopy(OmegaConf.select(composed, key)) for key in typed}
     with flag_override(composed, ["struct", "readonly"], False):
         for number in [key for key in rounds if not isinstance(key, str)]:
             own = rounds.pop(number)
             rounds[str(number)] = OmegaConf.merge(rounds.get(str(number), {}), own)
+        for key, value in values.items():
+            OmegaConf.update(composed, key, value)
         for block in rounds.values():
             if isinstance(block, DictConfig) and "adapter" not in block:
                 block["adapter"] = deepcopy(composed.train.adapter)

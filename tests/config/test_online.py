@@ -51,6 +51,13 @@ def test_one_round_may_train_otherwise():
     assert fingerprints("recipes=grpo_vs_dpo")["train@1"] == smoke["train@1"]
 
 
+def test_what_is_typed_for_a_round_is_above_its_recipe():
+    words = ["train_in_round.2.runtime.save_every=2", "train_in_round.2.learning_rate=1e-4"]
+    training = composed("recipes=grpo_vs_dpo", *words).train_in_round[2]
+    assert (training.runtime.save_every, training.learning_rate) == (2, 1e-4)
+    assert training.runtime.micro_batch == 16, "the recipe's"
+
+
 REFUSED = {
     "score=pairwise score.scorers.pairwise.engine.model=judge": (
         "pair.scorer=pairwise: it compares answers in pairs", "score=rubric"
