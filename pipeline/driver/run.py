@@ -79,7 +79,7 @@ def run_point(cfg: Config, run_dir: Path | None = None) -> int:
 
 @contextmanager
 def open_run(cfg: Config, run_plan: RunPlan, run_dir: Path | None = None) -> Iterator[Path]:
-    """A run's folder with its records, while nobody can prune the store."""
+    """A run's folder with its records, while the store cannot be pruned."""
     on_wait = functools.partial(print, f"waiting: {cfg.own_store} is being pruned", flush=True)
     with store.lock_shared(cfg.own_store, on_wait):
         register_runs(cfg.own_store, cfg.runs, cfg.other_stores)

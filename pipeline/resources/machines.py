@@ -78,10 +78,10 @@ def invite(out: Path, machines: int) -> Iterator[str]:
 
 
 def _wait_for_others(invitation: Invitation, run_dir: str) -> None:
-    said = None
+    reported = None
     while missing := sum(not leases.is_held(lease) for lease in invitation.list_numbers()):
-        if missing != said:
-            said = missing
+        if missing != reported:
+            reported = missing
             others = pluralize(missing, "more machine")
             print_progress(f"train waits for {others}: type there `strop work {run_dir}`")
         time.sleep(PAUSE)

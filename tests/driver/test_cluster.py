@@ -138,7 +138,7 @@ def test_the_machines_of_a_training_join_beside_its_step(tmp_path):
     worker.start_step(tmp_path / "007-train-abc.json", tmp_path / "log")
     [(own, _)] = fake.tasks
     assert own.machines == 3 and own.words[0] == "pipeline.driver.worker"
-    assert own.words_beside[:4] == ("pipeline", "work", str(tmp_path), "step=train")
+    assert own.partner_words[:4] == ("pipeline", "work", str(tmp_path), "step=train")
     assert worker.explain_wait() == "waits for 3 × 1 core, together: the queue is long"
 
 
@@ -265,14 +265,14 @@ def test_a_job_file_can_be_read_and_names_what_was_asked(programs, tmp_path):
 
 def test_the_job_of_several_machines_starts_what_joins_on_the_others(programs, tmp_path):
     slurm = on_slurm.connect(composed(*SMALL, "cluster=slurm").cluster)
-    task = replace(make_task(tmp_path, "own"), machines=3, words_beside=("other", "a word"))
+    task = replace(make_task(tmp_path, "own"), machines=3, partner_words=("other", "a word"))
     slurm.start(task)
     lines = (tmp_path / "cluster" / "000-sample-abc.sbatch").read_text().splitlines()
     assert {"#SBATCH --nodes=3", "#SBATCH --ntasks=3"} <= {*lines}
-    [beside] = [line for line in lines if line.startswith("srun ")]
-    assert beside.startswith("srun --relative=1 --nodes=2 --ntasks=2 --cpus-per-task=1 ")
-    assert beside.endswith(" other 'a word' &")
-    assert lines.index(beside) < next(at for at, line in enumerate(lines) if " own &" in line)
+    [partners] = [line for line in lines if line.startswith("srun ")]
+    assert partners.startswith("srun --relative=1 --nodes=2 --ntasks=2 --cpus-per-task=1 ")
+    assert partners.endswith(" other 'a word' &")
+    assert lines.index(partners) < next(at for at, line in enumerate(lines) if " own &" in line)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class ClusterTask:
     """One module to run on a node, or `count` nodes. `words`: its name and arguments.
 
     With several `machines` it runs on the first of them, and on each of the others
-    `words_beside`; all start together and end with the first.
+    `partner_words`; all start together and end with the first.
     """
 
     name: str
@@ -38,7 +38,7 @@ class ClusterTask:
     needs: Needs
     count: int | None = None  # None: a Step. A number: what helps it, restarted when it crashes
     machines: int = 1
-    words_beside: tuple[str, ...] = ()
+    partner_words: tuple[str, ...] = ()
 
 
 class RunningTask(Protocol):
@@ -208,7 +208,7 @@ class ClusterWorker:
             self._run_dir,
             needs.own,
             machines=needs.machines,
-            words_beside=tuple(join) if needs.machines > 1 else (),
+            partner_words=tuple(join) if needs.machines > 1 else (),
         )
         self._step = self._cluster.start(own)
         if needs.helpers:

@@ -176,9 +176,9 @@ class Ray:
         group = placement_group(bundles, strategy="STRICT_SPREAD")
         places = [PlacementGroupSchedulingStrategy(group, at) for at in range(task.machines)]
         own = self._submit(task, "run_step", task.words, task.log, places[0])
-        logs = _number_logs(task.log.with_name(f"{task.name}-beside.log"), task.machines - 1)
+        logs = _number_logs(task.log.with_name(f"{task.name}-partner.log"), task.machines - 1)
         for log, place in zip(logs, places[1:], strict=True):
-            self._submit(task, "run_helper", [*task.words_beside], log, place)
+            self._submit(task, "run_helper", [*task.partner_words], log, place)
         return RayTask(self, [own], task.log, group)
 
     def _submit(
@@ -269,7 +269,7 @@ class RayTask:
         return code
 
     def free_nodes(self) -> None:
-        """What still runs beside it ends."""
+        """What runs with it on other nodes ends."""
         from ray.util.placement_group import remove_placement_group
 
         if self._group is not None:

@@ -172,11 +172,11 @@ class Slurm:
                 f'"RUNNING "[!0]*) [ "${{SLURM_RESTART_COUNT:-0}}" -ge {RESTARTS} ] ||'
                 ' scontrol requeue "$SLURM_JOB_ID" ;;'
             )
-        beside = f"{self._render_beside(task, lease)} &\n" if task.words_beside else ""
+        partners = f"{self._render_partners(task, lease)} &\n" if task.partner_words else ""
         body = sbatch.render_requeued(shlex.join(words), otherwise)
-        return f"{head}{sbatch.REQUEUE_HEAD}\n{prolog}{beside}{body}"
+        return f"{head}{sbatch.REQUEUE_HEAD}\n{prolog}{partners}{body}"
 
-    def _render_beside(self, task: ClusterTask, lease: Path) -> str:
+    def _render_partners(self, task: ClusterTask, lease: Path) -> str:
         """What runs on the nodes after the first. Slurm ends it with the job."""
         others = task.machines - 1
         return shlex.join(
@@ -186,8 +186,8 @@ class Slurm:
                 f"--nodes={others}",
                 f"--ntasks={others}",
                 f"--cpus-per-task={task.needs.cpus}",  # srun does not take the job's own
-                f"--output={task.log.with_name(f'{task.name}-beside')}.%t.log",
-                *[sys.executable, "-m", JOB_MODULE, str(lease), *task.words_beside],
+                f"--output={task.log.with_name(f'{task.name}-partner')}.%t.log",
+                *[sys.executable, "-m", JOB_MODULE, str(lease), *task.partner_words],
             ]
         )
 
