@@ -144,9 +144,13 @@ def build_trainer(
         ref_model["ref_model"] = _load_reference(cfg, policy, init, reference)
     args = _make_arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
     data = _make_datasets(args, rows, out / "scratch")
-    online = {}
+    online: dict[str, Any] = {}
     if rewards:
-        online = {"reward_funcs": [rewards], "stop_ids": rewards.tokenizer.stop_ids}
+        online = {
+            "reward_funcs": [rewards],
+            "stop_ids": rewards.tokenizer.stop_ids,
+            "kl_beta": cfg.beta if cfg.reference_logps == "online" else 0.0,
+        }
     sharing, start = PromptSharing(cfg, rows, out), StartCheck(cfg, rows, init, reference)
     packing, load = RowPacking(cfg, rows), ExpertLoad()
     sampler = SamplerCheck(cfg, rows.get(SAMPLED), out)
