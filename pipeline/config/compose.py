@@ -4,7 +4,6 @@ import glob
 import re
 import shlex
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -307,7 +306,7 @@ def _run_hydra(arguments: Arguments, overrides: list[str]) -> DictConfig:
 
 
 def _complete_rounds(composed: DictConfig) -> None:
-    """Trainings of single rounds change the model as `train` does, unless they say otherwise.
+    """Trainings of single rounds have the adapter of `train`, but for the knobs that they give.
 
     A round's number is a text where a file is chosen for it, and a number in YAML.
     """
@@ -317,8 +316,9 @@ def _complete_rounds(composed: DictConfig) -> None:
             own = rounds.pop(number)
             rounds[str(number)] = OmegaConf.merge(rounds.get(str(number), {}), own)
         for block in rounds.values():
-            if isinstance(block, DictConfig) and "adapter" not in block:
-                block["adapter"] = deepcopy(composed.train.adapter)
+            own = block.get("adapter", {}) if isinstance(block, DictConfig) else None
+            if isinstance(own, dict | DictConfig) and "kind" not in own:
+                block["adapter"] = OmegaConf.merge(composed.train.adapter, own)
 
 
 def _leave_out_replaced(composed: DictConfig, arguments: Arguments) -> None:

@@ -93,6 +93,7 @@ def train_in_ranks(
     paths = {name: str(one.path.absolute()) if one else None for name, one in inputs.items()}
     call = {
         "config": cfg.model_dump(mode="json"),
+        "knob": cfg.knob,
         "out": str(out.absolute()),
         "processes": count,
         **paths,
@@ -125,19 +126,21 @@ def join_training(order: Path, machine: int) -> int:
             f"  Start it on the first machine, which prints what to type here."
         )
     call = json.loads(order.read_text())
-    cfg = read_config(call["config"])
+    cfg = read_config(call)
     if not 0 < machine < cfg.runtime.machines:
         raise UserError(
-            f"machine {machine}: train.runtime.machines={cfg.runtime.machines}, and the first of "
-            f"them has begun.\n"
+            f"machine {machine}: {cfg.knob}.runtime.machines={cfg.runtime.machines}, and the first"
+            " of them has begun.\n"
             f"  Give a number from 1 to {cfg.runtime.machines - 1}, another one on each machine."
         )
     return _run_launcher(cfg, call["processes"], order, machine)
 
 
-def read_config(config: dict[str, Any]) -> TrainConfig | OnlineTraining:
+def read_config(order: dict[str, Any]) -> TrainConfig | OnlineTraining:
     """The config of an order, as the stage had it."""
-    return OnlineTraining(**config) if "reward" in config else TrainConfig(**config)
+    config = order["config"]
+    shape = OnlineTraining if "reward" in config else TrainConfig
+    return shape(**config).mounted_at(order["knob"])
 
 
 def _run_launcher(cfg: TrainConfig, count: int, order: Path, machine: int) -> int:

@@ -214,9 +214,11 @@ def test_a_machine_that_nobody_waits_for_is_told_so(tmp_path):
     ):
         launch.join_training(tmp_path / "order.json", 1)
     cfg = dpo(runtime={"machines": 2, "address": "a"})
-    (tmp_path / "order.json").write_text(json.dumps({"config": cfg.model_dump(mode="json")}))
+    order = {"config": cfg.model_dump(mode="json"), "knob": "train_in_round.2"}
+    (tmp_path / "order.json").write_text(json.dumps(order))
     with pytest.raises(
-        UserError, match=r"machine 2: train.runtime.machines=2.*\n  Give a number from 1 to 1"
+        UserError,
+        match=r"machine 2: train_in_round.2.runtime.machines=2.*\n  Give a number from 1 to 1",
     ):
         launch.join_training(tmp_path / "order.json", 2)
 
