@@ -3,6 +3,7 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.config import (
@@ -32,22 +33,21 @@ def plan(cfg: Config) -> Step:
     members = plan_members(cfg, sft)
 
     evals = EvalPlan(cfg, prompts, sft, reward)
+    rounds = RoundPlan(cfg, prompts, sft, reward, members, offline, prior)
     policy, models, pairs = sft, {"sft": sft}, list[Step]()
     dev_evals: dict[str, EvalSteps] = {}  # what the gate compares, planned once for each model
     for r in range(1, cfg.rounds + 1):
         train = cfg.training(r)
         if isinstance(train, OnlineTraining):  # it samples and scores while it trains
-            policy = plan_online(cfg, r, train, policy, sft, prompts, reward)
+            policy = rounds.plan_online(r, train, policy)
         else:
-            pair, best_of_n = plan_pairs(
-                cfg, r, policy, sft, prompts, reward, members, offline, prior, pairs
-            )
+            pair, best_of_n = rounds.plan_pairs(r, policy, pairs)
             pairs += [pair]
             init = {"previous": policy, "sft": sft, "best_of_n": best_of_n}[cfg.init]
             references = {"previous": policy, "sft": sft, "init": init}
             reference = references[cfg.reference.model]
             trained = pairs if cfg.train_on == "all" else [pair]
-            policy = plan_training(cfg, r, train, init, reference, trained, prompts)
+            policy = rounds.plan_training(r, train, init, reference, trained)
         models[f"round-{r}"] = policy
         if cfg.gate:  # the next round starts from the best model so far
             new = [name for name in models if name not in dev_evals]
@@ -61,88 +61,169 @@ def plan(cfg: Config) -> Step:
     return plan_report(cfg, evals, models, policy, pairs, prompts)
 
 
-def plan_pairs(
-    cfg: Config,
-    r: int,
-    policy: Step,
-    sft: Step,
-    prompts: Step,
-    reward: Step | None,
-    members: dict[str, Step],
-    offline: Step | None,
-    prior: Step | None,
-    earlier: list[Step],
-) -> tuple[Step, Step | None]:
-    """The round's samples, their scores, and the pairs that these make; SFT on the best ones."""
-    samples, scores = plan_samples(cfg, r, policy, prompts / "train", reward)
-    pool = plan_pool(cfg, r, members, policy, samples, sft, prompts / "train", reward)
-    candidates = plan_candidates(cfg, r, policy, samples, scores, pool, prompts, reward)
-    pair = Step(
-        "pair",
-        cfg.pair.for_round(r, cfg.scores_samples, cfg.steps.cut if cfg.steps else None),
-        at=r,
-        policy=policy,
-        offline=offline,
-        prior=prior,
-        **candidates._asdict(),
-        earlier=list(earlier) if cfg.pair.budget.per_prompt else None,
-        prompts=prompts / "train" if cfg.pair.needs_prompt_columns else None,
-    )
-    return pair, plan_best_of_n(cfg.best_of_n, r, policy, samples, scores, pool)
+class PoolSteps(NamedTuple):
+    samples: dict[str, list[Step]]
+    scores: list[Step]
+    logps: list[Step]  # of all answers under SFT, where a filter reads them
+
+    def select(self, source: str) -> tuple[list[Step], list[Step]]:
+        """The answers of one source, and their scores."""
+        samples = self.samples.get(source, [])
+        return samples, [score for score in self.scores if score.inputs["samples"] in samples]
 
 
-def plan_training(
-    cfg: Config,
-    r: int,
-    train: TrainConfig,
-    init: Step | None,
-    reference: Step | None,
-    pairs: list[Step],
-    prompts: Step,
-) -> Step:
-    """A training on pairs; before it, the reference's values where they can be precomputed."""
-    if train.reference_logps == "none":
-        reference = None
-    logps = list[Step]()
-    if reference and train.reference_logps == "precomputed":
-        logps = [plan_reference(cfg, r, reference, rows) for rows in pairs]
-    return Step(
-        "train",
-        train,
-        at=r,
-        knob=cfg.training_knob(r),
-        init=init,
-        pairs=list(pairs),
-        reference=reference,
-        logps=logps,
-        dev=prompts / "dev",
-        decontamination=prompts / "decontamination" if train.rehearsal else None,
-    )
+class Candidates(NamedTuple):
+    """What pairs are made of: the inputs of `pair` by their names."""
+
+    pool: dict[str, list[Step]]
+    pool_logps: list[Step]
+    samples: list[Step]  # the policy's own: after the pool's, so that `until` means these
+    scores: list[Step]
+    steps: Step | None = None
 
 
-def plan_online(
-    cfg: Config,
-    r: int,
-    train: OnlineTraining,
-    policy: Step,
-    sft: Step,
-    prompts: Step,
-    reward: Step | None,
-) -> Step:
-    """A training on the policy's answers to the prompts that the round would have sampled."""
-    init = sft if cfg.init == "sft" else policy
-    reference = {"previous": policy, "sft": sft, "init": init}[cfg.reference.model]
-    return Step(
-        "train",
-        train,
-        at=r,
-        knob=cfg.training_knob(r),
-        init=init,
-        reference=reference if train.reference_logps == "online" else None,
-        prompts=prompts / "train",
-        dev=prompts / "dev",
-        reward=reward if train.score.uses_reward_stage else None,
-    )
+@dataclass(frozen=True)
+class RoundPlan:
+    """The Steps of a round. The fields are what is made once, before the rounds."""
+
+    cfg: Config
+    prompts: Step
+    sft: Step
+    reward: Step | None
+    members: dict[str, Step]
+    offline: Step | None
+    prior: Step | None  # the offline rows' log-probabilities under SFT
+
+    def plan_pairs(self, r: int, policy: Step, earlier: list[Step]) -> tuple[Step, Step | None]:
+        """The round's samples, their scores and the pairs that these make; SFT on the best ones."""
+        cfg = self.cfg
+        samples, scores = self.plan_samples(r, policy)
+        pool = self.plan_pool(r, policy, samples)
+        candidates = self.plan_candidates(r, policy, samples, scores, pool)
+        pair = Step(
+            "pair",
+            cfg.pair.for_round(r, cfg.scores_samples, cfg.steps.cut if cfg.steps else None),
+            at=r,
+            policy=policy,
+            offline=self.offline,
+            prior=self.prior,
+            **candidates._asdict(),
+            earlier=list(earlier) if cfg.pair.budget.per_prompt else None,
+            prompts=self.prompts / "train" if cfg.pair.needs_prompt_columns else None,
+        )
+        return pair, plan_best_of_n(cfg.best_of_n, r, policy, samples, scores, pool)
+
+    def plan_training(
+        self,
+        r: int,
+        train: TrainConfig,
+        init: Step | None,
+        reference: Step | None,
+        pairs: list[Step],
+    ) -> Step:
+        """A training on pairs; before it, the reference's values where they can be precomputed."""
+        if train.reference_logps == "none":
+            reference = None
+        logps = list[Step]()
+        if reference and train.reference_logps == "precomputed":
+            logps = [plan_reference(self.cfg, r, reference, rows) for rows in pairs]
+        return Step(
+            "train",
+            train,
+            at=r,
+            knob=train.knob,
+            init=init,
+            pairs=list(pairs),
+            reference=reference,
+            logps=logps,
+            dev=self.prompts / "dev",
+            decontamination=self.prompts / "decontamination" if train.rehearsal else None,
+        )
+
+    def plan_online(self, r: int, train: OnlineTraining, policy: Step) -> Step:
+        """A training on the policy's answers to the prompts that the round would have sampled."""
+        init = self.sft if self.cfg.init == "sft" else policy
+        references = {"previous": policy, "sft": self.sft, "init": init}
+        reference = references[self.cfg.reference.model]
+        return Step(
+            "train",
+            train,
+            at=r,
+            knob=train.knob,
+            init=init,
+            reference=reference if train.reference_logps == "online" else None,
+            prompts=self.prompts / "train",
+            dev=self.prompts / "dev",
+            reward=self.reward if train.score.uses_reward_stage else None,
+        )
+
+    def plan_samples(self, r: int, policy: Step) -> tuple[list[Step], list[Step]]:
+        """The policy's samples and scores, wave by wave.
+
+        The first wave samples every prompt; each later one those whose scores so far all tie.
+        """
+        cfg, prompts = self.cfg, self.prompts / "train"
+        samples, scores = list[Step](), list[Step]()
+        waves = cfg.sample.request_waves(r, cfg.pair.scorer) if cfg.samples_policy else []
+        for request in waves:
+            wave = Step("sample", request, at=r, policy=policy, prompts=prompts, scores=scores)
+            samples += [wave]
+            scores += self.plan_scores(r, wave)
+        return samples, scores
+
+    def plan_pool(self, r: int, policy: Step, samples: list[Step]) -> PoolSteps:
+        """Answers of the pool's members, in SFT's tokens, which are the policy's; revised ones."""
+        cfg, prompts = self.cfg, self.prompts / "train"
+        answers = {
+            name: Step(
+                "sample",
+                cfg.sample.request_member(name, r),
+                at=r,
+                knob=f"sample.pool.{name}",
+                policy=model,
+                prompts=prompts,
+                tokens_of=self.sft,
+            )
+            for name, model in self.members.items()
+        }
+        if cfg.revise and samples:
+            revision = cfg.revise.for_round(r)
+            answers[REVISED] = Step("revise", revision, at=r, policy=policy, samples=samples[0])
+        logps = list[Step]()
+        if cfg.pair.needs_sft_logps:
+            logps = [plan_reference(cfg, r, self.sft, each) for each in answers.values()]
+        scores = [score for each in answers.values() for score in self.plan_scores(r, each)]
+        return PoolSteps({name: [each] for name, each in answers.items()}, scores, logps)
+
+    def plan_candidates(
+        self, r: int, policy: Step, samples: list[Step], scores: list[Step], pool: PoolSteps
+    ) -> Candidates:
+        """Whole answers; or steps, where solutions go wrong: how the policy continues there."""
+        cfg = self.cfg
+        if cfg.steps is None:
+            return Candidates(pool.samples, pool.logps, samples, [*pool.scores, *scores])
+        steps = Step(
+            "steps",
+            cfg.steps.search(cfg.pair.scorer),
+            at=r,
+            policy=policy,
+            samples=samples,
+            scores=scores,
+            prompts=self.prompts / "train",
+        )
+        request = cfg.sample.request_continuations(r, cfg.steps.sampling)
+        continued = Step("sample", request, at=r, policy=policy, prompts=steps)
+        return Candidates({}, [], [continued], [self._plan_score(r, continued, steps)], steps)
+
+    def plan_scores(self, r: int, samples: Step) -> list[Step]:
+        """None where pairs are made without scores."""
+        if not self.cfg.scores_samples:
+            return []
+        return [self._plan_score(r, samples, self.prompts / "train")]
+
+    def _plan_score(self, r: int, samples: Step, prompts: Step | Part) -> Step:
+        reward = self.reward if self.cfg.score.uses_reward_stage else None
+        return Step("score", self.cfg.score, at=r, samples=samples, prompts=prompts, reward=reward)
 
 
 def plan_sft(cfg: Config, base: Step | None, ngrams: Part) -> Step:
@@ -170,72 +251,6 @@ def plan_offline(cfg: Config, sft: Step, ngrams: Part) -> tuple[Step | None, Ste
     return offline, plan_reference(cfg, 1, sft, offline) if cfg.pair.needs_sft_logps else None
 
 
-def plan_samples(
-    cfg: Config, r: int, policy: Step, prompts: Part, reward: Step | None
-) -> tuple[list[Step], list[Step]]:
-    """The round's samples and scores, wave by wave.
-
-    The first wave samples every prompt; each later one those whose scores so far all tie.
-    """
-    samples, scores = list[Step](), list[Step]()
-    waves = cfg.sample.request_waves(r, cfg.pair.scorer) if cfg.samples_policy else []
-    for request in waves:
-        wave = Step("sample", request, at=r, policy=policy, prompts=prompts, scores=scores)
-        samples += [wave]
-        scores += plan_scores(cfg, r, wave, prompts, reward)
-    return samples, scores
-
-
-class PoolSteps(NamedTuple):
-    samples: dict[str, list[Step]]
-    scores: list[Step]
-    logps: list[Step]  # of all answers under SFT, where a filter reads them
-
-    def select(self, source: str) -> tuple[list[Step], list[Step]]:
-        """The answers of one source, and their scores."""
-        samples = self.samples.get(source, [])
-        return samples, [score for score in self.scores if score.inputs["samples"] in samples]
-
-
-class Candidates(NamedTuple):
-    """What pairs are made of: the inputs of `pair` by their names."""
-
-    pool: dict[str, list[Step]]
-    pool_logps: list[Step]
-    samples: list[Step]  # the policy's own: after the pool's, so that `until` means these
-    scores: list[Step]
-    steps: Step | None = None
-
-
-def plan_candidates(
-    cfg: Config,
-    r: int,
-    policy: Step,
-    samples: list[Step],
-    scores: list[Step],
-    pool: PoolSteps,
-    prompts: Step,
-    reward: Step | None,
-) -> Candidates:
-    """Whole answers; or steps, from where solutions go wrong: how the policy continues there."""
-    if cfg.steps is None:
-        return Candidates(pool.samples, pool.logps, samples, [*pool.scores, *scores])
-    scorer = reward if cfg.score.uses_reward_stage else None
-    steps = Step(
-        "steps",
-        cfg.steps.search(cfg.pair.scorer),
-        at=r,
-        policy=policy,
-        samples=samples,
-        scores=scores,
-        prompts=prompts / "train",
-    )
-    request = cfg.sample.request_continuations(r, cfg.steps.sampling)
-    continued = Step("sample", request, at=r, policy=policy, prompts=steps)
-    scored = Step("score", cfg.score, at=r, samples=continued, prompts=steps, reward=scorer)
-    return Candidates({}, [], [continued], [scored], steps)
-
-
 def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:
     """The models that answer training prompts as well as the policy."""
     return {
@@ -248,50 +263,6 @@ def plan_members(cfg: Config, sft: Step) -> dict[str, Step]:
         )
         for name, member in cfg.sample.pool.items()
     }
-
-
-def plan_pool(
-    cfg: Config,
-    r: int,
-    members: dict[str, Step],
-    policy: Step,
-    samples: list[Step],
-    sft: Step,
-    prompts: Part,
-    reward: Step | None,
-) -> PoolSteps:
-    """Answers of each member of the pool, in SFT's tokens, which are the policy's; revised ones."""
-    answers = {
-        name: Step(
-            "sample",
-            cfg.sample.request_member(name, r),
-            at=r,
-            knob=f"sample.pool.{name}",
-            policy=model,
-            prompts=prompts,
-            tokens_of=sft,
-        )
-        for name, model in members.items()
-    }
-    if cfg.revise and samples:
-        revision = cfg.revise.for_round(r)
-        answers[REVISED] = Step("revise", revision, at=r, policy=policy, samples=samples[0])
-    logps = list[Step]()
-    if cfg.pair.needs_sft_logps:
-        logps = [plan_reference(cfg, r, sft, each) for each in answers.values()]
-    scores = [plan_scores(cfg, r, each, prompts, reward) for each in answers.values()]
-    named = {name: [each] for name, each in answers.items()}
-    return PoolSteps(named, [score for each in scores for score in each], logps)
-
-
-def plan_scores(
-    cfg: Config, r: int, samples: Step, prompts: Part, reward: Step | None
-) -> list[Step]:
-    """None where pairs are made without scores."""
-    if not cfg.scores_samples:
-        return []
-    scorer = reward if cfg.score.uses_reward_stage else None
-    return [Step("score", cfg.score, at=r, samples=samples, prompts=prompts, reward=scorer)]
 
 
 def plan_reference(cfg: Config, r: int, model: Step, rows: Step) -> Step:

@@ -84,6 +84,14 @@ class Step:
         return f"{label} {self.pool_member or ''}".strip()
 
     @property
+    def round_text(self) -> str | None:
+        """The number of its round; of a replicate, the round that it trains by another seed."""
+        replicate = re.fullmatch(r"round-(\d+)-seed-\d+", str(self.label))
+        if replicate:
+            return replicate[1]
+        return str(self.label) if isinstance(self.label, int) else None
+
+    @property
     def in_evaluation(self) -> bool:
         """Whether it is of a model's evaluation: what makes a model is not, whatever its label."""
         return isinstance(self.label, str) and self.stage not in ("train", "merge", "gate")

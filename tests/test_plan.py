@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.driver.outline import select_targets
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.step import Step, has_floating_revision
@@ -240,6 +241,19 @@ def test_more_seeds_build_their_own_trainings_alone(toys):
         "train round-1-seed-43",
     ]
     assert toys.built(toys.run(*SMALL, "seeds=2", "until=pair")) == []
+
+
+def test_until_train_means_every_seed_of_the_last_round():
+    def list_targets(until, *words):
+        last = plan(composed(*SMALL, "seeds=3", *words))
+        return [step.label for step in select_targets(last, until)]
+
+    every = [1, "round-1-seed-43", "round-1-seed-44"]
+    assert list_targets("train") == list_targets("train@1") == every
+    assert list_targets("train@round-1-seed-44") == ["round-1-seed-44"]
+    assert list_targets("train", "rounds=2") == [1], "one seed trains an earlier round"
+    assert list_targets("train@2", "rounds=2")[1:] == ["round-2-seed-43", "round-2-seed-44"]
+    assert list_targets("sample") == [1], "an evaluation of a replicate is of no round"
 
 
 @pytest.mark.long

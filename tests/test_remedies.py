@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from pipeline import config
 from pipeline.config import Block, Config
+from pipeline.config.base import name_own_knobs
 from pipeline.errors import UserError
 from tests.support.house import HOUSE, composed
 
@@ -40,6 +41,9 @@ TEXTS = {
     "pipeline/data/unseen_constraints.py",
 }
 PLACES = {"pipeline/config/trl_args.py": "train"}  # whose words a block says as its own
+# What messages of a training fill in: where its block is in most runs.
+FILLED = {"cfg.knob": "train", "train.knob": "train", "cfg.mount": "train", "train.mount": "train"}
+FILLED |= {"cfg.adapter_mount": "adapter", "train.adapter_mount": "adapter"}
 USAGE = {
     "key",
     "group",
@@ -180,6 +184,8 @@ def text_of(part: ast.expr) -> str:
     if isinstance(part, ast.Constant):
         return part.value
     source = ast.unparse(part.value)
+    if source.removeprefix("self.") in FILLED:
+        return FILLED[source.removeprefix("self.")]
     return f"<{source.replace('=', ' is ').replace('<', '[').replace('>', ']')}>"
 
 
@@ -210,6 +216,7 @@ def spoken() -> Iterator[tuple[str, str | None, str]]:
         if where in TEXTS:
             continue
         for line, block, text in texts(path):
+            text = name_own_knobs(text, "train", "train")
             if " " in text and not re.search(r"</|/>|<meta|PRAGMA|--query|class=", text):
                 yield f"{where}:{line}", block, text
 

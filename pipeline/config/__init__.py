@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.config.base import (
     Block,
@@ -282,8 +289,10 @@ class Config(Block):
         train = self.train_in_round.get(round, self.train)
         return train_online(self, train, round) if train.is_online else train
 
-    def training_knob(self, round: int) -> str:
-        return f"train_in_round.{round}" if round in self.train_in_round else "train"
+    @field_validator("train_in_round")
+    @classmethod
+    def _mount_rounds(cls, blocks: dict[int, TrainConfig]) -> dict[int, TrainConfig]:
+        return {r: train.mounted_at(f"train_in_round.{r}") for r, train in blocks.items()}
 
     @property
     def trainings(self) -> list[TrainConfig]:

@@ -123,6 +123,15 @@ class Function(str):
         return self.rpartition(":" if ":" in self else ".")[2]
 
 
+# In a text of a block: `{beta}` is a knob of it, and `{}` the block itself, which a file fills.
+OWN_KNOB = re.compile(r"(?<!=)\{([a-z_][\w.]*|)\}")
+
+
+def name_own_knobs(text: str, knob: str, mount: str) -> str:
+    """The text for a block at `knob`, whose file is chosen by `mount`."""
+    return OWN_KNOB.sub(lambda word: f"{knob}.{word[1]}" if word[1] else mount, text)
+
+
 class Block(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False

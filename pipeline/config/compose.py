@@ -4,7 +4,6 @@ import glob
 import re
 import shlex
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -307,7 +306,7 @@ def _run_hydra(arguments: Arguments, overrides: list[str]) -> DictConfig:
 
 
 def _complete_rounds(composed: DictConfig) -> None:
-    """Trainings of single rounds change the model as `train` does, unless they say otherwise.
+    """Trainings of single rounds have the adapter of `train`, but for the knobs that they give.
 
     A round's number is a text where a file is chosen for it or a knob is typed, and a number in
     YAML. What is typed is above both.
@@ -317,7 +316,7 @@ def _complete_rounds(composed: DictConfig) -> None:
         word for word in read_overrides(composed.hydra) if word.startswith("++train_in_round.")
     ]
     typed = [override.key_or_group for override in _parse_overrides(words)]
-    values = {key: deepcopy(OmegaConf.select(composed, key)) for key in typed}
+    values = {key: OmegaConf.select(composed, key) for key in typed}
     with flag_override(composed, ["struct", "readonly"], False):
         for number in [key for key in rounds if not isinstance(key, str)]:
             own = rounds.pop(number)
@@ -325,8 +324,9 @@ def _complete_rounds(composed: DictConfig) -> None:
         for key, value in values.items():
             OmegaConf.update(composed, key, value)
         for block in rounds.values():
-            if isinstance(block, DictConfig) and "adapter" not in block:
-                block["adapter"] = deepcopy(composed.train.adapter)
+            own = block.get("adapter", {}) if isinstance(block, DictConfig) else None
+            if isinstance(own, dict | DictConfig) and "kind" not in own:
+                block["adapter"] = OmegaConf.merge(composed.train.adapter, own)
 
 
 def _leave_out_replaced(composed: DictConfig, arguments: Arguments) -> None:

@@ -1,6 +1,5 @@
 """Checks across blocks of the config: a block that needs what another does not provide."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import combinations
@@ -33,11 +32,8 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
     yield from _check_mix(cfg)
     yield from _check_edits(cfg)
     yield from _check_rounds(cfg)
-    for number, train in enumerate(cfg.trainings, 1):
-        if train not in cfg.trainings[: number - 1]:
-            own_knob = f"{cfg.training_knob(number)}."
-            for fault in _check_training(cfg, train):
-                yield re.sub(r"(?<![\w.])train\.", own_knob, fault)
+    for train in {each.knob: each for each in cfg.trainings}.values():
+        yield from _check_training(cfg, train)
     if cfg.makes_pairs:
         yield from _check_samples_per_prompt(cfg)
     yield from find_pool_faults(cfg)
@@ -139,25 +135,29 @@ def _check_merge(cfg: "Config") -> Iterator[str]:
             " Give merge.method=linear"
         )
     merged = cfg.trainings if cfg.merge.kind == "rounds" else cfg.trainings[-1:]
-    adapters = [train.adapter for train in merged]
-    lora = [adapter for adapter in adapters if isinstance(adapter, LoraAdapter)]
+    adapters = {train.knob: train.adapter for train in merged}
+    lora = {knob: one for knob, one in adapters.items() if isinstance(one, LoraAdapter)}
     if not cfg.merge.densify and cfg.merge.kind == "rounds" and 0 < len(lora) < len(adapters):
         yield (
             "merge=rounds: some rounds train an adapter and others all weights."
             " Give merge.densify=true"
         )
         return
-    if cfg.merge.densify and any(adapter.quantization for adapter in lora):
-        yield (
-            "merge.densify=true: train.adapter.quantization makes weights of few bits, which cannot"
-            " be added. Give merge.densify=false, or adapter=lora"
-        )
-    elif not cfg.merge.densify:
-        faults = [fault for adapter in lora for fault in _check_adapters_to_merge(cfg, adapter)]
-        yield from dict.fromkeys(faults)
+    if cfg.merge.densify:
+        quantized = [train for train in merged if getattr(train.adapter, "quantization", None)]
+        for train in quantized[:1]:
+            yield (
+                f"merge.densify=true: {train.knob}.adapter.quantization makes weights of few bits,"
+                f" which cannot be added. Give merge.densify=false, or {train.adapter_mount}=lora"
+            )
+        return
+    faults = [
+        fault for knob, adapter in lora.items() for fault in _check_merging(cfg, adapter, knob)
+    ]
+    yield from dict.fromkeys(faults)
 
 
-def _check_adapters_to_merge(cfg: "Config", adapter: LoraAdapter) -> Iterator[str]:
+def _check_merging(cfg: "Config", adapter: LoraAdapter, knob: str) -> Iterator[str]:
     """What no adapter can express."""
     whole = "merge.method=linear" if adapter.quantization else "merge.densify=true"
     if cfg.merge and cfg.merge.method == "slerp":
@@ -168,7 +168,7 @@ def _check_adapters_to_merge(cfg: "Config", adapter: LoraAdapter) -> Iterator[st
     if adapter.dora:
         yield (
             "merge: the sum of DoRA adapters is not an adapter. Give merge.densify=true, or"
-            " train.adapter.dora=false"
+            f" {knob}.adapter.dora=false"
         )
     if cfg.init == "best_of_n":
         yield (
@@ -234,8 +234,9 @@ def _check_guards(cfg: "Config", train: TrainConfig) -> Iterator[str]:
     dev = cfg.pair.dev
     if train.guards.may_stop_early and not (dev.max_share and (dev.share or dev.min)):
         yield (
-            "train.guards: a training without dev pairs is never evaluated, so nothing can stop it."
-            " Give pair.dev.share above 0, or pair.dev.min, with pair.dev.max_share above 0."
+            f"{train.knob}.guards: a training without dev pairs is never evaluated, so nothing can"
+            " stop it. Give pair.dev.share above 0, or pair.dev.min, with pair.dev.max_share above"
+            " 0."
         )
 
 
@@ -413,7 +414,7 @@ def _check_pair_columns(cfg: "Config", train: TrainConfig) -> Iterator[str]:
     column = train.weight.column
     if column == "weight" and cfg.pair.weight is None:
         yield (
-            "train.weight.column=weight: pair.weight is null, so no pair has one."
+            f"{train.knob}.weight.column=weight: pair.weight is null, so no pair has one."
             " Give pair.weight=margin, confidence or rows"
         )
     made_of = {"margin": "margin", "confidence": "p_chosen"}.get(cfg.pair.weight or "")
@@ -424,12 +425,12 @@ def _check_pair_columns(cfg: "Config", train: TrainConfig) -> Iterator[str]:
         yield (
             f"pair.strategy.kind={cfg.pair.strategy.kind}: nothing scores both sides, so its pairs"
             f" have no {unknown[0]}, which the training reads."
-            " Give pair=best_worst, or train=dpo without train.weight."
+            f" Give pair=best_worst, or {train.mount}=dpo without {train.knob}.weight."
         )
     if "margin" in train.pair_columns and cfg.pair.edits:
         yield (
-            "pair.edits: a pair that a person changed has no margin, which train.loss reads."
-            " Give pair.edits={}, or train=dpo."
+            f"pair.edits: a pair that a person changed has no margin, which {train.knob}.loss"
+            f" reads. Give pair.edits={{}}, or {train.mount}=dpo."
         )
 
 
@@ -554,15 +555,18 @@ def _check_reference(cfg: "Config", train: TrainConfig) -> Iterator[str]:
     """Precomputed reference values have to come from the model as the training loads it."""
     if train.reference_logps == "precomputed" and cfg.reference.dtype != train.dtype:
         yield (
-            f"reference.dtype={cfg.reference.dtype} and train.dtype={train.dtype}: reference"
+            f"reference.dtype={cfg.reference.dtype} and {train.knob}.dtype={train.dtype}: reference"
             " values of another dtype are off at step 0. Give the same for both, as dtype=…"
         )
     adapter = train.adapter
     quantization = None if isinstance(adapter, FullAdapter) else adapter.quantization
     if train.reference_logps == "precomputed" and cfg.reference.quantization != quantization:
+        remedy = "Leave it out: it follows train.adapter.quantization."
+        if train.knob != "train":
+            remedy = f"Give {train.knob}.reference_logps=online."
         yield (
             "reference.quantization: reference values of a base quantized unlike the policy's are"
-            " off at step 0. Leave it out: it follows train.adapter.quantization."
+            f" off at step 0. {remedy}"
         )
 
 

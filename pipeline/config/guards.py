@@ -60,7 +60,6 @@ class GuardsConfig(Block):
         if self.stop_on == "score" and self.scorer is None:
             raise ValueError(
                 "stop_on=score needs a scorer for the answers sampled during evaluation;"
-                " give one of the rules, such as +scorer@train.guards.scorer=regex"
-                " with train.guards.scorer.pattern=…"
+                " give one of the rules, such as +scorer@{scorer}=regex with {scorer.pattern}=…"
             )
         return self

@@ -24,7 +24,7 @@ def inherit_blocks(raw: dict[str, Any], choices: Mapping[str, str]) -> dict[KeyP
     Returns which values are only copied, each with its original, where a fault is to be reported.
     """
     echoes: dict[KeyPath, KeyPath] = {}
-    for path, source in [*SOURCES.items(), *_list_pool_sources(raw)]:
+    for path, source in [*SOURCES.items(), *_list_pool_sources(raw), *_list_round_sources(raw)]:
         parent = _find_parent(raw, path)
         original = (_find_parent(raw, source) or {}).get(source[-1])
         if parent is None or original is None or f"{source[-1]}@{'.'.join(path)}" in choices:
@@ -50,6 +50,15 @@ def _list_pool_sources(raw: dict[str, Any]) -> Iterator[tuple[KeyPath, KeyPath]]
         if member.get("kind") == "checkpoint":
             yield ("sample", "pool", name, "backend"), ("sample", "backend")
         yield ("sample", "pool", name, "settings"), ("sample", "settings")
+
+
+def _list_round_sources(raw: dict[str, Any]) -> Iterator[tuple[KeyPath, KeyPath]]:
+    """A round has the adapter of `train`, which `compose` gives it: its other knobs read it."""
+    rounds = raw.get("train_in_round")
+    for number, block in rounds.items() if isinstance(rounds, dict) else ():
+        if not isinstance(block, dict):
+            continue
+        yield ("train_in_round", number, "adapter"), ("train", "adapter")
 
 
 def _drop_null(blocks: Any) -> Any:

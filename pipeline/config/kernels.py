@@ -34,9 +34,9 @@ def is_flash(attention: str) -> bool:
     return attention in FLASH or "flash" in attention.removeprefix(HUB)
 
 
-def explain_attention(attention: str, dtype: str, gpus: int) -> str | None:
-    """What this machine lacks for it; None: nothing."""
-    knob = f"train.attention={attention}"
+def explain_attention(attention: str, dtype: str, gpus: int, knob: str = "train") -> str | None:
+    """What this machine lacks for it; None: nothing. `knob` is that of the training."""
+    asked = f"{knob}.attention={attention}"
     modules, install = PACKAGES.get(HUB if attention.startswith(HUB) else attention, ((), ""))
     is_missing = bool(modules) and not any(map(find_spec, modules))
     lacks = [f"the package {install.split()[0]}, which is not installed"] if is_missing else []
@@ -45,28 +45,28 @@ def explain_attention(attention: str, dtype: str, gpus: int) -> str | None:
     if lacks:
         found = f" (pip install {install})" if is_missing else ""
         return (
-            f"{knob} needs {', and '.join(lacks)}.\n"
-            f"  Give train.attention=auto, or run where there is what it needs{found}."
+            f"{asked} needs {', and '.join(lacks)}.\n"
+            f"  Give {knob}.attention=auto, or run where there is what it needs{found}."
         )
     if is_flash(attention) and dtype == "float32":
         return (
-            f"{knob} computes in half precision, and train.dtype=float32.\n"
-            "  Give train.dtype=bfloat16, or train.attention=auto."
+            f"{asked} computes in half precision, and {knob}.dtype=float32.\n"
+            f"  Give {knob}.dtype=bfloat16, or {knob}.attention=auto."
         )
     return None
 
 
-def explain_args(args: Mapping[str, Any], gpus: int) -> str | None:
-    """What this machine lacks for kernels and offloading in `train.args`; None: nothing."""
+def explain_args(args: Mapping[str, Any], gpus: int, knob: str = "train") -> str | None:
+    """What this machine lacks for kernels and offloading in `args`; None: nothing."""
     if args.get("use_liger_kernel") and not find_spec("liger_kernel"):
         return (
-            "train.args.use_liger_kernel=true needs the package liger-kernel, which is not"
+            f"{knob}.args.use_liger_kernel=true needs the package liger-kernel, which is not"
             " installed.\n"
             "  Install it into this environment (pip install liger-kernel), or leave it out."
         )
     if (used := [name for name in GPU_ARGS if args.get(name)]) and not gpus:
         return (
-            f"train.args.{used[0]}=true needs a GPU, and this machine has none.\n"
+            f"{knob}.args.{used[0]}=true needs a GPU, and this machine has none.\n"
             "  Leave it out, or run where there is one."
         )
     return None

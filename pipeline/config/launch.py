@@ -61,48 +61,48 @@ class LaunchedRuntime(TrainerRuntime):
     def world_size(self, gpus: int) -> int:
         return self.count_processes(gpus) * self.machines
 
-    def explain_misfit(self, batch: int, gpus: int) -> str | None:
-        """Why these processes cannot train here; None: they can.
+    def explain_misfit(self, batch: int, gpus: int, knob: str = "train") -> str | None:
+        """Why these processes cannot train here; None: they can. `knob` is that of the training.
 
         Without a GPU several processes share the CPU.
         """
         count, world = self.count_processes(gpus), self.world_size(gpus)
         if self.launch.startswith("zero") and find_spec("deepspeed") is None:
             return (
-                f"train.runtime.launch={self.launch} needs the package deepspeed,"
+                f"{knob}.runtime.launch={self.launch} needs the package deepspeed,"
                 " which is not installed.\n"
                 "  Install it into this environment (pip install deepspeed),"
-                " or give train.runtime.launch=fsdp2."
+                f" or give {knob}.runtime.launch=fsdp2."
             )
         if gpus and count > gpus:
             return (
-                f"train.runtime.processes={count}: this machine has {pluralize(gpus, 'GPU')},"
+                f"{knob}.runtime.processes={count}: this machine has {pluralize(gpus, 'GPU')},"
                 " and each process takes one.\n"
-                f"  Give train.runtime.processes=auto or up to {gpus},"
+                f"  Give {knob}.runtime.processes=auto or up to {gpus},"
                 f" or run where there are {count}."
             )
         if self.launch in SHARDED_STATE and not gpus:
             return (
-                f"train.runtime.launch={self.launch} shards a model across GPUs,"
+                f"{knob}.runtime.launch={self.launch} shards a model across GPUs,"
                 " and this machine has none.\n"
-                "  Give train.runtime.launch=auto, or run where there are GPUs."
+                f"  Give {knob}.runtime.launch=auto, or run where there are GPUs."
             )
         if self.launch in SHARDED_STATE and world == 1:
             return (
-                f"train.runtime.launch={self.launch} shards a model across several processes,"
+                f"{knob}.runtime.launch={self.launch} shards a model across several processes,"
                 " and there is one.\n"
-                "  Give train.runtime.launch=auto, or more GPUs."
+                f"  Give {knob}.runtime.launch=auto, or more GPUs."
             )
-        return self._explain_uneven_batch(batch, world)
+        return self._explain_uneven_batch(batch, world, knob)
 
-    def _explain_uneven_batch(self, batch: int, world: int) -> str | None:
+    def _explain_uneven_batch(self, batch: int, world: int, knob: str) -> str | None:
         least = world if self.micro_batch == "auto" else world * self.micro_batch
         if batch % least == 0:
             return None
-        pairs = f" of train.runtime.micro_batch={self.micro_batch} pairs"
+        pairs = f" of {knob}.runtime.micro_batch={self.micro_batch} pairs"
         return (
-            f"train.batch={batch} does not divide evenly among {world} processes"
+            f"{knob}.batch={batch} does not divide evenly among {world} processes"
             f"{'' if self.micro_batch == 'auto' else pairs}.\n"
-            f"  Give a batch that is a multiple of {least}, another train.runtime.micro_batch,"
-            " or other train.runtime.processes."
+            f"  Give a batch that is a multiple of {least}, another {knob}.runtime.micro_batch,"
+            f" or other {knob}.runtime.processes."
         )

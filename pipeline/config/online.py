@@ -71,23 +71,23 @@ def train_online(cfg: "Config", train: TrainConfig, round: int) -> OnlineTrainin
         request=cfg.sample.request("train", round),
         score=cfg.score.model_copy(update={"scorers": scorers}),
         reward=cfg.pair.scorer,
-    )
+    ).mounted_at(train.knob)
 
 
 def find_online_faults(cfg: "Config", train: TrainConfig) -> Iterator[str]:
     """What makes pairs and is not read, and what no trainer can do while it trains."""
     if all(each.is_online for each in cfg.trainings):
-        yield from _find_unread_blocks(cfg, train.trainer)
+        yield from _find_unread_blocks(cfg, train)
     if cfg.best_of_n:
         yield (
-            f"init=best_of_n: train={train.trainer} has no samples to start from."
+            f"init=best_of_n: {train.mount}={train.trainer} has no samples to start from."
             " Give init=previous best_of_n=none."
         )
     yield from _find_sampling_faults(cfg, train)
-    yield from _find_reward_faults(cfg, train.trainer)
+    yield from _find_reward_faults(cfg, train)
 
 
-def _find_unread_blocks(cfg: "Config", trainer: str) -> Iterator[str]:
+def _find_unread_blocks(cfg: "Config", train: TrainConfig) -> Iterator[str]:
     unread = {
         "offline": (cfg.offline, "offline=none pair.mix.on_policy=1 pair.mix.offline=0"),
         "sample.pool": (cfg.sample.pool, "no member of sample.pool"),
@@ -104,22 +104,22 @@ def _find_unread_blocks(cfg: "Config", trainer: str) -> Iterator[str]:
     for name, (is_given, instead) in unread.items():
         if is_given:
             yield (
-                f"{name}: train={trainer} makes no pairs, since it learns from each answer's score."
-                f" Give {instead}; or train=dpo."
+                f"{name}: {train.mount}={train.trainer} makes no pairs, since it learns from each"
+                f" answer's score. Give {instead}; or {train.mount}=dpo."
             )
 
 
 def _find_sampling_faults(cfg: "Config", train: TrainConfig) -> Iterator[str]:
-    backend = cfg.sample.backend.kind
+    backend, chosen = cfg.sample.backend.kind, f"{train.mount}={train.trainer}"
     if backend not in ("vllm", "transformers"):
         yield (
-            f"sample.backend.kind={backend}: train={train.trainer} samples from a policy that"
+            f"sample.backend.kind={backend}: {chosen} samples from a policy that"
             " changes with each step. Give backend@sample.backend=vllm or transformers."
         )
     if len(cfg.sample.settings) > 1:
         names = ", ".join(cfg.sample.settings)
         yield (
-            f"sample.settings has {names}: train={train.trainer} samples by one setting."
+            f"sample.settings has {names}: {chosen} samples by one setting."
             " Unmount the others: ~setting@sample.settings.NAME."
         )
         return
@@ -128,12 +128,12 @@ def _find_sampling_faults(cfg: "Config", train: TrainConfig) -> Iterator[str]:
     if drawn.has_extra_context or drawn.stop:
         given = "stop" if drawn.stop else "system or few_shot"
         yield (
-            f"{knob}: train={train.trainer} trains on what it samples, and {given} would change"
+            f"{knob}: {chosen} trains on what it samples, and {given} would change"
             f" that. Give {knob}.stop=[] {knob}.system=null {knob}.few_shot=[]."
         )
     if drawn.n < 2 or not drawn.temperature:
         yield (
-            f"{knob}.n={drawn.n} {knob}.temperature={drawn.temperature:g}: train={train.trainer}"
+            f"{knob}.n={drawn.n} {knob}.temperature={drawn.temperature:g}: {chosen}"
             f" compares several answers to a prompt. Give {knob}.n=2 or more"
             f" and {knob}.temperature=1."
         )
@@ -142,23 +142,24 @@ def _find_sampling_faults(cfg: "Config", train: TrainConfig) -> Iterator[str]:
 
 
 def _find_batch_faults(train: TrainConfig, knob: str, n: int) -> Iterator[str]:
+    own = train.knob
     if train.batch % n:
         fits = [size for size in range(1, n + 1) if train.batch % size == 0 and size > 1]
         fewer = f", or {knob}.n={fits[-1]}" if fits else ""
         yield (
-            f"train.batch={train.batch} answers a step are no whole number of prompts with"
-            f" {knob}.n={n} answers each. Give train.batch={(train.batch // n + 1) * n}{fewer}."
+            f"{own}.batch={train.batch} answers a step are no whole number of prompts with"
+            f" {knob}.n={n} answers each. Give {own}.batch={(train.batch // n + 1) * n}{fewer}."
         )
     size = train.args.get("generation_batch_size")
     if size is not None and (not isinstance(size, int) or size < 1 or size % train.batch):
         yield (
-            f"train.args.generation_batch_size={size}: whole steps of train.batch={train.batch}"
-            f" answers are sampled at once. Give train.args.generation_batch_size={train.batch}"
+            f"{own}.args.generation_batch_size={size}: whole steps of {own}.batch={train.batch}"
+            f" answers are sampled at once. Give {own}.args.generation_batch_size={train.batch}"
             " or a multiple."
         )
 
 
-def _find_reward_faults(cfg: "Config", trainer: str) -> Iterator[str]:
+def _find_reward_faults(cfg: "Config", train: TrainConfig) -> Iterator[str]:
     if (chief := cfg.score.scorers.get(cfg.pair.scorer)) is None:
         return  # which is reported elsewhere
     for name in [cfg.pair.scorer, *list_members(chief)]:
@@ -166,9 +167,10 @@ def _find_reward_faults(cfg: "Config", trainer: str) -> Iterator[str]:
         if why:
             role = "" if name == cfg.pair.scorer else f", of which {name} is a part"
             yield (
-                f"pair.scorer={cfg.pair.scorer}{role}: {why}, and train={trainer} needs the score"
-                " of an answer as soon as it is sampled. Give pair.scorer=ANOTHER, such as a rule,"
-                " a reward model (score=reward) or a judge with grades (score=rubric)."
+                f"pair.scorer={cfg.pair.scorer}{role}: {why}, and {train.mount}={train.trainer}"
+                " needs the score of an answer as soon as it is sampled. Give pair.scorer=ANOTHER,"
+                " such as a rule, a reward model (score=reward) or a judge with grades"
+                " (score=rubric)."
             )
 
 

@@ -10,10 +10,11 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     model_validator,
 )
 
-from pipeline.config.base import Block, Seed, Share, TrainingDtype
+from pipeline.config.base import Block, Seed, Share, TrainingDtype, name_own_knobs
 from pipeline.config.demonstrations import OptionalRehearsal
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.kernels import Attention, explain_args, explain_attention
@@ -120,7 +121,7 @@ class LoraAdapter(Block):
     def _check_quantization(self) -> Self:
         if (self.kind == "qlora") != (self.quantization is not None):
             raise ValueError(
-                f"kind={self.kind} does not fit its quantization: choose adapter=lora or qlora"
+                f"kind={self.kind} does not fit its quantization: choose {{}}=lora or qlora"
             )
         return self
 
@@ -139,10 +140,15 @@ def explain_unusual_beta(losses: list[str], beta: float, typical: float | None) 
         way = "less" if beta < low else "more"
         usually = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         return (
-            f"train.beta={beta:g} is {MAX_BETA_FACTOR} times {way} than {name} usually has"
+            f"beta={beta:g} is {MAX_BETA_FACTOR} times {way} than {name} usually has"
             f" ({usually}), or further off"
         )
     return None
+
+
+def name_adapter_mount(knob: str) -> str:
+    """What the adapter of a training at `knob` is chosen by: a round has that of `train` so far."""
+    return "adapter" if knob == "train" else f"+adapter@{knob}.adapter"
 
 
 class PairWeight(Block):
@@ -172,6 +178,30 @@ class TrainConfig(Optimization):
     rehearsal: OptionalRehearsal
     args: dict[str, JsonValue]
     runtime: LaunchedRuntime
+    _knob: str = PrivateAttr("train")
+
+    @property
+    def knob(self) -> str:
+        """Where the user's config has it, for messages: outside identity, like a Step's."""
+        return self._knob
+
+    @property
+    def mount(self) -> str:
+        """What its file is chosen by."""
+        return "train" if self.knob == "train" else f"train@{self.knob}"
+
+    @property
+    def adapter_mount(self) -> str:
+        return name_adapter_mount(self.knob)
+
+    def mounted_at(self, knob: str) -> Self:
+        mounted = self.model_copy()
+        mounted._knob = knob
+        return mounted
+
+    def name_knobs(self, text: str) -> str:
+        """`{beta}` and `{}` of a text as the user types them."""
+        return name_own_knobs(text, self.knob, self.mount)
 
     @property
     def outside_identity(self) -> frozenset[str]:
@@ -205,7 +235,7 @@ class TrainConfig(Optimization):
             raise ValueError(
                 f"learning_rate={self.learning_rate:g} is over {in_words} times the usual rate"
                 f" ({usual:g}): it breaks models more often than it trains them;"
-                f" give train.runtime.typical_learning_rate={self.learning_rate:g} if you mean it"
+                f" give runtime.typical_learning_rate={self.learning_rate:g} if you mean it"
             )
         return self
 
@@ -277,7 +307,7 @@ class TrainConfig(Optimization):
         if fault := explain_unusual_beta(self.loss, self.beta, self.runtime.typical_beta):
             raise ValueError(
                 f"{fault}: each loss has its own scale;"
-                f" give train.runtime.typical_beta={self.beta:g} if you mean it"
+                f" give runtime.typical_beta={self.beta:g} if you mean it"
             )
         return self
 
@@ -312,7 +342,7 @@ class TrainConfig(Optimization):
         ):
             raise ValueError(
                 f"runtime.micro_batch={micro}: {names} couples loss_group={self.loss_group} rows;"
-                f" give train.loss_group={micro}, which is another experiment"
+                f" give loss_group={micro}, which is another experiment"
             )
         if self.trainer == "kto" and self.loss_group == 1:
             raise ValueError(
@@ -348,9 +378,9 @@ class TrainConfig(Optimization):
         if not warmup_steps or warmup_steps < 2 * self.warmup * steps:
             return None
         return (
-            f"too few steps ({steps}) for train.warmup={self.warmup:g}: the warm-up takes"
+            f"too few steps ({steps}) for {self.knob}.warmup={self.warmup:g}: the warm-up takes"
             f" {warmup_steps} of them, so expect little to change. Give more pairs, a smaller"
-            f" train.batch (it is {self.batch}) or more train.epochs"
+            f" {self.knob}.batch (it is {self.batch}) or more {self.knob}.epochs"
         )
 
     @property
@@ -377,47 +407,48 @@ class TrainConfig(Optimization):
     def explain_misfit(self, gpus: int) -> str | None:
         """Why this cannot be trained on so many GPUs here; None: it can."""
         world = self.runtime.world_size(gpus)
-        fault = self.runtime.explain_misfit(self.batch, gpus)
-        fault = fault or explain_attention(self.attention, self.dtype, gpus)
-        if fault := fault or explain_args(self.args, gpus):
+        fault = self.runtime.explain_misfit(self.batch, gpus, self.knob)
+        fault = fault or explain_attention(self.attention, self.dtype, gpus, self.knob)
+        if fault := fault or explain_args(self.args, gpus, self.knob):
             return fault
         if world > 1 and not self.runtime.eval_when_distributed and self.guards.needs_own_metrics:
             return self._explain_unseen_guards(world)
         return self._explain_uneven_groups(self.loss_group, world) if self.loss_group else None
 
     def _explain_unseen_guards(self, world: int) -> str:
+        knob = self.knob
         budgets = [
             f"{name}={value:g}"
             for name in ("kl_budget", "max_chosen_logp_drop")
             if (value := getattr(self.guards, name))
         ]
         return (
-            f"train.guards.{budgets[0] if budgets else 'stop_on=score'} is measured only where one"
+            f"{knob}.guards.{budgets[0] if budgets else 'stop_on=score'} is measured only where one"
             f" process trains alone, and here {world} train together.\n"
-            "  Give train.runtime.eval_when_distributed=true, train.runtime.processes=1,"
-            " or train.guards.stop_on=loss, accuracy or margin of the dev pairs."
+            f"  Give {knob}.runtime.eval_when_distributed=true, {knob}.runtime.processes=1,"
+            f" or {knob}.guards.stop_on=loss, accuracy or margin of the dev pairs."
         )
 
     def _explain_uneven_groups(self, group: int, world: int) -> str | None:
-        kto, micro = self.trainer == "kto", self.runtime.micro_batch
+        kto, micro, knob = self.trainer == "kto", self.runtime.micro_batch, self.knob
         if kto and (group % world or group // world < 2):
             return (
-                f"train.loss_group={group} does not divide evenly among {world} processes: kto"
+                f"{knob}.loss_group={group} does not divide evenly among {world} processes: kto"
                 " couples that many rows over all of them, two or more in each.\n"
-                "  Give other train.runtime.processes, or a train.loss_group that is a multiple of"
-                f" {2 * world}, which is another experiment."
+                f"  Give other {knob}.runtime.processes, or a {knob}.loss_group that is a multiple"
+                f" of {2 * world}, which is another experiment."
             )
         if kto and micro not in ("auto", group // world):
             return (
-                f"train.runtime.micro_batch={micro}: kto couples train.loss_group={group} rows"
+                f"{knob}.runtime.micro_batch={micro}: kto couples {knob}.loss_group={group} rows"
                 f" over all {world} processes, which is {group // world} in each.\n"
-                "  Give train.runtime.micro_batch=auto."
+                f"  Give {knob}.runtime.micro_batch=auto."
             )
         if not kto and self.batch % (group * world):
             return (
-                f"train.batch={self.batch} does not divide evenly among {world} processes of"
-                f" train.loss_group={group} rows.\n"
+                f"{knob}.batch={self.batch} does not divide evenly among {world} processes of"
+                f" {knob}.loss_group={group} rows.\n"
                 f"  Give a batch that is a multiple of {group * world},"
-                " or other train.runtime.processes."
+                f" or other {knob}.runtime.processes."
             )
         return None

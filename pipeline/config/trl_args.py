@@ -55,77 +55,77 @@ COUPLED_LOSSES = {
 
 # In older guides but not in the installed TRL: what to use instead.
 REMOVED_LOSSES = {
-    "kto": "KTO is a separate trainer: use train=kto",
-    "kto_pair": "KTO is a separate trainer: use train=kto",
-    "bco": "use train=bco_pair",
-    "cpo": "use train=cpo",
-    "alphapo": "use train=simpo train.args.alpha=0.25",
-    "aot_pair": "use train=aot",
-    "rpo": "use train=rpo",
-    "apo_zero_unpaired": "it learns from unpaired answers: use train=apo_zero_unpaired",
+    "kto": "KTO is a separate trainer: use {}=kto",
+    "kto_pair": "KTO is a separate trainer: use {}=kto",
+    "bco": "use {}=bco_pair",
+    "cpo": "use {}=cpo",
+    "alphapo": "use {}=simpo {args.alpha}=0.25",
+    "aot_pair": "use {}=aot",
+    "rpo": "use {}=rpo",
+    "apo_zero_unpaired": "it learns from unpaired answers: use {}=apo_zero_unpaired",
 }
 REMOVED_ARGS = {
     "max_prompt_length": "prompts are never cut: limits.prompt drops longer ones and counts them",
     "max_target_length": "use limits.completion",
     "max_completion_length": "use limits.completion; training cuts nothing",
-    "generate_during_eval": "use train.guards.prompts, the dev prompts that are answered",
+    "generate_during_eval": "use {guards.prompts}, the dev prompts that are answered",
     "padding_value": "the tokenizer's own is used",
-    "reference_free": "use train=simpo or train=cpo, which need no reference",
-    "force_use_ref_model": "use train.reference_logps=online and reference.model=sft|previous|init",
+    "reference_free": "use {}=simpo or {}=cpo, which need no reference",
+    "force_use_ref_model": "use {reference_logps}=online and reference.model=sft|previous|init",
     "ref_model_init_kwargs": "the reference is loaded like the policy",
     "model_adapter_name": "a model has at most one adapter",
     "ref_adapter_name": "use reference.model=sft|previous|init",
-    "rpo_alpha": "use train=rpo, and train.loss_weights=[1,ALPHA]",
-    "cpo_alpha": "use train=cpo, or train.loss=[simpo,sft], and train.loss_weights=[1,ALPHA]",
+    "rpo_alpha": "use {}=rpo, and {loss_weights}=[1,ALPHA]",
+    "cpo_alpha": "use {}=cpo, or {loss}=[simpo,sft], and {loss_weights}=[1,ALPHA]",
     "label_pad_token_id": "lengths, not labels, decide which tokens are trained",
     "is_encoder_decoder": "the pipeline trains causal models",
     "tools": "pass them to the chat template: template.kwargs",
     "base_model_attribute_name": "TRL finds it itself",
-    "warmup_ratio": "use train.warmup, a share of the steps",
-    "evaluation_strategy": "use train.eval_every",
-    "group_by_length": "use train.runtime.by_length: it computes no padding and keeps the batches",
+    "warmup_ratio": "use {warmup}, a share of the steps",
+    "evaluation_strategy": "use {eval_every}",
+    "group_by_length": "use {runtime.by_length}: it computes no padding and keeps the batches",
 }
 
 # TRL's DPOTrainer and KTOTrainer sum an answer's log-probability in one process, before the loss.
 NO_CONTEXT_PARALLEL = (
     "TRL's preference trainers read whole rows, and lose what context parallelism (ring or Ulysses)"
-    " gives to other processes; for long rows use train.gradient_checkpointing=true,"
-    " train.attention, train.args.activation_offloading=true, and train.runtime.launch=fsdp2 or"
+    " gives to other processes; for long rows use {gradient_checkpointing}=true,"
+    " {attention}, {args.activation_offloading}=true, and {runtime.launch}=fsdp2 or"
     " zero3"
 )
 
 # Set by the stage: what to use instead.
 SET_BY_STAGE = {
     "output_dir": "the store decides where a model is saved",
-    "beta": "use train.beta",
-    "loss_type": "use train.loss",
-    "loss_weights": "use train.loss_weights",
-    "learning_rate": "use train.learning_rate",
-    "num_train_epochs": "use train.epochs",
-    "max_steps": "use train.epochs, which may be a fraction",
-    "per_device_train_batch_size": "use train.batch (pairs per step) and train.runtime.micro_batch",
-    "per_device_eval_batch_size": "use train.runtime.micro_batch",
-    "gradient_accumulation_steps": "it follows from train.batch and train.runtime.micro_batch",
-    "auto_find_batch_size": "use train.runtime.micro_batch",
-    "lr_scheduler_type": "use train.scheduler",
-    "warmup_steps": "use train.warmup, a share of the steps",
-    "weight_decay": "use train.weight_decay",
-    "max_grad_norm": "use train.clip",
-    "max_length": "use train.max_length",
-    "seed": "use train.seed",
-    "data_seed": "use train.seed",
-    "bf16": "use train.dtype",
-    "fp16": "use train.dtype",
-    "gradient_checkpointing": "use train.gradient_checkpointing",
+    "beta": "use {beta}",
+    "loss_type": "use {loss}",
+    "loss_weights": "use {loss_weights}",
+    "learning_rate": "use {learning_rate}",
+    "num_train_epochs": "use {epochs}",
+    "max_steps": "use {epochs}, which may be a fraction",
+    "per_device_train_batch_size": "use {batch} (pairs per step) and {runtime.micro_batch}",
+    "per_device_eval_batch_size": "use {runtime.micro_batch}",
+    "gradient_accumulation_steps": "it follows from {batch} and {runtime.micro_batch}",
+    "auto_find_batch_size": "use {runtime.micro_batch}",
+    "lr_scheduler_type": "use {scheduler}",
+    "warmup_steps": "use {warmup}, a share of the steps",
+    "weight_decay": "use {weight_decay}",
+    "max_grad_norm": "use {clip}",
+    "max_length": "use {max_length}",
+    "seed": "use {seed}",
+    "data_seed": "use {seed}",
+    "bf16": "use {dtype}",
+    "fp16": "use {dtype}",
+    "gradient_checkpointing": "use {gradient_checkpointing}",
     "use_cpu": "the stage uses a GPU where there is one",
-    "precompute_ref_log_probs": "use train.reference_logps",
-    "eval_strategy": "use train.eval_every",
-    "eval_steps": "use train.eval_every",
-    "save_strategy": "use train.runtime.save_every",
-    "save_steps": "use train.runtime.save_every",
+    "precompute_ref_log_probs": "use {reference_logps}",
+    "eval_strategy": "use {eval_every}",
+    "eval_steps": "use {eval_every}",
+    "save_strategy": "use {runtime.save_every}",
+    "save_steps": "use {runtime.save_every}",
     "save_total_limit": "the newest complete checkpoint is kept until the training ends",
     "save_only_model": "a checkpoint without its optimizer resumes as another training",
-    "load_best_model_at_end": "checkpoints are for resuming; use train.guards.stop_on",
+    "load_best_model_at_end": "checkpoints are for resuming; use {guards.stop_on}",
     "resume_from_checkpoint": "run the same command again: it resumes by itself",
     "ignore_data_skip": "a resumed training would see different pairs",
     "logging_strategy": "every step is in metrics.jsonl",
@@ -137,16 +137,16 @@ SET_BY_STAGE = {
     "project": "use tracker.project",
     "remove_unused_columns": "the stage passes exactly the trainer's columns",
     "push_to_hub": "a run uploads nothing",
-    "deepspeed": "use train.runtime.processes and train.runtime.launch",
-    "fsdp": "use train.runtime.processes and train.runtime.launch",
-    "fsdp_config": "use train.runtime.processes and train.runtime.launch",
+    "deepspeed": "use {runtime.processes} and {runtime.launch}",
+    "fsdp": "use {runtime.processes} and {runtime.launch}",
+    "fsdp_config": "use {runtime.processes} and {runtime.launch}",
     "parallelism_config": NO_CONTEXT_PARALLEL,
 }  # fmt: skip
 
 # The same, of trainers that sample and score.
 SET_ONLINE = {
     "num_generations": "use sample.settings.NAME.n",
-    "num_generations_eval": "use train.guards.prompts, the dev prompts that are answered",
+    "num_generations_eval": "use {guards.prompts}, the dev prompts that are answered",
     "max_completion_length": "use limits.completion",
     "temperature": "use sample.settings.NAME.temperature",
     "top_p": "use sample.settings.NAME.top_p",
@@ -154,7 +154,7 @@ SET_ONLINE = {
     "chat_template_kwargs": "use template.kwargs",
     "reward_weights": "there is one reward, pair.scorer: an ensemble weighs several scorers",
     "shuffle_dataset": "prompts come in the order of their hashes, so that a run resumes",
-    "steps_per_generation": "use train.args.generation_batch_size, in answers",
+    "steps_per_generation": "use {args.generation_batch_size}, in answers",
     "use_vllm": "use backend=vllm or transformers",
     "sync_ref_model": "the reference is reference.model, and stays",
     "log_completions": "answers.jsonl has the answers to dev prompts",
@@ -164,11 +164,9 @@ SET_ONLINE = {
 IGNORED_ARGS = {
     "trust_remote_code": "the stage loads the model: use the checkpoint's trust.remote_code",
     "dataset_num_proc": "token ids come ready from the sampler",
-    "truncation_mode": "nothing is cut: a pair longer than train.max_length is refused",
+    "truncation_mode": "nothing is cut: a pair longer than {max_length} is refused",
     "pad_token": "the tokenizer's own is used",
-    "length_column_name": (
-        "use train.runtime.by_length: it computes no padding and keeps the batches"
-    ),
+    "length_column_name": ("use {runtime.by_length}: it computes no padding and keeps the batches"),
     **dict.fromkeys(
         ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         "trackio is not supported: use tracker=wandb or tensorboard",
@@ -277,7 +275,7 @@ def _find_keys_without_loss(
 def _check_smoothing(trainer: str, args: Mapping[str, Any], loss: list[str]) -> Iterator[str]:
     smoothing, readers = args.get("label_smoothing"), SMOOTHED_LOSSES.get(trainer, ())
     if smoothing is not None and not set(loss) & set(readers):
-        instead = "use train=cdpo" if "sigmoid" in loss else f"{', '.join(readers)} read it"
+        instead = "use {}=cdpo" if "sigmoid" in loss else f"{', '.join(readers)} read it"
         yield f"args.label_smoothing would be ignored by {', '.join(loss)}: {instead}"
     if smoothing is not None and not 0 <= smoothing < 0.5:
         yield f"args.label_smoothing={smoothing}: the share of wrong labels, from 0 to below 0.5"

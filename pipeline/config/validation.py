@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import renamed
+from pipeline.config.base import OWN_KNOB, name_own_knobs
 from pipeline.config.trl_args import NO_CONTEXT_PARALLEL
 from pipeline.errors import UserError, suggest
 
@@ -18,7 +19,8 @@ KeyPath = tuple[str, ...]
 # What score= offers, the most frequent first; score=rules knows the playground alone.
 SCORES = "reward, rubric, pairwise, ifeval, math, code, function, labels, length, regex, json"
 MAX_GUESSES = 3
-UNSUPPORTED = {"train.parallel": NO_CONTEXT_PARALLEL}  # asked for by a name that others use
+# Knobs of a training that others have, by the name that they use.
+UNSUPPORTED = {"parallel": NO_CONTEXT_PARALLEL}
 KNOB = re.compile(r"(?<![\w.@+~=-])([a-z_]\w*)(?:\.\w+)*(?==)")  # as in `runtime.launch=ddp`
 
 
@@ -256,14 +258,18 @@ def _write_knobs_in_full(message: str, path: KeyPath, block: Any, composition: C
     """Write a block's knobs as the user types them; the block does not know where it is mounted."""
     mounts = {".".join(split_mount(mounted)[1]): mounted for mounted in composition.choices}
 
-    def full(word: re.Match[str]) -> str:
-        if word[1] not in block:
+    def write(word: re.Match[str], name: str) -> str:
+        names = tuple(name.split(".")) if name else ()
+        if names and names[0] not in block:
             return word[0]
-        key = ".".join((*path, word[0]))
+        key = ".".join(composition.find_original((*path, *names)))
         # A block that a file fills is chosen by its mount: engine@score.scorers.judge.engine=vllm
         return mounts.get(key, key)
 
-    return KNOB.sub(full, message) if path and isinstance(block, dict) else message
+    if not path or not isinstance(block, dict):
+        return message
+    message = OWN_KNOB.sub(lambda word: write(word, word[1]), message)
+    return KNOB.sub(lambda word: write(word, word[0]), message)
 
 
 def _find_longer_paths(key: KeyPath, composition: Composition, unknown: Set[KeyPath]) -> list[str]:
@@ -284,8 +290,9 @@ def _describe_unknown(
     """A key that is not a knob: by an old name, without its group, or like a known name."""
     if renamed.rename(path)[-1] in known:
         return renamed.describe_renamed(path, iter_leaves(parent[path[-1]], path))
-    if why := UNSUPPORTED.get(".".join(path)):
-        return f"{'.'.join(path)} is refused: {why}."
+    if path[0] in ("train", "train_in_round") and (why := UNSUPPORTED.get(path[-1])):
+        block = ".".join(path[:-1])
+        return f"{'.'.join(path)} is refused: {name_own_knobs(why, block, block)}."
     if len(path) == 1 and longer:
         guess = " or ".join(longer[:MAX_GUESSES])
         return f"{path[0]} is not a knob of the config. Did you mean {guess}?"

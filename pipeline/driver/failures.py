@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import read_object
+from pipeline.config.training import name_adapter_mount
 from pipeline.driver.run_record import RunState
 from pipeline.errors import make_printable
 from pipeline.progress import SIGN, read_faults, read_lines
@@ -164,7 +165,7 @@ def _list_training_knobs(knob: str, config: Record) -> Iterator[str]:
     if config.get("gradient_checkpointing") is False:
         yield f"{knob}.gradient_checkpointing=true"
     if config.get("adapter", {}).get("kind") == "full":
-        yield f"adapter@{knob}.adapter=lora"
+        yield f"{name_adapter_mount(knob)}=lora"
 
 
 def _list_sampling_knobs(place: str, backend: Record) -> Iterator[str]:
@@ -218,7 +219,7 @@ def advise_hub(record: Record) -> str:
 def advise_processes(record: Record) -> str:
     return (
         "the same command: training resumes from its last checkpoint. If it happens again,"
-        " train.runtime.processes=1 shows whether one process works"
+        f" {record.get('knob', 'train')}.runtime.processes=1 shows whether one process works"
     )
 
 

@@ -23,9 +23,10 @@ from pipeline.step import STAGE_VERSIONS, Identity, Step, has_floating_revision
 
 
 def select_targets(last: Step, until: str | None) -> list[Step]:
-    """`until=STAGE@R`: the stage's Steps labelled R that no other of them reads.
+    """`until=STAGE@R`: the stage's Steps of round R, by every seed, that no other of them reads.
 
-    Without @R: those with label 0, else 1, else all Steps of the stage in evaluations.
+    R may be a label of another kind, such as merge-30. Without @R: those before the rounds, else
+    those of round 1, else all Steps of the stage in evaluations.
     """
     if until is None:
         return [last]
@@ -33,7 +34,7 @@ def select_targets(last: Step, until: str | None) -> list[Step]:
     stage, _, label = until.partition("@")
     of_stage = [step for step in steps if step.stage == stage]
     for wanted in [label] if label else ["0", "1"]:
-        if labelled := [step for step in of_stage if str(step.label) == wanted]:
+        if labelled := [step for step in of_stage if wanted in (step.label, step.round_text)]:
             read = {id(step) for one in labelled for step in one.ancestors() if step is not one}
             return [step for step in labelled if id(step) not in read]
     if of_stage and not label:

@@ -158,19 +158,19 @@ ADAPTER_KNOBS = {
 }
 
 
-def check_resumed_adapter(model: Model, adapter: LoraAdapter) -> None:
+def check_resumed_adapter(model: Model, adapter: LoraAdapter, knob: str = "train.adapter") -> None:
     """Refuse to continue an adapter other than the config describes. It reads no weights."""
     check_base(model)
     assert model.adapter is not None
     shape = json.loads((model.adapter / ADAPTER_CONFIG).read_text())
     recorded = {knob: shape.get(name, False) for knob, name in ADAPTER_KNOBS.items()}
     recorded["quantization"] = quantized.read_quantization(model)
-    for knob, value in recorded.items():
-        if value != (wanted := getattr(adapter, knob)):
+    for name, value in recorded.items():
+        if value != (wanted := getattr(adapter, name)):
             raise UserError(
-                f"train.adapter.{knob}={wanted}, but training continues the adapter in"
-                f" {model.path}, whose {knob} is {value}.\n"
-                f"  Give train.adapter.{knob}={value}, or init=sft, which starts a new adapter."
+                f"{knob}.{name}={wanted}, but training continues the adapter in"
+                f" {model.path}, whose {name} is {value}.\n"
+                f"  Give {knob}.{name}={value}, or init=sft, which starts a new adapter."
             )
 
 

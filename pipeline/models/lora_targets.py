@@ -8,12 +8,13 @@ def explain_unknown_target(
     targets: str | list[str],
     names: Collection[str],
     linear: Collection[str],
-    head: str | None = None,
+    head: str | None,
+    knob: str,
 ) -> str | None:
     """The error for the first target that cannot be trained; None: all can be.
 
-    `names` are the whole names of the model's modules, `linear` those of its linear layers, and
-    `head` that of its output layer.
+    `names` are the whole names of the model's modules, `linear` those of its linear layers,
+    `head` that of its output layer, and `knob` is that of the targets.
     """
     if targets == "all-linear":
         return None
@@ -32,7 +33,7 @@ def explain_unknown_target(
         # Without brackets it would be a pattern.
         form = ", in brackets" if is_pattern else ""
         return (
-            f"train.adapter.targets: {target}: {why}.\n"
+            f"{knob}: {target}: {why}.\n"
             f"  Expected names of linear layers{form} ({known}), or all-linear."
         )
     return None

@@ -101,7 +101,10 @@ def _find_unknown_layer(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> str 
         return None
     layers = model_shape.read_layer_names(folder)
     linear = [name for name in layers if not re.search("norm|embed", name.rpartition(".")[2])]
-    return explain_unknown_target(adapter.targets, layers, linear, "lm_head") if layers else None
+    if not layers:
+        return None
+    knob = f"{cfg.knob}.adapter.targets"
+    return explain_unknown_target(adapter.targets, layers, linear, "lm_head", knob)
 
 
 def _read_lengths(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> list[int]:

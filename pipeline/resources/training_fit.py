@@ -226,15 +226,14 @@ class TrainingFit:
             return None
         at_once = f"{pluralize(rows, 'row')} of {process.longest} tokens at once"
         needed = f"about {needs} for {at_once}" if rows else f"at least {needs}"
-        fewer_rows = (
-            "train.runtime.micro_batch, " if rows > 1 and self.cfg.loss_group is None else ""
-        )
+        knob, lowers_rows = self.cfg.knob, rows > 1 and self.cfg.loss_group is None
+        fewer_rows = f"{knob}.runtime.micro_batch, " if lowers_rows else ""
         return (
             f"train needs {needed}.\n"
             f"  There are {format_bytes(self.available)} ({self.source}).\n"
-            f"  Lower {fewer_rows}limits, or give train.gradient_checkpointing=true,"
-            " adapter=lora or qlora, or train.runtime.launch=fsdp2 on several GPUs;"
-            " a higher train.runtime.memory overrules the estimate."
+            f"  Lower {fewer_rows}limits, or give {knob}.gradient_checkpointing=true,"
+            f" {self.cfg.adapter_mount}=lora or qlora, or {knob}.runtime.launch=fsdp2 on several"
+            f" GPUs; a higher {knob}.runtime.memory overrules the estimate."
         )
 
     def explain_disk_shortage(self, folder: Path) -> str | None:
@@ -250,7 +249,7 @@ class TrainingFit:
             f" and {format_bytes(self.disk.models)} of models."
             f" {there} has {format_bytes(free)} free.\n"
             "  Free space (strop store --prune lists what no run needs), give another store=FOLDER,"
-            " or adapter=lora."
+            f" or {self.cfg.adapter_mount}=lora."
         )
 
 
@@ -278,7 +277,7 @@ def measure_available(cfg: TrainConfig) -> tuple[float, str]:
     size, where = hardware.measure_memory()
     sharing = 1 if hardware.list_gpus() else cfg.runtime.count_processes(0)
     for_each = f", for each of {sharing} processes" if sharing > 1 else ""
-    share = f"train.runtime.memory={cfg.runtime.memory:g}"
+    share = f"{cfg.knob}.runtime.memory={cfg.runtime.memory:g}"
     source = f"{share} of {format_bytes(size)} {where}{for_each}"
     return size * cfg.runtime.memory / sharing, source
 

@@ -53,10 +53,12 @@ def run(
     decontamination: Decontamination | None = None,
     prompts: Prompts | None = None,
     reward: Model | None = None,
+    knob: str = "train",
 ) -> Model:
+    cfg = cfg.mounted_at(knob)
     if reference is None and cfg.reference_logps != "none":
         raise UserError(
-            f"train.reference_logps={cfg.reference_logps} needs a reference model,"
+            f"{knob}.reference_logps={cfg.reference_logps} needs a reference model,"
             " and the plan gives none."
         )
     count = launch.count_processes(cfg)
@@ -195,7 +197,7 @@ def prepare_pairs(
     columns = pair_columns.select_columns(cfg, table, part)
     table = table.select("prompt_token_ids", *sides).with_columns(columns)
     if cfg.reference_logps == "precomputed":
-        table = _join_reference(table, logps, part)
+        table = _join_reference(cfg, table, logps, part)
     values = [name for name in table.columns if name.startswith("ref_")]
     ids = [
         pl.col(f"{name}_token_ids").alias(f"{name}_ids")
@@ -231,8 +233,8 @@ def prepare_prompts(
         raise UserError(
             f"train: {pluralize(cfg.generation_batch, 'answer')} are sampled at once,"
             f" {cfg.setting.n} to each of {each}, and there are {fitting.height} prompts.\n"
-            f"  Give train.batch={max(fitting.height, 1) * cfg.setting.n} or fewer, or more prompts"
-            " (sample.per_round)."
+            f"  Give {cfg.knob}.batch={max(fitting.height, 1) * cfg.setting.n} or fewer, or more"
+            " prompts (sample.per_round)."
         )
     left = fitting.slice(used.height).select(
         "prompt_id", reason=pl.lit("batch_incomplete"), detail=pl.lit(f"batches are of {each}")
@@ -261,10 +263,10 @@ def prepare_unpaired(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.Dat
     if table["label"].n_unique() < 2:
         up = int(table["label"].sum())
         raise UserError(
-            "train.trainer=kto learns from good and from bad answers, and"
+            f"{cfg.knob}.trainer=kto learns from good and from bad answers, and"
             f" {pairs[0].path / 'unpaired.parquet'} has {up} good and {table.height - up} bad.\n"
             "  Give pair.unpaired_threshold=SCORE, which labels every scored answer,"
-            " or offline rows with labels; or train=dpo on pairs."
+            f" or offline rows with labels; or {cfg.mount}=dpo on pairs."
         )
     table = table.filter(pl.col("prompt_id").is_in(held_out.implode()) == (part == "dev"))
     length = pl.col("prompt_token_ids").list.len() + pl.col("token_ids").list.len()
@@ -294,20 +296,20 @@ def prepare_rehearsal(
     from pipeline.training.trainers.sft import encode
 
     assert decontamination, "the plan gives a training with rehearsal the evaluation n-grams"
-    knob = "train.rehearsal.data"
-    lines = read_demonstrations(rehearsal.data, knob)
+    knob = f"{cfg.knob}.rehearsal"
+    lines = read_demonstrations(rehearsal.data, f"{knob}.data")
     encode_messages = partial(encode, tokenizer, kwargs=rehearsal.template_kwargs)
     check = OverlapCheck(decontamination, rehearsal.decontamination.ngram)
     examples, log = encode_demonstrations(
-        lines, encode_messages, check, cfg.max_length, rehearsal.data, knob
+        lines, encode_messages, check, cfg.max_length, rehearsal.data, f"{knob}.data"
     )
     log.publish(out / "rehearsal", len(examples))
     if not examples:
         raise log.explain_empty(
-            f"train.rehearsal: of {pluralize(log.rows_in, 'demonstration')}",
+            f"{knob}: of {pluralize(log.rows_in, 'demonstration')}",
             out / "rehearsal",
-            "Raise train.max_length, or give others as train.rehearsal.data;"
-            " train.rehearsal=null trains without.",
+            f"Raise {cfg.knob}.max_length, or give others as {knob}.data;"
+            f" {knob}=null trains without.",
         )
     return pl.DataFrame(examples)
 
@@ -317,9 +319,9 @@ def _refuse_too_long(cfg: TrainConfig, lengths: "pl.DataFrame", what: str) -> No
     if over:
         raise UserError(
             f"train: {len(over)} of {lengths.height} {what} cannot fit into"
-            f" train.max_length={cfg.max_length} tokens (the longest has {max(over)}):"
+            f" {cfg.knob}.max_length={cfg.max_length} tokens (the longest has {max(over)}):"
             " they would be cut.\n"
-            "  Raise train.max_length, or lower limits."
+            f"  Raise {cfg.knob}.max_length, or lower limits."
         )
 
 
@@ -340,13 +342,15 @@ def _refuse_other_tokens(pairs: list[Pairs], tokenizer: Any) -> None:
             )
 
 
-def _join_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl.DataFrame":
+def _join_reference(
+    cfg: TrainConfig, table: "pl.DataFrame", logps: list[Logps], part: str
+) -> "pl.DataFrame":
     import polars as pl
 
     if not logps:
         raise UserError(
-            "train.reference_logps=precomputed needs the reference's log-probabilities, and the"
-            " plan gives none. Use train.reference_logps=online."
+            f"{cfg.knob}.reference_logps=precomputed needs the reference's log-probabilities, and"
+            f" the plan gives none. Use {cfg.knob}.reference_logps=online."
         )
     known = pl.concat([one.read().select("sample_id", "logp") for one in logps]).unique("sample_id")
     for side in ("chosen", "rejected"):

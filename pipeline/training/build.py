@@ -82,25 +82,24 @@ def load_policy(cfg: TrainConfig, init: Model) -> Any:
         policy = loading.load_merged(init)
     else:
         policy = loading.load_with_adapter(init, cfg.adapter, cfg.dtype)
-    return set_attention(policy, cfg.attention)
+    return set_attention(policy, cfg)
 
 
-def set_attention(module: Any, attention: str) -> Any:
+def set_attention(module: Any, cfg: TrainConfig) -> Any:
     """Refuse what transformers has not for this model, and what it would replace by another."""
+    attention, knob = cfg.attention, f"{cfg.knob}.attention"
     if attention == "auto":
         return module
     name = TRANSFORMERS_NAMES.get(attention, attention)
     try:
         module.set_attn_implementation(name)
     except Exception as error:  # also what downloading a kernel raises
-        raise UserError(
-            f"train.attention={attention}: {error}\n  Give train.attention=auto."
-        ) from error
+        raise UserError(f"{knob}={attention}: {error}\n  Give {knob}=auto.") from error
     used = module.config.get_text_config()._attn_implementation
     if used not in (name, FLASH_ATTN_KERNEL_FALLBACK.get(name)):
         raise UserError(
-            f"train.attention={attention}: transformers would compute this model's attention by"
-            f" {used}.\n  Give train.attention=auto."
+            f"{knob}={attention}: transformers would compute this model's attention by"
+            f" {used}.\n  Give {knob}=auto."
         )
     return module
 
@@ -144,9 +143,13 @@ def build_trainer(
         ref_model["ref_model"] = _load_reference(cfg, policy, init, reference)
     args = _make_arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
     data = _make_datasets(args, rows, out / "scratch")
-    online = {}
+    online: dict[str, Any] = {}
     if rewards:
-        online = {"reward_funcs": [rewards], "stop_ids": rewards.tokenizer.stop_ids}
+        online = {
+            "reward_funcs": [rewards],
+            "stop_ids": rewards.tokenizer.stop_ids,
+            "kl_beta": cfg.beta if cfg.reference_logps == "online" else 0.0,
+        }
     sharing, start = PromptSharing(cfg, rows, out), StartCheck(cfg, rows, init, reference)
     packing, load = RowPacking(cfg, rows), ExpertLoad()
     sampler = SamplerCheck(cfg, rows.get(SAMPLED), out)
@@ -224,7 +227,7 @@ def _load_reference(cfg: TrainConfig, policy: Any, init: Model, reference: Model
     else:
         dtype = torch.float32 if isinstance(cfg.adapter, FullAdapter) else getattr(torch, cfg.dtype)
         module = loading.load_merged(reference).to(dtype).requires_grad_(False)
-    return set_attention(module, cfg.attention)
+    return set_attention(module, cfg)
 
 
 def _remove_copied_adapter(policy: Any) -> None:

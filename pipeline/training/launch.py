@@ -95,7 +95,7 @@ def train_in_ranks(
     for old in (*scratch.glob(FAULTS), no_memory):
         old.unlink(missing_ok=True)
     paths = {name: str(one.path.absolute()) if one else None for name, one in inputs.items()}
-    call = {"out": str(out.absolute()), "processes": count, **paths}
+    call = {"knob": cfg.knob, "out": str(out.absolute()), "processes": count, **paths}
     if cfg.runtime.machines == 1:
         code = _start_first(cfg, scratch / machines.ORDER, call)
     else:
@@ -138,12 +138,14 @@ def _start_first(cfg: TrainConfig, order: Path, call: dict[str, Any]) -> int:
 def join_training(order: Path, machine: int) -> int:
     """Run this machine's processes of a training. Returns the exit code of their launcher."""
     call = json.loads(order.read_text())
-    return _run_launcher(read_config(call["config"]), call["processes"], order, machine)
+    return _run_launcher(read_config(call), call["processes"], order, machine)
 
 
-def read_config(config: dict[str, Any]) -> TrainConfig | OnlineTraining:
+def read_config(order: dict[str, Any]) -> TrainConfig | OnlineTraining:
     """The config of an order, as the stage had it."""
-    return OnlineTraining(**config) if "reward" in config else TrainConfig(**config)
+    config = order["config"]
+    shape = OnlineTraining if "reward" in config else TrainConfig
+    return shape(**config).mounted_at(order["knob"])
 
 
 def _run_launcher(cfg: TrainConfig, count: int, order: Path, machine: int) -> int:

@@ -89,13 +89,13 @@ def train_within_memory(
             rows = cfg.runtime.per_device
             fewer = max((n for n in range(1, rows) if rows % n == 0), default=0)
             if not fewer or not auto or cfg.loss_group is not None:
-                knob = f"train.runtime.micro_batch={fewer} or auto, "
+                knob = f"{cfg.knob}.runtime.micro_batch={fewer} or auto, "
                 smaller = knob if fewer and cfg.loss_group is None else ""
                 raise StageError(
                     f"train: the device's memory ran out with {pluralize(rows, 'row')} at once.\n"
-                    f"  Give {smaller}train.gradient_checkpointing=true, lower limits, or "
-                    f"adapter=lora; the same command resumes from the newest "
-                    f"checkpoint."
+                    f"  Give {smaller}{cfg.knob}.gradient_checkpointing=true, lower limits, or"
+                    f" {cfg.adapter_mount}=lora; the same command resumes from the newest"
+                    " checkpoint."
                 ) from error
         log_lines(f"memory ran out with {pluralize(rows, 'row')} at once: {fewer} from here on")
         cfg = with_micro_batch(cfg, fewer)

@@ -20,18 +20,18 @@ def check_model(cfg: TrainConfig, init: Model, ids: "list[pl.Series]") -> None:
     if not isinstance(cfg.adapter, LoraAdapter):
         return
     if init.adapter:
-        loading.check_resumed_adapter(init, cfg.adapter)
+        loading.check_resumed_adapter(init, cfg.adapter, f"{cfg.knob}.adapter")
     else:
-        check_targets(module, cfg.adapter.targets)
+        check_targets(module, cfg.adapter.targets, f"{cfg.knob}.adapter.targets")
 
 
 def check_shardable(cfg: TrainConfig, reference: Model) -> None:
     """Refuse to shard a quantised reference: packed weights cannot be, and unpacked ones differ."""
     if cfg.runtime.launch in SHARDED_WEIGHTS and read_quantization(reference):
         raise UserError(
-            f"train.runtime.launch={cfg.runtime.launch} shares the reference's weights too, and "
-            f"those under {reference.path.parent.name}/{reference.path.name} are quantised.\n"
-            f"  Give train.runtime.launch=ddp or zero2, which leave it whole in each process."
+            f"{cfg.knob}.runtime.launch={cfg.runtime.launch} shares the reference's weights too,"
+            f" and those under {reference.path.parent.name}/{reference.path.name} are quantised.\n"
+            f"  Give {cfg.knob}.runtime.launch=ddp or zero2, which leave it whole in each process."
         )
 
 
@@ -45,13 +45,13 @@ def build_on_meta(model: Model) -> Any:
         return AutoModelForCausalLM.from_config(config, **trusted)
 
 
-def check_targets(module: Any, targets: str | list[str]) -> None:
+def check_targets(module: Any, targets: str | list[str], knob: str) -> None:
     parts = [(name, part) for name, part in module.named_modules() if name]
     linear = [name for name, part in parts if _is_linear(part)]
     output = module.get_output_embeddings()
     head = next((name for name, part in parts if part is output), None)
     names = [name for name, _ in parts]
-    if fault := lora_targets.explain_unknown_target(targets, names, linear, head):
+    if fault := lora_targets.explain_unknown_target(targets, names, linear, head, knob):
         raise UserError(fault)
 
 

@@ -8,10 +8,10 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     import polars as pl
 
-REMEDIES = {
+REMEDIES = {  # `{weight.column}` is a knob of the training
     "p_chosen": "Give pair.score_scale, or a scorer of pairs; rows of a file may have p_chosen.",
     "margin": "Give pairs whose two answers both have a score.",
-    "weight": "Give pair.weight=margin, confidence or rows, or train.weight.column=null.",
+    "weight": "Give pair.weight=margin, confidence or rows, or {weight.column}=null.",
 }
 
 
@@ -20,33 +20,36 @@ def select_columns(cfg: TrainConfig, table: "pl.DataFrame", part: str) -> "list[
 
     Weights are for training alone; their mean is 1.
     """
-    knob = f"train.loss=[{','.join(cfg.loss)}]"
-    columns = [_read_column(table, name, part, knob) for name in cfg.pair_columns]
+    asked = f"{cfg.knob}.loss=[{','.join(cfg.loss)}]"
+    columns = [_read_column(cfg, table, name, part, asked) for name in cfg.pair_columns]
     if cfg.weight.column and part == "train":
         columns.append(_compute_weights(cfg, table))
     return columns
 
 
 def _compute_weights(cfg: TrainConfig, table: "pl.DataFrame") -> "pl.Series":
-    knob = f"train.weight.column={cfg.weight.column}"
-    values = _read_column(table, str(cfg.weight.column), "train", knob)
+    knob = f"{cfg.knob}.weight.column"
+    asked = f"{knob}={cfg.weight.column}"
+    values = _read_column(cfg, table, str(cfg.weight.column), "train", asked)
     if negative := int((values < 0).sum()):
         raise UserError(
-            f"{knob}: {negative} of {len(values)} train pairs have a value below 0"
+            f"{asked}: {negative} of {len(values)} train pairs have a value below 0"
             f" (the lowest is {min(values):g}): they would be learned the wrong way round.\n"
             "  Leave these pairs out (pair.filters.min_margin), or give pair.weight=confidence"
-            " train.weight.column=weight."
+            f" {knob}=weight."
         )
     powers = values**cfg.weight.scale
     if not (mean := powers.mean()):
         raise UserError(
-            f"{knob}: all {len(values)} train pairs weigh 0, so there is nothing to learn.\n"
-            "  Give another column, or train.weight.column=null."
+            f"{asked}: all {len(values)} train pairs weigh 0, so there is nothing to learn.\n"
+            f"  Give another column, or {knob}=null."
         )
     return (powers / mean).alias("weight")
 
 
-def _read_column(table: "pl.DataFrame", name: str, part: str, knob: str) -> "pl.Series":
+def _read_column(
+    cfg: TrainConfig, table: "pl.DataFrame", name: str, part: str, asked: str
+) -> "pl.Series":
     """A column of numbers. Refuses pairs that have none."""
     import polars as pl
 
@@ -55,8 +58,8 @@ def _read_column(table: "pl.DataFrame", name: str, part: str, knob: str) -> "pl.
     missing = table.filter(~values.is_finite().fill_null(False))
     if missing.height:
         raise UserError(
-            f"{knob}: {missing.height} of {table.height} {part} pairs have no {name}"
+            f"{asked}: {missing.height} of {table.height} {part} pairs have no {name}"
             f" (chosen {missing['chosen_id'][0]}, rejected {missing['rejected_id'][0]} is one).\n"
-            f"  {REMEDIES[name]}"
+            f"  {cfg.name_knobs(REMEDIES[name])}"
         )
     return values

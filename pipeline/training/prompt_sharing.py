@@ -57,18 +57,18 @@ class PromptSharing(TrainerCallback):
 def explain_separate(cfg: TrainConfig, trainer: Any, pairs: "pl.DataFrame") -> str | None:
     """Why each answer gets a separate row. None: two share one."""
     if cfg.trainer != "dpo":
-        return "only train.trainer=dpo shares them"
+        return f"only {cfg.knob}.trainer=dpo shares them"
     if "orpo" in cfg.loss:
         return "the likelihood of orpo is of prompts as well"
     if cfg.mask.format_tokens:
-        return "train.mask.format_tokens leaves tokens of the answers out"
+        return f"{cfg.knob}.mask.format_tokens leaves tokens of the answers out"
     if trainer.aux_loss_enabled:
         return "a mixture of experts balances its load over all tokens"
     if measure_share(pairs, _find_width(trainer)) > WORTHWHILE_SHARE:
         return "they are too short to save time"
     for model in trainer.list_models():
         config = trainer.accelerator.unwrap_model(model).config.get_text_config()
-        if why := explain_attention(config, cfg.max_length):
+        if why := explain_attention(config, cfg):
             return why
     share = partial(share_always, by_blocks=find_attention(trainer) == FLEX)
     return explain_difference(cfg, trainer, pairs, share)
@@ -87,15 +87,16 @@ def measure_share(pairs: "pl.DataFrame", hidden: int) -> float:
     return float(pairs.select(computed.sum() / twice.sum()).item())
 
 
-def explain_attention(config: Any, longest: int) -> str | None:
+def explain_attention(config: Any, cfg: TrainConfig) -> str | None:
     """Why a model with this config cannot tell a row's two branches apart. None: it can."""
     if (kind := config._attn_implementation) not in ("sdpa", FLEX):
         return f"attention by {kind} takes no mask of two branches"
     if others := set(getattr(config, "layer_types", None) or []) - MASKED_LAYERS:
         return f"the model has layers of {min(others)}"
     window = getattr(config, "sliding_window", None)
-    if window and window < longest:
-        return f"the model's window of {window} tokens is shorter than train.max_length={longest}"
+    if window and window < cfg.max_length:
+        longest = f"{cfg.knob}.max_length={cfg.max_length}"
+        return f"the model's window of {window} tokens is shorter than {longest}"
     return None
 
 

@@ -34,7 +34,7 @@ def main() -> int:
 
     try:
         session.train(
-            read_config(order["config"]),
+            read_config(order),
             Path(order["out"]),
             rows=rows,
             **inputs,

@@ -69,7 +69,7 @@ def train(
         unchanged = all(start.get(name) == number for name, number in checksums)
         few_steps = cfg.explain_few_steps(state.max_steps)
         _note_answers(cfg, out, state)
-        summary.write(out, state, kept, watch.stop_reason, few_steps, unchanged)
+        summary.write(cfg, out, state, kept, watch.stop_reason, few_steps, unchanged)
         if isinstance(cfg.adapter, FullAdapter):
             loading.save_full(policy, settings, init, cfg.dtype, out, whole)
         else:
@@ -105,16 +105,16 @@ def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:
     if split and split.non_data_parallel_size > 1:
         raise UserError(
             "train: accelerate would split rows or layers among processes, as its environment says,"
-            f" and {NO_CONTEXT_PARALLEL}.\n"
+            f" and {cfg.name_knobs(NO_CONTEXT_PARALLEL)}.\n"
             "  Type `unset ACCELERATE_USE_PARALLELISM_CONFIG`, and run the same command again."
         )
     started, kind = trainer.args.world_size, trainer.accelerator.distributed_type.value
     expected = ("NO",) if wanted == 1 else DISTRIBUTED_TYPES[cfg.runtime.launch]
     if started != wanted or kind not in expected or trainer.args.n_gpu > 1:
         raise UserError(
-            f"train.runtime.launch={cfg.runtime.launch}: the launcher started "
+            f"{cfg.knob}.runtime.launch={cfg.runtime.launch}: the launcher started "
             f"{pluralize(started, 'process')} of kind {kind}, and {wanted} of "
             f"{' or '.join(expected)} were expected.\n"
-            f"  Give train.runtime.launch=torchrun, or as many train.runtime.processes as this "
-            f"machine has GPUs."
+            f"  Give {cfg.knob}.runtime.launch=torchrun, or as many {cfg.knob}.runtime.processes"
+            " as this machine has GPUs."
         )

@@ -1,6 +1,7 @@
 """`strop compare`: whatever was examined, on common prompts, from what the store holds alone."""
 
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -281,9 +282,8 @@ def test_pruned_answers_are_refused(two, tmp_path, capsys):
     assert "were pruned" in refused(capsys, *two)
 
 
-def test_what_a_judge_said_of_these_very_answers_counts_whichever_was_a(tmp_path):
+def fight(run):
     """sft was a: it won ten prompts in both orders, and lost all others but five order flips."""
-    a = Finished(tmp_path, "a").add("sft", scored(0.4)).add("round-1", scored(0.6))
     rows = [
         (key, f"{key}/0", f"{key}/0", order, winner, "ok", "")
         for i, key in enumerate(IDS)
@@ -291,11 +291,43 @@ def test_what_a_judge_said_of_these_very_answers_counts_whichever_was_a(tmp_path
     ]
     names = ("prompt_id", "a_id", "b_id", "order", "winner", "status", "detail")
     table = pl.DataFrame(rows, schema=names, orient="row").with_columns(probability=pl.lit(0.5))
-    fought = a.store / "duel" / "dddddddddddd"
+    fought = run.store / "duel" / "dddddddddddd"
     write_table(fought / "verdicts.parquet", table)
-    sides = {"a": source(a.evals["sft"]["samples"]), "b": source(a.evals["round-1"]["samples"])}
+    sides = {"a": source(run.evals["sft"]["samples"]), "b": source(run.evals["round-1"]["samples"])}
     write_json(fought / "step.json", {"config": {"engine": {"model": "judge-7"}}, "inputs": sides})
+
+
+def test_what_a_judge_said_of_these_very_answers_counts_whichever_was_a(tmp_path):
+    a = Finished(tmp_path, "a").add("sft", scored(0.4)).add("round-1", scored(0.6))
+    fight(a)
     story = a.finish()
     duel = named(report_of(tmp_path, f"sft={story}:sft", f"new={story}")["duels"], judge="judge-7")
     assert (duel["a"], duel["wins"], duel["ties"], duel["losses"]) == ("new", 45, 5, 10)
     assert duel["flip_rate"] == pytest.approx(5 / 60)
+
+
+@pytest.mark.parametrize("moved", [(), ("round-1",)], ids=["of another store", "one of each"])
+@pytest.mark.parametrize("by", ["run", "fingerprint"])
+def test_a_duel_in_the_own_store_of_models_in_another_counts(tmp_path, moved, by):
+    """A run with store=[mine,team] adds a judge, and at most a model, to what the team has."""
+    run = Finished(tmp_path, "team").add("sft", scored(0.4)).add("round-1", scored(0.6))
+    fight(run)
+    story, mine, team = run.finish(), tmp_path / "mine", run.store
+    parts = [Path("duel/dddddddddddd"), Path("evaluate/eeeeeeeeeeee")]
+    evaluations = [artifact for name in moved for artifact in run.evals[name].values()]
+    for part in [*parts, *(artifact.path.relative_to(team) for artifact in evaluations)]:
+        (mine / part).parent.mkdir(parents=True, exist_ok=True)
+        (team / part).rename(mine / part)
+    write_json(team / "prompts" / "aaaaaaaaaaaa" / "step.json", {})
+    write_json(mine / ".strop-store", {"others": [str(team)]})
+    link = run.story / "store" / "07-evaluate-report"
+    link.unlink()
+    link.symlink_to(mine / parts[1])
+    words = [f"old={story}:sft", f"new={story}"]
+    if by == "fingerprint":
+        models = [run.evals[name]["model"].path.name for name in ("sft", "round-1")]
+        words = [f"old={models[0]}", f"new={models[1]}", f"store={mine}"]
+    report = report_of(tmp_path, *words)
+    duel = named(report["duels"], judge="judge-7")
+    assert (duel["a"], duel["wins"], duel["ties"], duel["losses"]) == ("new", 45, 5, 10)
+    assert named(report["differences"], model="new", scorer="rules")["mean"] == pytest.approx(0.2)

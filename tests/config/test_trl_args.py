@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from pipeline.config.base import name_own_knobs
 from pipeline.config.trl_args import (
     CONFIG_CLASS,
     DPO_LOSSES,
@@ -27,7 +28,7 @@ def refused(
 ) -> str:
     with pytest.raises(ValueError) as error:
         check_args("dpo", args, [loss] if isinstance(loss, str) else loss, logps, dropout)
-    return str(error.value)
+    return name_own_knobs(str(error.value), "train", "train")
 
 
 def test_what_trl_reads_passes():

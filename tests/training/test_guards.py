@@ -279,7 +279,6 @@ def test_a_start_over_the_budget_does_not_count_against_what_was_trained():
 
 def test_a_start_over_the_budget_is_named_where_nothing_can_be_published(tmp_path):
     watch = Guards(dpo(guards={"kl_budget": 1.0}), None, {"prompts": [], "answers": []}, tmp_path)
-    watch.stop_reason = "KL to the reference is 9.1 nats"
     history = [{"step": step, "eval_kl": 9.1} for step in (0, 1)]
     with pytest.raises(StageError, match=r"The start itself is over it.*reference.model=init"):
         watch.restore_weights(1, history, {})

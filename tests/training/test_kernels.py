@@ -19,12 +19,12 @@ pytestmark = pytest.mark.model
 )
 def test_attention_that_transformers_does_not_give_is_refused(kind, attention):
     with pytest.raises(UserError, match=f"^train.attention={attention}: (.|\n)*=auto"):
-        build.set_attention(random_model(kind), attention)
+        build.set_attention(random_model(kind), dpo(attention=attention))
 
 
 def test_attention_is_the_one_that_was_asked_for():
     for attention, name in (("sdpa", "sdpa"), ("flex", "flex_attention"), ("auto", "sdpa")):
-        module = build.set_attention(random_model(), attention)
+        module = build.set_attention(random_model(), dpo(attention=attention))
         assert module.config._attn_implementation == name
         assert "attn" not in module.config.to_json_string(), "of the machine, not of the model"
 

@@ -233,6 +233,36 @@ def test_rewards_that_fail_stop_the_training(rounds, monkeypatch):
         rounds.train("fails", online())
 
 
+def test_failures_are_counted_from_the_start_of_a_training_that_was_killed(rounds, monkeypatch):
+    """One answer of each batch fails; of 96, the fifth is one too many."""
+    from pipeline.scorers import Score, rules
+
+    score, batches = rules.Rules.score, []
+
+    def fail_first(self, answers):
+        batches.append(len(answers))
+        if len(batches) == killed_at:
+            raise Killed
+        scores = [*score(self, answers)]
+        return [Score(answers[0].sample_id, None, detail="it is busy"), *scores[1:]]
+
+    monkeypatch.setattr(rules.Rules, "score", fail_first)
+    cfg = online(epochs=2, save_every=2, reference_logps="none")
+    cfg = cfg.model_copy(update={"score": cfg.score.model_copy(update={"max_failed": 0.05})})
+    killed_at, message = 4, r"5 of 96 rewards by letter failed already \(it is busy\)"
+    with pytest.raises(Killed):
+        rounds.train("fails and is killed", cfg)
+    batches.clear()
+    killed_at = 0
+    with pytest.raises(StageError, match=message):
+        rounds.train("fails and is killed", cfg)
+    assert len(batches) == 3, "from the checkpoint of step 2, which has two failures"
+    batches.clear()
+    with pytest.raises(StageError, match=message):
+        rounds.train("fails", cfg)
+    assert len(batches) == 5
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_answers(rounds):
     model = rounds.train("two", online(processes=2))

@@ -89,7 +89,7 @@ def test_another_scale_of_an_adapter_in_the_sampler_is_warned_of(round_, capsys)
     assert train.find_sampled_answers(out, adapter) is None  # they name another policy
     answers = train.find_sampled_answers(out, wrong)
     gaps = measure_gaps(loading.load(adapter, "float32"), answers, 64)
-    report_gaps(gaps, 0.02, out)
+    report_gaps(gaps, dpo(runtime={"warn_sampler_gap": 0.02}), out)
     printed = capsys.readouterr().err
     assert "! the sampler's log-probabilities differ" in printed and "warn_sampler_gap" in printed
     assert measure_gaps(loading.load(wrong, "float32"), answers, 64).max() < FLOAT32
@@ -131,8 +131,8 @@ def test_only_the_policy_s_own_answers_count(round_):
 
 @pytest.mark.parametrize(("mean", "warns"), [(0.019, False), (0.021, True)])
 def test_the_mean_decides_and_the_99th_percentile_is_shown(tmp_path, capsys, mean, warns):
-    gaps = pl.Series([mean] * 200)
-    report_gaps(gaps, 0.02, tmp_path)
+    gaps, cfg = pl.Series([mean] * 200), dpo(runtime={"warn_sampler_gap": 0.02})
+    report_gaps(gaps, cfg, tmp_path)
     assert ("! " in capsys.readouterr().err) == warns
-    report_gaps(pl.Series([0.0] * 197 + [0.5] * 3), 0.02, tmp_path)
+    report_gaps(pl.Series([0.0] * 197 + [0.5] * 3), cfg, tmp_path)
     assert "99 % of 200 answers: at most 0.5" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from pipeline.commands.convert.steps import (
 )
 from pipeline.commands.convert.tools import Tool
 from pipeline.commands.table import parse_words, reports_errors
+from pipeline.config.base import name_own_knobs
 from pipeline.config.trl_args import IGNORED_ARGS, REMOVED_ARGS, SET_BY_STAGE, load_trl_fields
 from pipeline.errors import DONE, UserError, format_move
 
@@ -164,7 +165,9 @@ def _account_for_key(tool: Tool, recipe: Recipe, key: str, value: str, named: se
     elif key in named or any(key in names for names in LOSS_ARGS.values()):
         recipe.lose(key, value, "Nothing: the objective or the adapter of this file ignores it.")
     elif key in set_by_stage:
-        recipe.note(key, value, f"{set_by_stage[key].capitalize()}.")
+        recipe.note(
+            key, value, f"{name_own_knobs(set_by_stage[key], 'train', 'train').capitalize()}."
+        )
     elif key in fields:
         effect = f"A setting of transformers' trainer; to have it: train.args.{key}={value}"
         recipe.lose(key, value, effect)

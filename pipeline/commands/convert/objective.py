@@ -101,7 +101,9 @@ def _convert_beta(source: Source, recipe: Recipe, losses: list[str]) -> None:
     beta = source.number("beta")
     recipe.set("train.beta", beta, describe_origin(source, "beta"))
     if beta and (fault := explain_unusual_beta(losses, beta, None)):
-        recipe.set("train.runtime.typical_beta", beta, f"{fault}; without this line it is refused")
+        recipe.set(
+            "train.runtime.typical_beta", beta, f"train.{fault}; without this line it is refused"
+        )
 
 
 def _leave_reference(

@@ -142,7 +142,7 @@ def check_steps(cfg: ClusterConfig, coming: list[Step]) -> None:
 
 def _check_training(step: Step, runtime: LaunchedRuntime, gpus: int) -> None:
     batch = getattr(step.config, "batch", 0)
-    if fault := runtime.explain_misfit(batch, gpus):
+    if fault := runtime.explain_misfit(batch, gpus, step.knob):
         raise UserError(f"{fault}\n  On this cluster it has {gpus}: cluster.resources.{step.stage}")
 
 

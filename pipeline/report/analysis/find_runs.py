@@ -4,6 +4,7 @@ A place is `RUN` (the model that it chose), `RUN:MODEL` (a row of its table), a 
 the store, or its fingerprint. Only tables and records are read.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pipeline.artifacts import (
     find_step,
     find_store,
     list_steps,
+    read_other_stores,
     read_step,
 )
 from pipeline.config import ANSWER, EVAL_PURPOSE
@@ -41,7 +43,8 @@ WHAT_TO_GIVE = (
 class FoundRun:
     """One evaluated model. `row` is its name in its own run's table.
 
-    `scorers` are its scorers' configs without their runtime.
+    `scorers` are its scorers' configs without their runtime. `stores` are those that its run writes
+    and reads: what was made of its answers may be in any.
     """
 
     name: str
@@ -51,6 +54,7 @@ class FoundRun:
     sampling: Any
     scorers: dict[str, Any]
     primary: str | None
+    stores: tuple[Path, ...]
 
 
 def find_run(word: str, store: Path) -> FoundRun:
@@ -60,7 +64,8 @@ def find_run(word: str, store: Path) -> FoundRun:
     run = Path(place)
     if (run / "store").is_dir():
         return _find_in_run(run, row, name)
-    found = _find_by_model(run.resolve() if run.is_dir() else _find_model(store, place), name)
+    model = run.resolve() if run.is_dir() else _find_model(store, place)
+    found = _find_by_model(model, _list_stores(find_store(model), store), name)
     if row:
         raise UserError(
             f"{word}: {place} is one model, but :{row} chooses one of a run's. {WHAT_TO_GIVE}"
@@ -68,14 +73,21 @@ def find_run(word: str, store: Path) -> FoundRun:
     return found
 
 
+def _list_stores(*roots: Path) -> tuple[Path, ...]:
+    """These, and all that their runs have read."""
+    every = [store for root in roots for store in (root, *read_other_stores(root))]
+    return tuple(dict.fromkeys(store.resolve() for store in every))
+
+
 def read_verdicts_between(one: FoundRun, other: FoundRun) -> list[tuple[str, pl.DataFrame]]:
-    """Judge and verdicts of every duel in the store between these very answers, with `one` as a."""
-    ours, theirs = (run.artifacts["samples"].path for run in (one, other))
+    """Judge and verdicts of every known duel between these very answers, with `one` as a."""
+    ours, theirs = (run.artifacts["samples"].path.name for run in (one, other))
+    stores = dict.fromkeys([*one.stores, *other.stores])
     verdicts = []
     for a, b in ((ours, theirs), (theirs, ours)):
-        for step in _find_readers(find_store(ours), "duel", "a", a.name):
+        for step in _find_readers(stores, "duel", "a", a):
             record = read_step(step)
-            if record["inputs"]["b"]["fingerprint"] == b.name:
+            if record["inputs"]["b"]["fingerprint"] == b:
                 rows = Verdicts(step).read()
                 judge = record["config"]["engine"]["model"]
                 verdicts.append((judge, rows if a == ours else swap_sides(rows)))
@@ -117,25 +129,25 @@ def _find_in_run(run: Path, row: str, name: str) -> FoundRun:
         for part, source in evals[chosen].items()
         if part != "metrics"
     }
-    return _build_found_run(shown, chosen, parts, step["config"]["scorer"])
+    stores = _list_stores(find_store(folder))
+    return _build_found_run(shown, chosen, parts, step["config"]["scorer"], stores)
 
 
 def _find_model(store: Path, fingerprint: str) -> Path:
     stages = [stage for stage, made in MADE_BY.items() if made is Model]
-    models = [
-        path for stage in stages if fingerprint and (path := store / stage / fingerprint).is_dir()
-    ]
+    stores = _list_stores(store) if fingerprint else ()
+    folders = [root / stage / fingerprint for root in stores for stage in stages]
+    models = [folder for folder in folders if folder.is_dir()]
     if not models:
         raise UserError(f"{fingerprint}: neither a run nor a model in {store}. {WHAT_TO_GIVE}")
     return models[0].resolve()
 
 
-def _find_by_model(model: Path, name: str) -> FoundRun:
-    """By the store's records of what was sampled from it, and of what was made from the samples."""
-    store = find_store(model)
+def _find_by_model(model: Path, stores: tuple[Path, ...], name: str) -> FoundRun:
+    """By records of what was sampled from it, and of what was made from the samples."""
     sampled = [
         step
-        for step in _find_readers(store, "sample", "policy", model.name)
+        for step in _find_readers(stores, "sample", "policy", model.name)
         if read_step(step)["config"]["purpose"] == EVAL_PURPOSE
     ]
     on_test = [step for step in sampled if read_step(step)["inputs"]["prompts"]["part"] == "test"]
@@ -145,20 +157,24 @@ def _find_by_model(model: Path, name: str) -> FoundRun:
     samples = _require_one(model, "evaluated", sampled)
     parts = {"model": model, "samples": samples}
     for stage, edge, part in (("score", "samples", "scores"), ("reference", "rows", "logps")):
-        if readers := _find_readers(store, stage, edge, samples.name):
+        if readers := _find_readers(stores, stage, edge, samples.name):
             parts[part] = _require_one(model, f"read by {stage}", readers)
     row = str(read_step(samples)["label"]).partition(" ")[2]
-    return _build_found_run(name or model.name, row, parts, None)
+    return _build_found_run(name or model.name, row, parts, None, stores)
 
 
-def _find_readers(store: Path, stage: str, edge: str, fingerprint: str) -> list[Path]:
-    """The steps of a stage that read this one."""
-    steps = [path.parent for path in sorted((store / stage).glob(f"*/{STEP_FILE}"))]
-    known = [step for step in steps if ".partial" not in step.name and ".old-" not in step.name]
+def _find_readers(stores: Iterable[Path], stage: str, edge: str, fingerprint: str) -> list[Path]:
+    """The steps of a stage that read this one, each from the first store that has it."""
+    steps: dict[str, Path] = {}
+    for store in stores:
+        for path in sorted((store / stage).glob(f"*/{STEP_FILE}")):
+            steps.setdefault(path.parent.name, path.parent)
     return [
         step
-        for step in known
-        if read_step(step)["inputs"].get(edge, {}).get("fingerprint") == fingerprint
+        for name, step in steps.items()
+        if ".partial" not in name
+        and ".old-" not in name
+        and read_step(step)["inputs"].get(edge, {}).get("fingerprint") == fingerprint
     ]
 
 
@@ -172,7 +188,13 @@ def _require_one(model: Path, what: str, steps: list[Path]) -> Path:
     return steps[0]
 
 
-def _build_found_run(name: str, row: str, parts: dict[str, Path], primary: str | None) -> FoundRun:
+def _build_found_run(
+    name: str,
+    row: str,
+    parts: dict[str, Path],
+    primary: str | None,
+    stores: tuple[Path, ...],
+) -> FoundRun:
     for part, path in parts.items():
         if part != "model" and not (path / STEP_FILE).exists():
             raise UserError(
@@ -191,7 +213,7 @@ def _build_found_run(name: str, row: str, parts: dict[str, Path], primary: str |
         artifacts["logps"] = Logps(parts["logps"])
     sampling = {"limits": record["config"]["limits"], **record["config"]["settings"][ANSWER]}
     scorers = _read_scorer_configs(parts.get("scores"))
-    return FoundRun(name, row, artifacts, prompts, sampling, scorers, primary)
+    return FoundRun(name, row, artifacts, prompts, sampling, scorers, primary, stores)
 
 
 def _read_scorer_configs(scores: Path | None) -> dict[str, Any]:

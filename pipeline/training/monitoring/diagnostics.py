@@ -27,10 +27,10 @@ class Symptom:
     name: str
     is_seen: Callable[[Sequence[Row]], bool]
     cause: str
-    knob: str
+    remedy: str  # `{beta}` is a knob of the training, and `{}` what chooses its objective
 
 
-MORE_STEPS = "more pairs, a smaller train.batch, more train.epochs"
+MORE_STEPS = "more pairs, a smaller {batch}, more {epochs}"
 # The log does not show these two: the config and the weights do.
 FEW_STEPS = Symptom(
     "the steps are too few for the warm-up",
@@ -42,8 +42,8 @@ UNCHANGED = Symptom(
     "the published weights are those that training started from, byte for byte",
     lambda rows: False,
     "every step is rounded away in the published precision, or the pairs gave no gradient",
-    f"give more steps ({MORE_STEPS}) or a higher train.learning_rate. Where train.dtype is "
-    f"bfloat16, train.dtype=float32 rounds far fewer steps away",
+    f"give more steps ({MORE_STEPS}) or a higher {{learning_rate}}. Where {{dtype}} is "
+    "bfloat16, {dtype}=float32 rounds far fewer steps away",
 )
 
 
@@ -142,7 +142,7 @@ SYMPTOMS = (
         "the loss stays at 0.693",
         _is_stuck,
         "the policy hardly moves, or nothing distinguishes chosen from rejected",
-        "raise train.learning_rate; check the margins of the pairs (pair.filters.min_margin) and "
+        "raise {learning_rate}; check the margins of the pairs (pair.filters.min_margin) and "
         "pair.scorer",
     ),
     Symptom(
@@ -151,34 +151,34 @@ SYMPTOMS = (
         "mostly what both sides share is learned, such as style or format, and less their "
         "difference",
         "give pairs that differ in what counts (pair=best_worst, pair.filters.min_margin); where "
-        "the loss has a reference, raise train.beta",
+        "the loss has a reference, raise {beta}",
     ),
     Symptom(
         "the margin grows without plateau while the dev score falls",
         _margin_outgrows_score,
         "the reward is over-optimised: the pairs are separated ever better and generated answers "
         "score worse",
-        "lower train.learning_rate, raise train.beta where the loss has a reference, or stop in "
-        "time: train.guards.stop_on=score",
+        "lower {learning_rate}, raise {beta} where the loss has a reference, or stop in "
+        "time: {guards.stop_on}=score",
     ),
     Symptom(
         "the loss swings",
         _loss_swings,
         "steps are too large, or each is of too few pairs",
-        "lower train.learning_rate, raise train.batch or train.warmup",
+        "lower {learning_rate}, raise {batch} or {warmup}",
     ),
     Symptom(
         "most sampled answers are cut at limits.completion",
         _answers_are_cut,
         "they are scored and trained without their end",
         "raise limits.completion, or leave them out of the loss:"
-        " train.args.mask_truncated_completions=true",
+        " {args.mask_truncated_completions}=true",
     ),
     Symptom(
         "answers have grown past 1.5 times their length",
         _answers_grow,
         "often chosen answers are longer than rejected ones, and length is what is learned",
-        "pair=length_matched, train=sigmoid_norm or train=ld_dpo; see the length-adjusted win "
+        "pair=length_matched, {}=sigmoid_norm or {}=ld_dpo; see the length-adjusted win "
         "rates in the report",
     ),
 )

@@ -53,9 +53,11 @@ def starts_over_budget(cfg: GuardsConfig, evaluations: list[Evaluation]) -> bool
     return evaluations[0]["step"] == 0 and _describe_excess(cfg, evaluations[0]) is not None
 
 
-def find_stop_reason(cfg: GuardsConfig, evaluations: list[Evaluation]) -> str | None:
-    """Why training takes no further step; None: continue."""
-    if exceeded := _describe_excess(cfg, evaluations[-1]):
+def find_stop_reason(
+    cfg: GuardsConfig, evaluations: list[Evaluation], knob: str = "train"
+) -> str | None:
+    """Why training takes no further step; None: continue. `knob` is that of the training."""
+    if exceeded := _describe_excess(cfg, evaluations[-1], knob):
         return exceeded
     if cfg.stop_on is None or len(evaluations) < 2:
         return None
@@ -66,16 +68,16 @@ def find_stop_reason(cfg: GuardsConfig, evaluations: list[Evaluation]) -> str | 
     return (
         f"{cfg.stop_on} was not better than {best[METRIC_KEYS[cfg.stop_on]]:.4g} (step "
         f"{best['step']}) for {pluralize(since, 'evaluation')}"
-        f" (train.guards.patience={cfg.patience})"
+        f" ({knob}.guards.patience={cfg.patience})"
     )
 
 
-def _describe_excess(cfg: GuardsConfig, evaluation: Evaluation) -> str | None:
+def _describe_excess(cfg: GuardsConfig, evaluation: Evaluation, knob: str = "train") -> str | None:
     """Which budget this evaluation exceeds, as a reason to stop."""
     if cfg.kl_budget is not None and evaluation[KL] > cfg.kl_budget:
         return (
             f"KL to the reference is {evaluation[KL]:.3g} nats, over "
-            f"train.guards.kl_budget={cfg.kl_budget:g}"
+            f"{knob}.guards.kl_budget={cfg.kl_budget:g}"
         )
     if (
         cfg.max_chosen_logp_drop is not None
@@ -83,7 +85,7 @@ def _describe_excess(cfg: GuardsConfig, evaluation: Evaluation) -> str | None:
     ):
         return (
             f"chosen answers lost {evaluation[CHOSEN_LOGP_DROP]:.3g} nats per token, over "
-            f"train.guards.max_chosen_logp_drop={cfg.max_chosen_logp_drop:g}"
+            f"{knob}.guards.max_chosen_logp_drop={cfg.max_chosen_logp_drop:g}"
         )
     return None
 

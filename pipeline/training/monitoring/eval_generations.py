@@ -46,10 +46,10 @@ class EvalGenerations:
         self.columns = dev.read_columns()
         self.scorer = None
         if cfg.guards.scorer:
-            self.scorer = open_scorer(cfg.guards.scorer, knob="train.guards.scorer")
+            self.scorer = open_scorer(cfg.guards.scorer, knob=f"{cfg.knob}.guards.scorer")
 
     def _select_prompts(self, dev: Prompts) -> Iterator[Row]:
-        """The first prompts that leave room for an answer within train.max_length."""
+        """The first prompts that leave room for an answer within `max_length`."""
         found = 0
         for row in dev.read().iter_rows(named=True):
             ids = self.engine.tokenizer.encode(row["prompt"], self.cfg.guards.template_kwargs)
@@ -139,11 +139,11 @@ class EvalGenerations:
         own = self.scorer.score(collectives.take_share(answers))
         scores = collectives.gather_rows([score for score in own if not score.criterion])
         if failed := [score for score in scores if score.score is None]:
+            knob = f"{self.cfg.knob}.guards.scorer"
             raise StageError(
-                f"train.guards.scorer could not score {len(failed)} of {len(scores)} answers "
-                f"({failed[0].detail}).\n"
-                f"  Give a scorer that scores every answer to a dev prompt, or "
-                f"train.guards.scorer=null."
+                f"{knob} could not score {len(failed)} of {len(scores)} answers"
+                f" ({failed[0].detail}).\n"
+                f"  Give a scorer that scores every answer to a dev prompt, or {knob}=null."
             )
         return fmean(score.score for score in scores if score.score is not None)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from pipeline.artifacts import Model, Prompts
-from pipeline.config import GuardsConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.errors import StageError, UserError
 from pipeline.models.loading import State
 from pipeline.training.distributed import sharded
@@ -42,6 +42,7 @@ class Guards(TrainerCallback):
         self.cfg, self.generations, self.pairs = cfg, generations, dev_pairs
         self.answers = out / "answers.jsonl"
         self.weights = BestWeights(out / "scratch" / "kept")
+        # As training.json publishes it: by the name of the block, wherever that is mounted.
         self.stop_reason: str | None = None
 
     def attach(self, trainer: Any) -> None:
@@ -108,12 +109,12 @@ class Guards(TrainerCallback):
 
     def _warn_of_drift(self, evaluations: list[early_stopping.Evaluation]) -> None:
         """Warn at the evaluation where a figure first passes its limit."""
-        guards, last = self.cfg.guards, evaluations[-1]
+        cfg, guards, last = self.cfg, self.cfg.guards, evaluations[-1]
         before = evaluations[-2] if len(evaluations) > 1 else {}
         if before.get(KL, 0.0) <= guards.warn_kl < last.get(KL, 0.0):
             warn(
                 f"step {last['step']}: KL to the reference is {last[KL]:.3g} nats, over "
-                f"train.guards.warn_kl={guards.warn_kl:g}: {_explain_drift(guards, last['step'])}"
+                f"{cfg.knob}.guards.warn_kl={guards.warn_kl:g}: {_explain_drift(cfg, last['step'])}"
             )
         if (
             before.get(CHOSEN_LOGP_DROP, 0.0)
@@ -122,44 +123,46 @@ class Guards(TrainerCallback):
         ):
             warn(
                 f"step {last['step']}: chosen answers lost {last[CHOSEN_LOGP_DROP]:.3g} nats per "
-                f"token, over train.guards.warn_chosen_logp_drop={guards.warn_chosen_logp_drop:g}: "
-                f"likelihood is displaced to answers in no pair. Take train=rpo (the chosen "
-                f"answer's own loss), raise train.beta where the loss has a reference, or drop "
-                f"near-equal pairs (pair.filters)"
-                f"{_offer_budget(guards, 'max_chosen_logp_drop')}"
+                f"token, over {cfg.knob}.guards.warn_chosen_logp_drop="
+                f"{guards.warn_chosen_logp_drop:g}: likelihood is displaced to answers in no pair."
+                f" Take {cfg.mount}=rpo (the chosen answer's own loss), raise {cfg.knob}.beta where"
+                " the loss has a reference, or drop near-equal pairs (pair.filters)"
+                f"{_offer_budget(cfg, 'max_chosen_logp_drop')}"
             )
 
     def _check_stop_metric(self, evaluation: early_stopping.Evaluation) -> None:
         """On unpaired answers TRL logs a margin only where a batch holds good and bad ones."""
-        stop_on = self.cfg.guards.stop_on
+        stop_on, knob = self.cfg.guards.stop_on, f"{self.cfg.knob}.guards.stop_on"
         if stop_on and early_stopping.METRIC_KEYS[stop_on] not in evaluation:
             raise StageError(
-                f"train.guards.stop_on={stop_on}: the evaluation at step {evaluation['step']} has "
+                f"{knob}={stop_on}: the evaluation at step {evaluation['step']} has "
                 f"no such figure, since no batch of unpaired dev answers holds good and bad ones.\n"
-                f"  Give train.guards.stop_on=loss, or a larger pair.dev.min."
+                f"  Give {knob}=loss, or a larger pair.dev.min."
             )
 
     def restore_weights(self, step: int, history: list[dict[str, Any]], trained: State) -> int:
         """Replace the last weights by those to publish. Returns the step that they are of."""
-        guards, evaluations = self.cfg.guards, early_stopping.merge_evaluations(history)
+        guards, knob = self.cfg.guards, self.cfg.knob
+        evaluations = early_stopping.merge_evaluations(history)
         if not guards.may_stop_early or not evaluations:
             return step
         kept = early_stopping.choose_step(guards, evaluations)
+        reason = early_stopping.find_stop_reason(guards, evaluations, knob)
         if kept is None:
             remedy = (
                 "The start itself is over it: raise the budget, or measure from the start by "
                 "reference.model=init."
                 if early_stopping.starts_over_budget(guards, evaluations)
-                else "Lower train.learning_rate or train.eval_every, or raise the budget."
+                else f"Lower {knob}.learning_rate or {knob}.eval_every, or raise the budget."
             )
             raise StageError(
-                f"{self.stop_reason}, at the first evaluation after the start (step "
+                f"{reason}, at the first evaluation after the start (step "
                 f"{evaluations[-1]['step']}): no weights within the budget are known, and nothing "
                 f"is published.\n  {remedy}"
             )
         if self.stop_reason:
             published = f"The weights of step {kept} are published"
-            warn(f"stopped at step {step}: {self.stop_reason}. {published}")
+            warn(f"stopped at step {step}: {reason}. {published}")
         if kept != step:
             self.weights.restore(trained, kept)
         return kept
@@ -175,10 +178,10 @@ def build_guards(
     processes: int = 1,
 ) -> Guards:
     """`pairs` is the trainer's dev table. Without a reference, KL is measured to `init`."""
-    guards = cfg.guards
+    guards, knob = cfg.guards, f"{cfg.knob}.guards"
     if guards.may_stop_early and not pairs.height:
         raise UserError(
-            "train.guards: a training without dev pairs is never evaluated.\n"
+            f"{knob}: a training without dev pairs is never evaluated.\n"
             "  Give pair.dev.share above 0."
         )
     if processes > 1 and not cfg.runtime.eval_when_distributed:
@@ -188,33 +191,33 @@ def build_guards(
         generations = EvalGenerations(cfg, init, reference or init, dev)
     if generations is not None and not generations.rows:
         warn(
-            f"no dev prompt leaves room for {guards.tokens} tokens (train.guards.tokens): KL is "
-            f"not measured"
+            f"no dev prompt leaves room for {guards.tokens} tokens ({knob}.tokens): KL is "
+            "not measured"
         )
         generations = None
     if generations is None and guards.needs_generations:
         raise UserError(
-            "train.guards.kl_budget and train.guards.stop_on=score need dev prompts, and there is "
-            "none to answer."
+            f"{knob}.kl_budget and {knob}.stop_on=score need dev prompts, and there is none to"
+            " answer."
         )
     return Guards(cfg, generations, _select_chosen(pairs), out)
 
 
-def _explain_drift(guards: GuardsConfig, step: int) -> str:
+def _explain_drift(cfg: TrainConfig, step: int) -> str:
     if step == 0:
         return (
             "training starts this far from its reference. reference.model=init measures from the "
             "start"
         )
     return (
-        "the policy moves away from its reference. Lower train.learning_rate, or raise train.beta "
-        f"where the loss has a reference{_offer_budget(guards, 'kl_budget')}"
+        f"the policy moves away from its reference. Lower {cfg.knob}.learning_rate, or raise"
+        f" {cfg.knob}.beta where the loss has a reference{_offer_budget(cfg, 'kl_budget')}"
     )
 
 
-def _offer_budget(guards: GuardsConfig, name: str) -> str:
+def _offer_budget(cfg: TrainConfig, name: str) -> str:
     """What is given already is not offered."""
-    return "" if getattr(guards, name) else f"; train.guards.{name} stops there"
+    return "" if getattr(cfg.guards, name) else f"; {cfg.knob}.guards.{name} stops there"
 
 
 def _build_distributed_guards(
@@ -224,7 +227,7 @@ def _build_distributed_guards(
     warn(
         f"{processes} processes train together: KL, generated answers and the drop of the chosen "
         f"answers' log-probability are not measured "
-        f"(train.runtime.eval_when_distributed=true measures them)"
+        f"({cfg.knob}.runtime.eval_when_distributed=true measures them)"
     )
     return Guards(cfg, None, _select_chosen(pairs.clear()), out)
 

@@ -145,7 +145,7 @@ def _compare_logps(
             f"by {figure:.4g} {unit} over {len(gaps)} sequences; at most {limit:g} is expected in "
             f"{cfg.dtype}.\n"
             f"  They are of another model, other tokens or another dtype: compare reference.dtype "
-            f"with train.dtype, and let the stage reference run again."
+            f"with {cfg.knob}.dtype, and let the stage reference run again."
         )
 
 

@@ -44,7 +44,7 @@ class SamplerCheck(TrainerCallback):
         with self.trainer.compute_loss_context_manager():
             gaps = measure_gaps(self.trainer.model, self.answers, self.cfg.max_length)
         if self.trainer.is_world_process_zero():
-            report_gaps(gaps, limit, self.out)
+            report_gaps(gaps, self.cfg, self.out)
 
 
 def measure_gaps(module: Any, answers: "pl.DataFrame", batch_tokens: int) -> "pl.Series":
@@ -56,7 +56,7 @@ def measure_gaps(module: Any, answers: "pl.DataFrame", batch_tokens: int) -> "pl
     return (logps - answers["logprob"]).abs() / answers["completion_ids"].list.len()
 
 
-def report_gaps(gaps: "pl.Series", limit: float, out: "Path") -> None:
+def report_gaps(gaps: "pl.Series", cfg: TrainConfig, out: "Path") -> None:
     """Its mean and 99th percentile: a note, or a warning where the mean exceeds the limit."""
     mean, high = gaps.mean(), gaps.quantile(NEAR_CERTAIN, "higher")
     assert isinstance(mean, float) and high is not None
@@ -65,11 +65,12 @@ def report_gaps(gaps: "pl.Series", limit: float, out: "Path") -> None:
         f"the sampler's log-probabilities differ from the trainer's by {mean:.2g} nats per token"
         f" (99 % of {len(gaps)} answers: at most {high:.2g})"
     )
-    if mean <= limit:
+    limit = cfg.runtime.warn_sampler_gap
+    if limit is None or mean <= limit:
         print_note(figures)
         return
     print_warning(
-        f"{figures}, more than train.runtime.warn_sampler_gap={limit:g}: the pairs are not of the"
-        " model that is trained. Compare the dtype, the quantisation and the adapter of both:"
+        f"{figures}, more than {cfg.knob}.runtime.warn_sampler_gap={limit:g}: the pairs are not of"
+        " the model that is trained. Compare the dtype, the quantisation and the adapter of both:"
         " backend=transformers samples as the trainer computes."
     )

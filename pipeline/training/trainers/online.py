@@ -17,7 +17,10 @@ COLOCATED = "colocate"  # TRL's name of vLLM in the training's own processes
 
 
 class OnlineTrainer(NonzeroWarmup):
-    """Takes the columns `prompt, prompt_ids, prompt_id`, and `stop_ids` that end an answer."""
+    """Takes the columns `prompt, prompt_ids, prompt_id`, and `stop_ids` that end an answer.
+
+    `kl_beta` weighs the KL to the reference; 0: there is none.
+    """
 
     accelerator: Any
     args: Any
@@ -28,11 +31,18 @@ class OnlineTrainer(NonzeroWarmup):
     state: Any
     temperature: float
 
-    def __init__(self, *args: Any, ref_model: Any = None, stop_ids: list[int], **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        ref_model: Any = None,
+        stop_ids: list[int],
+        kl_beta: float,
+        **kwargs: Any,
+    ):
         # TRL would load the reference from the policy's path, which is another model where an
         # adapter was merged or reference.model is another. With `beta` 0 it loads none.
         super().__init__(*args, **kwargs)
-        self.beta = self.args.kl_beta
+        self.beta = kl_beta
         self.ref_model = self._prepare_reference(ref_model) if ref_model is not None else None
         self.eos_token_ids = stop_ids
         if not self.args.use_vllm:
@@ -92,8 +102,7 @@ def sampling_arguments(cfg: OnlineTraining) -> dict[str, Any]:
         "save_steps": -(-cfg.runtime.save_every // every) * every,
         # As TRL has it for pairs, unless it is given.
         **({} if "disable_dropout" in cfg.args else {"disable_dropout": True}),
-        "kl_beta": cfg.beta if cfg.reference_logps == "online" else 0.0,
-        "beta": 0.0,
+        "beta": 0.0,  # the trainer takes its own, so that TRL loads no reference
         **_vllm_arguments(cfg),
     }
 

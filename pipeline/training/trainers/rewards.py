@@ -19,6 +19,7 @@ from pipeline.training.distributed.collectives import merge_results, rank_and_si
 from pipeline.training.monitoring.guards import warn
 
 Place = tuple[int, int]  # a process, and the number of an answer there
+FAILED = "rewards/failed"  # in the log: the share of a batch's answers that have no score
 
 
 class Rewards:
@@ -36,7 +37,6 @@ class Rewards:
         self.cfg = cfg
         self.tokenizer = ModelTokenizer(init, loading.load_tokenizer(init))
         self.columns = prompts.read_columns()
-        self.failed, self.is_first_batch = 0, True
         self._open = ExitStack()
         self.scorers = {}
         for name, block in cfg.score.scorers.items():
@@ -57,10 +57,11 @@ class Rewards:
         scores = self._score([*answers.values()]) if rank == 0 else {}
         known = merge_results(scores)
         failed = [one for one in known.values() if one.score is None and not one.abstained]
-        if rank == 0:
+        state = row["trainer_state"]
+        if rank == 0 and not state.global_step:
             self._warn_of_equal([*answers.values()], known)
-        log_metric("rewards/failed", len(failed) / len(known))
-        self._check_failures(failed, row["trainer_state"].max_steps)
+        log_metric(FAILED, len(failed) / len(known))
+        self._check_failures(failed, len(known), state)
         return [known[answer.sample_id].score for answer in own.values()]
 
     def _read_answer(
@@ -89,28 +90,30 @@ class Rewards:
         return whole[self.cfg.reward]
 
     def _warn_of_equal(self, answers: list[Answer], known: dict[str, Score]) -> None:
-        """Warn once, at the start: a reward that never differs trains to the end for nothing."""
+        """Of the first batch: a reward that never differs trains to the end for nothing."""
         groups: dict[str, set[float | None]] = {}
         for answer in answers:
             groups.setdefault(answer.prompt_id, set()).add(known[answer.sample_id].score)
-        if not self.is_first_batch or any(len(scores) > 1 for scores in groups.values()):
-            self.is_first_batch = False
+        if any(len(scores) > 1 for scores in groups.values()):
             return
-        self.is_first_batch = False
         warn(
             f"the first answers to each of {pluralize(len(groups), 'prompt')} have equal rewards by"
             f" {self.cfg.reward}: there is nothing to learn from them. Check pair.scorer on a few"
             " answers, or sample more and warmer ones (sample.settings.NAME.n and temperature)"
         )
 
-    def _check_failures(self, failed: list[Score], steps: int) -> None:
-        """Stops where more fail than may fail in the whole training."""
-        self.failed += len(failed)
-        planned = steps * self.cfg.batch // self.cfg.passes
-        if not failed or self.failed <= self.cfg.score.max_failed * planned:
+    def _check_failures(self, failed: list[Score], answers: int, state: Any) -> None:
+        """Stops where more fail than may fail in the whole training.
+
+        Those of earlier batches, of the same size, are in the log that checkpoints carry.
+        """
+        earlier = sum(row.get(FAILED, 0.0) for row in state.log_history)
+        count = round(earlier * answers) + len(failed)
+        planned = state.max_steps * self.cfg.batch // self.cfg.passes
+        if not failed or count <= self.cfg.score.max_failed * planned:
             return
         raise StageError(
-            f"train: {self.failed} of {planned} rewards by {self.cfg.reward} failed already"
+            f"train: {count} of {planned} rewards by {self.cfg.reward} failed already"
             f" ({failed[0].detail}). The limit is score.max_failed={self.cfg.score.max_failed}.\n"
             "  Fix the scorer, or raise the limit, and run the same command again: it resumes from"
             " the newest checkpoint."
