@@ -239,7 +239,10 @@ def draw_panels(title: str, x_title: str, panels: Sequence[Panel]) -> str:
 
 
 def select_compared(measured: Mapping[str, Row]) -> dict[str, Row]:
-    return {name: measured[name] for name in FRONTIER if name in measured}
+    """The experiments from one SFT model: on another machine it is another one."""
+    found = {name: measured[name] for name in FRONTIER if name in measured}
+    first = next(iter(found.values()), {"sft": None})
+    return {name: figures for name, figures in found.items() if figures["sft"] == first["sft"]}
 
 
 def draw_frontier(measured: Mapping[str, Row]) -> str:
