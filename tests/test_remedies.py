@@ -41,6 +41,8 @@ TEXTS = {
     "pipeline/data/unseen_constraints.py",
 }
 PLACES = {"pipeline/config/trl_args.py": "train"}  # whose words a block says as its own
+BLOCKS = {"GuardsConfig": "train.guards", "LoraAdapter": "train.adapter"}  # others are of `train`
+MOUNTS = {"train.adapter": "adapter"}
 # What messages of a training fill in: where its block is in most runs.
 FILLED = {"cfg.knob": "train", "train.knob": "train", "cfg.mount": "train", "train.mount": "train"}
 FILLED |= {"cfg.adapter_mount": "adapter", "train.adapter_mount": "adapter"}
@@ -216,7 +218,8 @@ def spoken() -> Iterator[tuple[str, str | None, str]]:
         if where in TEXTS:
             continue
         for line, block, text in texts(path):
-            text = name_own_knobs(text, "train", "train")
+            knob = BLOCKS.get(block or "", "train")
+            text = name_own_knobs(text, knob, MOUNTS.get(knob, knob))
             if " " in text and not re.search(r"</|/>|<meta|PRAGMA|--query|class=", text):
                 yield f"{where}:{line}", block, text
 
