@@ -40,10 +40,15 @@ TEXTS = {
     "pipeline/data/instruction_topics.py",
     "pipeline/data/unseen_constraints.py",
 }
-PLACES = {"pipeline/config/trl_args.py": "train"}  # whose words a block says as its own
+# Whose words a block says as its own.
+PLACES = {"pipeline/config/trl_args.py": "train", "pipeline/config/training.py": "train"}
+OWN_KNOBS = "pipeline/config/guards.py", "pipeline/training/"
+BLOCKS = {"GuardsConfig": "train.guards", "LoraAdapter": "train.adapter"}  # others are of `train`
+MOUNTS = {"train.adapter": "adapter"}
 # What messages of a training fill in: where its block is in most runs.
 FILLED = {"cfg.knob": "train", "train.knob": "train", "cfg.mount": "train", "train.mount": "train"}
 FILLED |= {"cfg.adapter_mount": "adapter", "train.adapter_mount": "adapter"}
+FILLED |= {"adapter_knob": "train.adapter"}
 USAGE = {
     "key",
     "group",
@@ -216,7 +221,9 @@ def spoken() -> Iterator[tuple[str, str | None, str]]:
         if where in TEXTS:
             continue
         for line, block, text in texts(path):
-            text = name_own_knobs(text, "train", "train")
+            if where in PLACES or where.startswith(OWN_KNOBS):
+                knob = BLOCKS.get(block or "", "train")
+                text = name_own_knobs(text, knob, MOUNTS.get(knob, knob))
             if " " in text and not re.search(r"</|/>|<meta|PRAGMA|--query|class=", text):
                 yield f"{where}:{line}", block, text
 

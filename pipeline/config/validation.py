@@ -290,7 +290,8 @@ def _describe_unknown(
     """A key that is not a knob: by an old name, without its group, or like a known name."""
     if renamed.rename(path)[-1] in known:
         return renamed.describe_renamed(path, iter_leaves(parent[path[-1]], path))
-    if path[0] in ("train", "train_in_round") and (why := UNSUPPORTED.get(path[-1])):
+    is_of_training = path[:-1] == ("train",) or (path[0] == "train_in_round" and len(path) == 3)
+    if is_of_training and (why := UNSUPPORTED.get(path[-1])):
         block = ".".join(path[:-1])
         return f"{'.'.join(path)} is refused: {name_own_knobs(why, block, block)}."
     if len(path) == 1 and longer:

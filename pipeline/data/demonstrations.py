@@ -37,8 +37,12 @@ def encode_demonstrations(
     max_length: int,
     cfg: DemonstrationsConfig,
     knob: str = "sft.data",
+    stage: str = "sft",
 ) -> tuple[list[Example], DropLog]:
-    """The demonstrations that may be trained on, and the dropped ones with their reasons."""
+    """The demonstrations that may be trained on, and the dropped ones with their reasons.
+
+    Reasons are published and name the stage; where its block is mounted is outside identity.
+    """
     examples, log = [], DropLog(len(lines.rows) + len(lines.bad), row=pl.String)
     for number, fault in lines.bad:
         log.drop(BAD_ROW, fault, row=f"line {number}")
@@ -53,7 +57,7 @@ def encode_demonstrations(
         if any(check.overlaps(message["content"]) for message in row["messages"]):
             log.drop("overlap with evaluation", check.fault, row=f"row {number}")
         elif length > max_length:
-            detail = f"{length} tokens, {knob.partition('.')[0]}.max_length is {max_length}"
+            detail = f"{length} tokens, {stage}.max_length is {max_length}"
             log.drop("too long", detail, row=f"row {number}")
         else:
             examples.append(example)

@@ -158,7 +158,9 @@ ADAPTER_KNOBS = {
 }
 
 
-def check_resumed_adapter(model: Model, adapter: LoraAdapter, knob: str = "train.adapter") -> None:
+def check_resumed_adapter(
+    model: Model, adapter: LoraAdapter, adapter_knob: str = "train.adapter"
+) -> None:
     """Refuse to continue an adapter other than the config describes. It reads no weights."""
     check_base(model)
     assert model.adapter is not None
@@ -168,9 +170,9 @@ def check_resumed_adapter(model: Model, adapter: LoraAdapter, knob: str = "train
     for name, value in recorded.items():
         if value != (wanted := getattr(adapter, name)):
             raise UserError(
-                f"{knob}.{name}={wanted}, but training continues the adapter in"
+                f"{adapter_knob}.{name}={wanted}, but training continues the adapter in"
                 f" {model.path}, whose {name} is {value}.\n"
-                f"  Give {knob}.{name}={value}, or init=sft, which starts a new adapter."
+                f"  Give {adapter_knob}.{name}={value}, or init=sft, which starts a new adapter."
             )
 
 

@@ -301,7 +301,7 @@ def prepare_rehearsal(
     encode_messages = partial(encode, tokenizer, kwargs=rehearsal.template_kwargs)
     check = OverlapCheck(decontamination, rehearsal.decontamination.ngram)
     examples, log = encode_demonstrations(
-        lines, encode_messages, check, cfg.max_length, rehearsal.data, f"{knob}.data"
+        lines, encode_messages, check, cfg.max_length, rehearsal.data, f"{knob}.data", "train"
     )
     log.publish(out / "rehearsal", len(examples))
     if not examples:

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import Decontamination, Model, write_table, write_text
+from pipeline.artifacts import (
+    DROPPED_FILE,
+    Decontamination,
+    Model,
+    read_table,
+    write_table,
+    write_text,
+)
 from pipeline.backends.chat import ModelTokenizer
 from pipeline.config import TrainConfig
 from pipeline.data import decontamination
@@ -226,6 +233,13 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, demonstration
         match=r"train.rehearsal: of 40 demonstrations none is left \(overlap .*too long",
     ):
         train.prepare_rehearsal(short, short.rehearsal, tmp_path, chat, Decontamination(tmp_path))
+    dropped = read_table(tmp_path / "rehearsal" / DROPPED_FILE)
+    assert dropped["detail"].str.contains(r"train\.max_length is 9$").any()
+    short = short.mounted_at("train_in_round.2")
+    with pytest.raises(UserError, match=r"train_in_round.2.rehearsal: .*(\n.*)*Raise train_in_rou"):
+        train.prepare_rehearsal(short, short.rehearsal, tmp_path, chat, Decontamination(tmp_path))
+    again = read_table(tmp_path / "rehearsal" / DROPPED_FILE)
+    assert again.equals(dropped), "what is published does not know where the block is mounted"
 
 
 def test_each_pass_takes_every_row_once_in_another_order():
