@@ -290,6 +290,33 @@ def _list_count_checks(
     yield from list_prompt_checks(step, rows, summaries.__getitem__, coming, at_most=True)
 
 
+def count_given_prompts(step: Step) -> dict[str, int]:
+    """The most prompts of each part, before anything is dropped, by the rows that are read here."""
+    cfg = step.config
+    assert isinstance(cfg, PlaygroundPrompts | InstructionPrompts | FilePrompts | HubPrompts)
+    known = {knob: _count_rows(cfg, knob, rows) for knob, rows in _list_sets(cfg).items()}
+    if isinstance(cfg, PlaygroundPrompts | InstructionPrompts):
+        known["prompts"] = cfg.rows
+    parts = {
+        name: split if isinstance(split, int) else known[f"prompts.split.{name}"]
+        for name, split in cfg.split
+    }
+    held_out = sum(split for _, split in cfg.split if isinstance(split, int))
+    parts["train"] = max((known["prompts"] or 0) - held_out, 0)
+    return {name: count for name, count in parts.items() if count}
+
+
+def _count_rows(cfg: PromptsConfig, knob: str, rows: PromptRows) -> int | None:
+    """The usable rows of a set; None if it is not read here, or refused."""
+    if not _is_read_here(rows.source):
+        return None
+    on_bad_row = cfg.on_bad_row if isinstance(cfg, FilePrompts) and knob == "prompts" else "fail"
+    try:
+        return _summarize_rows(rows, knob, on_bad_row).rows
+    except UserError:
+        return None
+
+
 def _summarize_generated(cfg: PlaygroundPrompts | InstructionPrompts) -> PromptSummary:
     from pipeline.data import instructions, synthetic
 
