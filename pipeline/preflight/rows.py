@@ -7,6 +7,7 @@ only seconds.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -294,27 +295,33 @@ def count_given_prompts(step: Step) -> dict[str, int]:
     """The most prompts of each part, before anything is dropped, by the rows that are read here."""
     cfg = step.config
     assert isinstance(cfg, PlaygroundPrompts | InstructionPrompts | FilePrompts | HubPrompts)
-    known = {knob: _count_rows(cfg, knob, rows) for knob, rows in _list_sets(cfg).items()}
+    known = {knob: summary.rows for knob, summary in _summarize_sets(cfg).items()}
     if isinstance(cfg, PlaygroundPrompts | InstructionPrompts):
         known["prompts"] = cfg.rows
     parts = {
-        name: split if isinstance(split, int) else known[f"prompts.split.{name}"]
+        name: split if isinstance(split, int) else known.get(f"prompts.split.{name}", 0)
         for name, split in cfg.split
     }
     held_out = sum(split for _, split in cfg.split if isinstance(split, int))
-    parts["train"] = max((known["prompts"] or 0) - held_out, 0)
+    parts["train"] = max(known.get("prompts", 0) - held_out, 0)
     return {name: count for name, count in parts.items() if count}
 
 
-def _count_rows(cfg: PromptsConfig, knob: str, rows: PromptRows) -> int | None:
-    """The usable rows of a set; None if it is not read here, or refused."""
-    if not _is_read_here(rows.source):
-        return None
-    on_bad_row = cfg.on_bad_row if isinstance(cfg, FilePrompts) and knob == "prompts" else "fail"
-    try:
-        return _summarize_rows(rows, knob, on_bad_row).rows
-    except UserError:
-        return None
+def describe_prompt_column(cfg: PromptsConfig) -> str:
+    """The column that the prompts are made of, if it has another name; nothing if not read here."""
+    summary = _summarize_sets(cfg).get("prompts")
+    return summary.prompt_column if summary else ""
+
+
+def _summarize_sets(cfg: PromptsConfig) -> dict[str, PromptSummary]:
+    """The sets that are read here and not refused, by their knobs."""
+    found = {}
+    on_bad_row = {"prompts": cfg.on_bad_row} if isinstance(cfg, FilePrompts) else {}
+    for knob, rows in _list_sets(cfg).items():
+        if _is_read_here(rows.source):
+            with suppress(UserError):
+                found[knob] = _summarize_rows(rows, knob, on_bad_row.get(knob, "fail"))
+    return found
 
 
 def _summarize_generated(cfg: PlaygroundPrompts | InstructionPrompts) -> PromptSummary:
