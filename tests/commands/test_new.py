@@ -16,6 +16,7 @@ from pipeline.commands.new import __main__ as new
 from pipeline.commands.new import questions
 from pipeline.commands.new.recipe import MAX_LINES
 from pipeline.config.compose import Arguments, compose
+from pipeline.data.prompts import read_prompts
 from pipeline.plan import plan
 from pipeline.resources.model_shape import GIB
 from tests.support.house import HOUSE
@@ -109,6 +110,43 @@ def test_an_empty_line_takes_what_is_offered(here):
     assert code == 0 and "Enter: ifeval" in shown
     [cfg], _ = compose(Arguments.parse(["--config-dir", "my", "recipes=mine"]))
     assert (cfg.prompts.kind, cfg.pair.scorer) == ("instructions", "ifeval")
+
+
+def write_rows(file: str, *names: str, count: int = 300) -> None:
+    rows = [{name: f"{name} {n}: what is it?" for name in names} for n in range(count)]
+    Path(file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def test_a_file_without_a_known_column_is_asked_for_its_own(here):
+    write_rows("odd.jsonl", "nr", "task")
+    answers = ["odd.jsonl", "", "tusk", "task"]
+    code, shown = type_on_a_terminal("./model", *answers, "regex x", "", "")
+    assert code == 0, shown
+    assert shown.count("odd.jsonl: which of its columns is the prompt? nr, task") == 1
+    assert "it has no column (nothing)" in shown
+    assert "it has no column tusk, and there is no such file. Did you mean task?" in shown
+    assert "300 prompts from the column task; columns besides: nr. 37 are held out" in shown
+    [cfg], _ = compose(Arguments.parse(["--config-dir", "my", "recipes=mine"]))
+    assert (cfg.prompts.shape, cfg.prompts.columns) == ("columns", {"prompt": "task"})
+    [first, *_] = read_prompts(cfg.prompts.prompt_rows, "prompts").rows["prompt"].to_list()
+    assert first == [{"role": "user", "content": "task 0: what is it?"}]
+
+
+def test_while_a_column_is_asked_for_another_file_or_data_set_can_be_given(here):
+    write_rows("odd.jsonl", "nr", "task")
+    for answer in ("asked.jsonl", "owner/prompts"):
+        Path("my/recipes/mine.yaml").unlink(missing_ok=True)
+        code, shown = type_on_a_terminal("./model", "odd.jsonl", answer, "regex x", "", "")
+        assert code == 0 and "which of its columns" in shown
+        [cfg], _ = compose(Arguments.parse(["--config-dir", "my", "recipes=mine"]))
+        assert answer in (getattr(cfg.prompts, "path", ""), getattr(cfg.prompts, "dataset", ""))
+        assert cfg.prompts.shape == "auto"
+
+
+def test_a_column_of_another_name_that_is_taken_is_named(here):
+    write_rows("asks.jsonl", "question", "topic")
+    code, shown = type_on_a_terminal("./model", "asks.jsonl", "regex x", "", "")
+    assert code == 0 and "300 prompts from the column question; columns besides: topic." in shown
 
 
 NONSENSE = [

@@ -4,12 +4,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import hardware
 from pipeline.commands.new.recipe import RecipeDraft
 from pipeline.config import FileRows, PromptRows
 from pipeline.config.compose import CONF
+from pipeline.data.prompt_shapes import SHAPE_COLUMNS
 from pipeline.data.prompts import summarize_prompts
+from pipeline.data.readers import read_rows
 from pipeline.errors import UserError, suggest
 from pipeline.resources.model_shape import GIB, format_bytes, read_model_config, read_shape
 from pipeline.scorers.user_files import check_function
@@ -88,12 +91,14 @@ def _guess_parameters(name: str) -> float | None:
 
 
 def read_prompts(line: str, recipe: RecipeDraft) -> str:
-    if not line:
+    if not line and recipe.unnamed is None:
         recipe.choices["prompts"] = "instructions"
         recipe.columns = frozenset({"instruction_id_list", "kwargs"})
         return "Generated instructions, of which 500 are held out."
-    if Path(line).expanduser().exists():
-        return _look_at_prompts(line, recipe)
+    if line and Path(line).expanduser().exists():
+        return _look_at_file(line, recipe)
+    if recipe.unnamed and not (ON_HUB.fullmatch(line) and line not in recipe.unnamed[1]):
+        return _read_column(line, *recipe.unnamed, recipe)
     if not ON_HUB.fullmatch(line):
         raise UserError(
             f"{line}: no such file. Give a .jsonl, .json, .csv or .parquet file, a data set on the"
@@ -103,15 +108,36 @@ def read_prompts(line: str, recipe: RecipeDraft) -> str:
     return "Taken as a data set on the hub, which is not asked here."
 
 
-def _look_at_prompts(line: str, recipe: RecipeDraft) -> str:
-    rows = PromptRows(source=FileRows(kind="file", path=line), shape="auto", columns={})
+def _look_at_file(path: str, recipe: RecipeDraft) -> str:
+    recipe.unnamed = None
+    _, fault, row = next(read_rows(FileRows(kind="file", path=path), "prompts"), ("", None, {}))
+    if row and not fault and not row.keys() & SHAPE_COLUMNS.keys():
+        recipe.unnamed = path, [*row]
+        raise UserError(f"{path}: which of its columns is the prompt? {', '.join(row)}")
+    return _look_at_prompts(path, {}, recipe)
+
+
+def _read_column(line: str, path: str, columns: list[str], recipe: RecipeDraft) -> str:
+    if line not in columns:
+        raise UserError(
+            f"{path}: it has no column {line or '(nothing)'}, and there is no such file."
+            f" {suggest(line, columns)}"
+        )
+    return _look_at_prompts(path, {"shape": "columns", "columns": {"prompt": line}}, recipe)
+
+
+def _look_at_prompts(path: str, names: dict[str, Any], recipe: RecipeDraft) -> str:
+    """`names`: the knobs that say which column is the prompt."""
+    source = FileRows(kind="file", path=path)
+    rows = PromptRows(source=source, **({"shape": "auto", "columns": {}} | names))
     found = summarize_prompts(rows, "prompts")
     if found.rows < FEWEST:
-        raise UserError(f"{line}: it has {found.rows} prompts. Give {FEWEST} or more.")
+        raise UserError(f"{path}: it has {found.rows} prompts. Give {FEWEST} or more.")
     recipe.columns = found.columns
-    recipe.blocks["prompts"] = {"path": line}
+    recipe.blocks["prompts"] = {"path": path, **names}
     columns = ", ".join(sorted(found.columns)) or "none"
-    known = f"{found.rows:,} prompts; columns besides: {columns}."
+    taken = f" from the {found.prompt_column}" if found.prompt_column else ""
+    known = f"{found.rows:,} prompts{taken}; columns besides: {columns}."
     if found.rows >= 2000:
         return f"{known} 800 are held out."
     dev, test = found.rows // 8, found.rows // 3
