@@ -152,6 +152,11 @@ def slow(run):
     run.config["train"]["learning_rate"] = 3e-5
 
 
+def fast(run):
+    unclear(run)
+    run.config["train"]["learning_rate"] = 9e-3
+
+
 def tied(run):
     run.funnel["ties"] = {"prompts": 240, "all_easy": 0, "all_hard": 180}
 
@@ -211,6 +216,7 @@ BENT = [
     (separated, ("97.0 % of its pairs apart (margin 4.20)", "train.epochs")),
     (stopped, ("kept step 3 of 24: KL to the reference is 6 nats", "train.eval_every")),
     (slow, ("0.10 times the typical", "train.learning_rate=0.0003 (now 3e-05)")),
+    (fast, ("30.0 times the typical", "a model below a billion parameters takes more")),
     (tied, ("60.0 % of round 1's 400 prompts", "180 score lowest", "settings.draw.n=16 (now 8)")),
     (few, ("trained on 40 pairs", "sample.per_round, now 400", "train.batch (now 16)")),
     (filtered, ("75.0 % of round 1's pairs were dropped", "pair.filters.min_margin (now 0.9)")),

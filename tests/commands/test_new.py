@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline import hardware
 from pipeline.commands.new import __main__ as new
 from pipeline.commands.new import questions
-from pipeline.commands.new.recipe import MAX_LINES
+from pipeline.commands.new.recipe import MAX_LINES, write_recipe
 from pipeline.config.compose import Arguments, compose
 from pipeline.data.prompts import read_prompts
 from pipeline.plan import plan
@@ -149,6 +150,73 @@ def test_a_column_of_another_name_that_is_taken_is_named(here):
     assert code == 0 and "300 prompts from the column question; columns besides: topic." in shown
 
 
+def compose_answers(*answers: str):
+    """The config of a recipe, asked for within this process."""
+    file = Path("my/recipes/mine.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(write_recipe(new.ask_questions(iter(answers)), file))
+    read_recipe()
+    [cfg], _ = compose(Arguments.parse(["--config-dir", "my", "recipes=mine"]))
+    return cfg
+
+
+@pytest.fixture
+def no_gpu(here, monkeypatch):
+    monkeypatch.setattr(hardware, "list_gpus", list)
+
+
+@pytest.mark.parametrize("prompts", ["asked.jsonl", "", "owner/prompts"])
+def test_without_a_gpu_few_and_short_answers_are_sampled(no_gpu, capsys, prompts):
+    scorer = "" if not prompts else "regex x"
+    cfg = compose_answers("owner/model-135M", prompts, scorer, "", "")
+    draw, test = cfg.sample.settings["draw"], cfg.prompts.split.test
+    asked = cfg.sample.per_round or 300 - cfg.prompts.split.dev - test
+    evaluated = test * (2 + 2 + 1)  # an answer and a KL sample of both models; and the control
+    tokens = (asked * draw.n + evaluated) * cfg.limits.completion
+    assert tokens <= 170_000, "as docs/start.md and the comment in questions.py say"
+    assert (cfg.dtype, cfg.train.batch, cfg.train.adapter.kind) == ("float32", 16, "lora")
+    assert not cfg.train.explain_few_steps(asked // cfg.train.batch)
+    shown = capsys.readouterr().out
+    assert f"So {asked} prompts get 4 answers of at most 128 tokens, and {test} prompts" in shown
+    assert (cfg.sample.per_round is None) == (prompts == "asked.jsonl")
+
+
+def test_a_gpu_samples_as_much_as_by_default(no_gpu):
+    cfg = compose_answers("owner/model-135M", "", "", "1x24g", "")
+    assert (cfg.limits.completion, cfg.sample.per_round, cfg.train.batch) == (1024, None, 64)
+    assert cfg.train.adapter.kind == "full" and cfg.prompts.split.test == 300
+
+
+@pytest.mark.parametrize(
+    ("model", "hardware_class", "rate"),
+    [
+        ("owner/model-135M", "", 1e-4),
+        ("owner/model-135M", "1x24g", 1e-5),
+        ("owner/model-1.5B", "", 5e-6),
+        ("owner/model-1B", "1x24g", 5e-7),
+        ("owner/model", "", 5e-6),
+    ],
+)
+def test_a_small_model_gets_a_higher_rate_that_counts_as_typical(
+    no_gpu, model, hardware_class, rate
+):
+    train = compose_answers(model, "", "", hardware_class, "").train
+    assert (train.learning_rate, train.runtime.typical_learning_rate) == (rate, rate)
+
+
+def test_where_vllm_is_not_installed_transformers_samples(no_gpu, monkeypatch):
+    monkeypatch.setattr(questions, "find_spec", lambda name: None)
+    assert compose_answers("owner/model", "", "", "", "").sample.backend.kind == "transformers"
+    assert compose_answers("owner/model", "", "", "1x24g", "").sample.backend.kind == "vllm"
+
+
+def test_a_short_context_stays_within_it_without_a_gpu(no_gpu):
+    config = {**LLAMA, "max_position_embeddings": 200}
+    Path("model/config.json").write_text(json.dumps(config))
+    limits = compose_answers("./model", "", "", "", "").limits
+    assert (limits.prompt, limits.completion) == (100, 100)
+
+
 NONSENSE = [
     ["", "no such", "./typo", "./bare", "./model"],
     ["nowhere.jsonl", "few.jsonl", "asked.jsonl"],
@@ -165,13 +233,14 @@ def test_nonsense_is_answered_and_asked_again(here):
     code, shown = type_on_a_terminal(*lines)
     assert code == 0 and "Traceback" not in shown
     for words in (
-        "nothing: no such folder",
+        "nothing: no such folder. Give",
+        f"nowhere.jsonl: no such file (looked for {here}/nowhere.jsonl)",
         "bare: it has no chat template",
         "few.jsonl: it has 1 prompts. Give 60 or more",
         "mathematics: no scorer. ",
         "code reads the column tests, which the prompts lack",
         "math reads the column answers, which the prompts lack. Did you mean answer?",
-        "./typo: no such folder",
+        f"./typo: no such folder (looked for {here}/typo)",
         "reward needs a reward model",
         "length takes nothing here",
         "[: not a regular expression",
@@ -179,7 +248,7 @@ def test_nonsense_is_answered_and_asked_again(here):
         "has no function mark. ",
         "3x900g: no class of machines",
         "gsm9k: no benchmark. Did you mean gsm8k?",
-        "safety=none.csv: no such file",
+        f"safety=none.csv: no such file (looked for {here}/none.csv)",
         "humaneval runs the model's code",
     ):
         assert words in shown, words
