@@ -162,6 +162,12 @@ def format_move(path: Path, ending: str = "kept") -> str:
     return shlex.join(["mv", "-n", str(path), str(free)])
 
 
+def describe_place(path: str | Path) -> str:
+    """` (looked for /home/me/a.jsonl)`, where a relative path is missing; nothing for another."""
+    is_relative = path and not str(path).startswith(("/", "~"))
+    return f" (looked for {Path(path).absolute()})" if is_relative else ""
+
+
 def suggest(word: str, known: list[str]) -> str:
     """`Did you mean beta? Known: beta, loss, …`, for an unknown word."""
     import difflib

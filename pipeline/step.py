@@ -21,7 +21,7 @@ from pipeline.config import (
     PromptShare,
     Weights,
 )
-from pipeline.errors import UserError, run_all
+from pipeline.errors import UserError, describe_place, run_all
 from pipeline.hashing import hash_json
 
 # Bump a stage's number when what it makes changes meaning, so that earlier results do not count.
@@ -187,7 +187,8 @@ class Identity:
             return self._path_hasher(path)
         except FileNotFoundError as error:
             raise UserError(
-                f"{knob}={path}: no such file or folder. Give the path of one that exists."
+                f"{knob}={path}: no such file or folder{describe_place(path)}."
+                " Give the path of one that exists."
             ) from error
         except OSError as error:
             raise UserError(

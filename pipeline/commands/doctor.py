@@ -12,7 +12,7 @@ from pipeline.commands.table import parse_words, reports_errors
 from pipeline.driver.failures import explain_failure
 from pipeline.driver.run_index import is_point
 from pipeline.driver.run_record import RunState, read_state, sum_seconds
-from pipeline.errors import DONE, UserError, pluralize
+from pipeline.errors import DONE, UserError, describe_place, pluralize
 from pipeline.report.analysis.remedies import find_advice
 from pipeline.report.analysis.remedies.finished_run import FinishedRun, RoundTraining
 from pipeline.report.analysis.verdict import write_headline
@@ -62,8 +62,8 @@ def check_is_run(run: Path) -> None:
             f" {', '.join(states)}."
         )
     raise UserError(
-        f"{run}: no run here. Give one as strop doctor runs/RECIPE/TIME, or runs/latest."
-        " runs/index.html lists them all."
+        f"{run}: no run here{describe_place(run)}. Give one as strop doctor runs/RECIPE/TIME, or"
+        " runs/latest. runs/index.html lists them all."
     )
 
 

@@ -21,7 +21,7 @@ from pipeline.commands.table import describe_usage, parse_words, reports_errors
 from pipeline.driver.cluster.needs import JOINABLE
 from pipeline.driver.cluster.node import Owner, run_module
 from pipeline.driver.worker import import_stage, open_inputs, read_config
-from pipeline.errors import DONE, UserError, pluralize
+from pipeline.errors import DONE, UserError, describe_place, pluralize
 from pipeline.hashing import hash_code
 from pipeline.resources import leases, machines
 from pipeline.resources.shard_queue import JoinedWorker, read_queue
@@ -40,7 +40,9 @@ def main(arguments: list[str]) -> int:
     if same_device not in SAME_DEVICE:
         raise UserError(f"same_device={same_device}: expected one of {', '.join(SAME_DEVICE)}.")
     if not place.is_dir():
-        raise UserError(f"{place}: this machine sees no such folder. Give that of a run.")
+        raise UserError(
+            f"{place}: this machine sees no such folder{describe_place(place)}. Give that of a run."
+        )
     if wanted is not None and wanted not in HELPED:
         raise UserError(
             f"step={wanted}: its work is not in shards. Expected one of {', '.join(HELPED)}."

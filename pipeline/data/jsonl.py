@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, make_printable, pluralize
+from pipeline.errors import UserError, describe_place, make_printable, pluralize
 
 MAX_LINE = 1 << 20  # bytes; a longer line is a file without line ends, not a prompt
 SHOWN = 10  # faults
@@ -88,7 +88,8 @@ def _read_numbered(path: Path) -> Iterator[tuple[int, bytes]]:
         file = place.open("rb")
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}). Give the path of a JSONL file."
+            f"{path}: cannot be read ({error.strerror}){describe_place(path)}."
+            " Give the path of a JSONL file."
         ) from error
     with file:
         number = 0

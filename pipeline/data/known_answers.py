@@ -17,7 +17,7 @@ from pipeline.data.human_pairs import HumanComparison, read_human_comparisons
 from pipeline.data.jsonl import find_unwritable, message_fault
 from pipeline.data.label_files import find_majority
 from pipeline.data.readers import ReadRow, Row, read_files
-from pipeline.errors import UserError
+from pipeline.errors import UserError, describe_place
 
 SHAPE = {"prompt", "chosen", "rejected"}
 TIES = "Ties"  # RewardBench 2's subset of prompts with several right answers
@@ -48,7 +48,10 @@ class KnownAnswersFile:
 
 def read_known_answers(place: Path) -> KnownAnswersFile:
     if not place.exists():
-        raise UserError(f"{place}: no such file or folder. Give the path of one that exists.")
+        raise UserError(
+            f"{place}: no such file or folder{describe_place(place)}."
+            " Give the path of one that exists."
+        )
     if place.suffix.lower() != ".csv" and not _is_folder_of_labels(place):
         rows = read_files(place)
         first = next(rows, None)

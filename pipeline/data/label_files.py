@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.data.jsonl import find_unwritable, message_fault
 from pipeline.data.label_shapes import Row, convert_row
-from pipeline.errors import UserError, make_printable
+from pipeline.errors import UserError, describe_place, make_printable
 
 A_WINS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 EXPECTED = (
@@ -199,7 +199,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path}: cannot be read as a text file ({type(error).__name__})."
+            f"{path}: cannot be read as a text file ({type(error).__name__})"
+            f"{describe_place(path)}."
             " Give a JSONL or CSV file."
         ) from error
     read = READERS.get(path.suffix.lower(), _read_jsonl)

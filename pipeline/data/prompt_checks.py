@@ -20,12 +20,21 @@ class PromptSummary:
     """How many usable rows a set of prompts has, their columns other than the text, and the first.
 
     The first has its messages as `prompt`, and its other `columns`. `tool_prompts`: with tools.
+    `taken`: the columns of a file that the prompt is made of, which are no columns of its own.
     """
 
     rows: int
     columns: frozenset[str]
     first: Mapping[str, Any]
     tool_prompts: Sequence[list[dict[str, str]]] = ()
+    taken: tuple[str, ...] = ()
+
+    @property
+    def prompt_column(self) -> str:
+        """`column question`, where a file has the prompt by another name than ours; or nothing."""
+        if not self.taken or {*self.taken} <= {"prompt", "messages"}:
+            return ""
+        return f"column{'s' if self.taken[1:] else ''} {' and '.join(self.taken)}"
 
 
 def select_tool_prompts(

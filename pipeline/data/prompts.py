@@ -47,6 +47,7 @@ class PromptSet:
     rows: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=PROMPT_ROW))
     bad: list[tuple[str, str]] = field(default_factory=list)
     left_out: dict[str, LeftOutColumn] = field(default_factory=dict)
+    taken: tuple[str, ...] = ()  # the file's columns that the first usable row's prompt is made of
 
 
 def read_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -> PromptSet:
@@ -76,7 +77,7 @@ def summarize_prompts(source: PromptRows, knob: str, on_bad_row: str = "fail") -
 
     tool_prompts = select_tool_prompts(read_messages())
     _check_rows(source, knob, on_bad_row, count, found.bad)
-    return PromptSummary(count, frozenset(names), first, tool_prompts)
+    return PromptSummary(count, frozenset(names), first, tool_prompts, found.taken)
 
 
 def _check_rows(
@@ -114,6 +115,8 @@ def _convert_rows(source: PromptRows, knob: str, found: PromptSet) -> Iterator[R
             continue
         for name, why in converted.pop("left_out").items():
             found.left_out.setdefault(name, LeftOutColumn(place, why)).rows += 1
+        taken = converted.pop("taken")
+        found.taken = found.taken or tuple(source.columns.get(name, name) for name in taken)
         yield converted
 
 
@@ -164,10 +167,11 @@ def join_user_turns(messages: Messages) -> str:
 
 
 def convert_row(shape: str, row: Row) -> Row:
-    """A row of the table. `named`: whether the file gives it an id."""
-    row = dict(row)
+    """A row of the table. `named`: whether the file gives it an id. `taken`: what is its prompt."""
+    given, row = row, dict(row)
     system, row_id = row.pop("system", None), _parse_id(row.pop("id", None))
     messages = _add_system(SHAPES[shape](row), system)
+    taken = [name for name in given if name not in row and name not in ("system", "id")]
     if row.get("tools"):
         messages = add_tools(messages, row.pop("tools"))
     turns = row["turns"] if shape == "turns" else None
@@ -182,6 +186,7 @@ def convert_row(shape: str, row: Row) -> Row:
         "asked": turns or converted["asked"],
         "named": row_id is not None,
         "left_out": left_out,
+        "taken": taken,
     }
 
 

@@ -5,6 +5,7 @@ what libraries and the system leave in a step's log.
 """
 
 import re
+import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def explain_failure(state: RunState) -> list[str]:
     if state.broken and state.broken.log.is_file():
         lines.append(f"Log: {state.broken.log}")
     if command := read_command(state.run_dir):
-        lines.append(f"To resume, type: {command}")
+        lines.append(f"To resume, type: {follow_move(command, state.run_dir)}")
     return lines
 
 
@@ -73,6 +74,32 @@ def read_command(run_dir: Path) -> str:
         return ""
     first = config.read_text(errors="replace").partition("\n")[0]
     return first.removeprefix("# ") if first.startswith("# ") else ""
+
+
+def follow_move(command: str, run_dir: Path) -> str:
+    """The command with the folders of now, where a run was moved with what is around it."""
+    head, _, rest = command.partition(" && ")
+    words = shlex.split(rest)
+    recorded = [word.removeprefix("runs=") for word in words if word.startswith("runs=")]
+    if not recorded:
+        return command
+    old = Path(recorded[-1])
+    new = next((path for path in run_dir.resolve().parents if path.name == old.name), old)
+    while old != new and old.name == new.name:
+        old, new = old.parent, new.parent
+    if old == new:
+        return command
+
+    def move(word: str) -> str:
+        key, equals, value = ("", "", word) if word.startswith("/") else word.partition("=")
+        was = Path(value)
+        if not was.is_relative_to(old) or was.exists():
+            return word
+        now = new / was.relative_to(old)
+        return f"{key}{equals}{now}" if now.exists() else word
+
+    typed = [shlex.join(map(move, shlex.split(head))), shlex.join(map(move, words))]
+    return " && ".join(typed)
 
 
 def describe_error(state: RunState, log: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config import Config, Member
 from pipeline.errors import pluralize
+from pipeline.preflight.rows import describe_prompt_column
 from pipeline.report.analysis.ancestors import Ancestor
 from pipeline.report.analysis.setup import summarize_setup
 from pipeline.step import Step
@@ -17,9 +18,10 @@ def describe_head(cfg: Config, steps: Sequence[Step]) -> Iterator[str]:
     if setup is None:
         return
     split = ", ".join(f"{name} {_describe_set(rows)}" for name, rows in cfg.prompts.split)
+    column = describe_prompt_column(cfg.prompts)
     words = [
         f"model {setup['model']}",
-        f"prompts {setup['prompts']} ({split})",
+        f"prompts {setup['prompts']}{f', {column}' if column else ''} ({split})",
         f"scorer {cfg.pair.scorer}" if cfg.scores_samples else "pairs without scores",
         f"backend {cfg.sample.backend.kind}",
         *(f"{name} {_describe_member(member)}" for name, member in cfg.sample.pool.items()),

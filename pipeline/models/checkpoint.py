@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import MODEL_FILE, PLACE_FILE, Model, find_store, write_json
 from pipeline.config import Checkpoint, Dtype, RewardCheckpoint, Template, Trust, Weights
-from pipeline.errors import UserError, run_all
+from pipeline.errors import UserError, describe_place, run_all
 from pipeline.hashing import ContentCache, resolve_commit
 from pipeline.models import checkpoint_checks as checks
 from pipeline.models.checkpoint_checks import first_line
@@ -137,7 +137,7 @@ def _read_template(path: str) -> str:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(
-            f"template.chat_template={path}: there is no such file.\n"
+            f"template.chat_template={path}: there is no such file{describe_place(path)}.\n"
             "  Give the path of a Jinja template."
         )
     return file.read_text()
@@ -158,7 +158,7 @@ def _locate_files(
 def _find_local_folder(model: Weights) -> Path:
     folder = Path(model).expanduser().absolute()
     if not (folder / "config.json").is_file() and not (folder / ADAPTER).is_file():
-        fault = "there is no such folder"
+        fault = f"there is no such folder{describe_place(model)}"
         if folder.is_dir():
             fault = "is not a checkpoint: it has no config.json"
         raise UserError(

@@ -23,7 +23,7 @@ from pipeline.config import (
 )
 from pipeline.errors import pluralize
 from pipeline.preflight.lineage import find_shape
-from pipeline.preflight.row_counts import count_pairs_at_most, count_published_prompts
+from pipeline.preflight.row_counts import count_pairs_at_most, count_prompts_at_most
 from pipeline.preflight.training_fits import TrainingFits
 from pipeline.progress import LOAD, PHASES, START, WORK
 from pipeline.resources.training_fit import format_duration
@@ -72,7 +72,7 @@ class StepDuration:
 class Durations:
     def __init__(self, run_plan: RunPlan, fits: TrainingFits):
         self._run_plan, self._fits = run_plan, fits
-        self._parts = count_published_prompts(run_plan)
+        self._parts = count_prompts_at_most(run_plan)
         stages = "sample", "score", "reference"
         self._measured = {stage: [*self._read_measured(stage)] for stage in stages}
 
@@ -160,8 +160,8 @@ class Durations:
         part = step.inputs["prompts"]
         if not isinstance(part, Part):  # how many solutions are wrong is not known
             return None
-        known = self._parts if part.step.label == 0 else None
-        prompts = cfg.per_round or (known or {}).get(part.part)
+        known = self._parts if part.step.label == 0 else {}
+        prompts = cfg.per_round or known.get(part.part)
         each = sum(setting.n for name, setting in cfg.settings.items() if name != excluded)
         turns = cfg.turns if isinstance(cfg, ConversationRequest) else 1
         share = cfg.prompt_share.mean_share if cfg.prompt_share else 1
@@ -194,11 +194,43 @@ class Durations:
             yield f"  time {kinds}: {total} together, scaled from what was measured here"
         if any(one.phases for one in estimates.values()):
             yield f"    of which {_describe_phases(estimates.values())}"
-        if unknown := ", ".join(_count_kinds(step for step in steps if id(step) not in known)):
+        unknown = [step for step in steps if id(step) not in known]
+        if sampled := [step for step in unknown if isinstance(step.config, SampleRequest)]:
+            yield from self._describe_sampling(sampled)
+        if unknown:
             yield (
-                f"  time of {unknown} is not known: the first sampled shard gives that of sampling;"
-                " strop pilot measures every stage on at most 50 prompts"
+                f"  time of {', '.join(_count_kinds(unknown))} is not known: strop pilot with the"
+                " same words measures every stage on at most 50 prompts; a run's first sampled"
+                " shard gives that of sampling"
             )
+
+    def _describe_sampling(self, steps: list[Step]) -> Iterator[str]:
+        """How much is sampled where the time is not known: what that time depends on."""
+        counts = {id(step): self._count_completions(step) or 0 for step in steps}
+        counted = [step for step in steps if counts[id(step)]]
+        if not counted:
+            return
+        kinds = []
+        for kind in dict.fromkeys(map(_name_kind, counted)):
+            alike = [step for step in counted if _name_kind(step) == kind]
+            answers = sum(counts[id(step)] for step in alike)
+            kinds.append(f"{kind} {answers:,} ({self._describe_shape(alike, counts)})")
+        tokens = sum(
+            counts[id(step)] * step.config.limits.completion
+            for step in counted
+            if isinstance(step.config, SampleRequest)
+        )
+        rest = len(steps) - len(counted)
+        others = f", and {pluralize(rest, 'step')} that cannot be counted yet" if rest else ""
+        yield f"  answers {' · '.join(kinds)}: at most {tokens:,} tokens together{others}"
+
+    def _describe_shape(self, alike: list[Step], counts: dict[int, int]) -> str:
+        """`163 prompts × 8`, or the number of steps."""
+        cfg = alike[0].config
+        if len(alike) > 1 or type(cfg) is not SampleRequest:  # others ask again in each prompt
+            return pluralize(len(alike), "step")
+        each = sum(setting.n for setting in cfg.settings.values())
+        return f"{pluralize(counts[id(alike[0])] // each, 'prompt', grouped=True)} × {each}"
 
 
 class TimeLeft:

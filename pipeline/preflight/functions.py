@@ -5,7 +5,7 @@ process, as the stage calls it, and by a plan as well: whatever it does elsewher
 every prompt.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -50,8 +50,19 @@ def check_call(knob: str, scorer: FunctionScorer, prompts: PromptSummary) -> Non
             " and two made-up answers:\n"
             f"  {describe_call(scorer.function.name, build_arguments(answers))}\n"
             "  It has to give a number for any answer, or None for no opinion. Fix it; that call in"
-            " Python repeats the fault."
+            f" Python repeats the fault.{explain_taken(faults[0], prompts.taken)}"
         )
+
+
+def explain_taken(fault: str, taken: Sequence[str]) -> str:
+    """Where a function asks by its column's name for the prompt itself, how it gets it."""
+    asked = next((name for name in taken if f"'{name}'" in fault), None)
+    if asked is None:
+        return ""
+    return (
+        f"\n  Your column {asked} became the prompt: take the argument prompts instead, and read"
+        " prompt[-1]['content'] of each."
+    )
 
 
 def describe_call(name: str, arguments: dict[str, Any]) -> str:

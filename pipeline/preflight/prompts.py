@@ -35,7 +35,7 @@ def list_prompt_checks(
             match step.config:
                 case ScoreConfig() as cfg:
                     prompts = summarize(part)
-                    yield partial(check_columns, cfg, prompts.columns)
+                    yield partial(check_columns, cfg, prompts.columns, prompts.taken)
                     for knob, scorer in list_functions(step.knob, cfg):
                         if (scorer.function, prompts.columns) not in called:
                             yield partial(check_call, knob, scorer, prompts)
@@ -61,16 +61,18 @@ def check_rows(cfg: SampleRequest, rows: int, at_most: bool) -> None:
         raise UserError(short)
 
 
-def check_columns(cfg: ScoreConfig, known: Collection[str]) -> None:
+def check_columns(cfg: ScoreConfig, known: Collection[str], taken: Collection[str] = ()) -> None:
     faults = []
     for name, scorer in cfg.scorers.items():
         missing = [
             column for column in getattr(scorer, "required_columns", ()) if column not in known
         ]
         if missing:
+            became = f"; {missing[0]} became the prompt itself" if missing[0] in taken else ""
             faults.append(
                 f"the scorer {name} ({scorer.kind}) reads the prompts' column {missing[0]}, and no"
-                f" prompt has it (they have {', '.join(sorted(known)) or 'only their text'}).\n"
+                f" prompt has it (they have {', '.join(sorted(known)) or 'only their text'}"
+                f"{became}).\n"
                 "  Give prompts with that column, or choose another scorer: score=NAME, a file of"
                 " conf/score/."
             )

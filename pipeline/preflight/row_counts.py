@@ -3,6 +3,7 @@
 from pipeline.artifacts import FUNNEL_FILE, read_object
 from pipeline.config import OnlineTraining, PairRound, SampleRequest
 from pipeline.errors import UserError
+from pipeline.preflight.rows import count_given_prompts
 from pipeline.status import RunPlan
 from pipeline.step import Step
 
@@ -21,7 +22,7 @@ def count_training_rows(run_plan: RunPlan, step: Step, rows_per_pair: int) -> in
 
 def count_online_rows(run_plan: RunPlan, cfg: OnlineTraining) -> int | None:
     """The most answers that online training samples in an epoch."""
-    known = (count_published_prompts(run_plan) or {}).get("train")
+    known = count_prompts_at_most(run_plan).get("train")
     prompts = cfg.request.per_round or known
     return None if prompts is None else cfg.count_prompts(prompts) * cfg.setting.n
 
@@ -33,7 +34,7 @@ def count_pairs_at_most(run_plan: RunPlan, source: Step) -> int | None:
     configs = [step.config for step in sampled]
     requests = [config for config in configs if isinstance(config, SampleRequest)]
     prompts = requests[0].per_round if requests else None
-    prompts = prompts or (count_published_prompts(run_plan) or {}).get("train")
+    prompts = prompts or count_prompts_at_most(run_plan).get("train")
     if prompts is None or source.stage != "pair" or "offline" in source.inputs:
         return None
     assert isinstance(source.config, PairRound)
@@ -44,14 +45,29 @@ def count_pairs_at_most(run_plan: RunPlan, source: Step) -> int | None:
     return min(pairs, budget + max(dev.min, round(dev.share * pairs)))
 
 
+def count_prompts_at_most(run_plan: RunPlan) -> dict[str, int]:
+    """The prompts of each part: as published, or the most that the rows here may give."""
+    published = count_published_prompts(run_plan)
+    source = _find_prompts(run_plan)
+    if published is not None or source is None:
+        return published or {}
+    return count_given_prompts(source)
+
+
 def count_published_prompts(run_plan: RunPlan) -> dict[str, int] | None:
     """The prompts of each part; None while they are not built, or where their file is damaged."""
-    # The questions of chat benchmarks have labels.
-    steps = [step for step in run_plan.steps if step.stage == "prompts" and not step.label]
-    if not steps:  # until=sft with a checkpoint
+    source = _find_prompts(run_plan)
+    if source is None:
         return None
-    funnel = run_plan.folder(steps[0]) / FUNNEL_FILE
+    funnel = run_plan.folder(source) / FUNNEL_FILE
     try:
         return read_object(funnel, out=dict)["out"]
     except (FileNotFoundError, NotADirectoryError, UserError):
         return None
+
+
+def _find_prompts(run_plan: RunPlan) -> Step | None:
+    """The Step of the training prompts; None for until=sft with a checkpoint."""
+    # The questions of chat benchmarks have labels.
+    steps = [step for step in run_plan.steps if step.stage == "prompts" and not step.label]
+    return steps[0] if steps else None

@@ -7,6 +7,7 @@ only seconds.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -288,6 +289,39 @@ def _list_count_checks(
         if source.rows > held_out:  # else check_split reports that the splits are too large
             rows["train"], summaries["train"] = source.rows - held_out, source
     yield from list_prompt_checks(step, rows, summaries.__getitem__, coming, at_most=True)
+
+
+def count_given_prompts(step: Step) -> dict[str, int]:
+    """The most prompts of each part, before anything is dropped, by the rows that are read here."""
+    cfg = step.config
+    assert isinstance(cfg, PlaygroundPrompts | InstructionPrompts | FilePrompts | HubPrompts)
+    known = {knob: summary.rows for knob, summary in _summarize_sets(cfg).items()}
+    if isinstance(cfg, PlaygroundPrompts | InstructionPrompts):
+        known["prompts"] = cfg.rows
+    parts = {
+        name: split if isinstance(split, int) else known.get(f"prompts.split.{name}", 0)
+        for name, split in cfg.split
+    }
+    held_out = sum(split for _, split in cfg.split if isinstance(split, int))
+    parts["train"] = max(known.get("prompts", 0) - held_out, 0)
+    return {name: count for name, count in parts.items() if count}
+
+
+def describe_prompt_column(cfg: PromptsConfig) -> str:
+    """The column that the prompts are made of, if it has another name; nothing if not read here."""
+    summary = _summarize_sets(cfg).get("prompts")
+    return summary.prompt_column if summary else ""
+
+
+def _summarize_sets(cfg: PromptsConfig) -> dict[str, PromptSummary]:
+    """The sets that are read here and not refused, by their knobs."""
+    found = {}
+    on_bad_row = {"prompts": cfg.on_bad_row} if isinstance(cfg, FilePrompts) else {}
+    for knob, rows in _list_sets(cfg).items():
+        if _is_read_here(rows.source):
+            with suppress(UserError):
+                found[knob] = _summarize_rows(rows, knob, on_bad_row.get(knob, "fail"))
+    return found
 
 
 def _summarize_generated(cfg: PlaygroundPrompts | InstructionPrompts) -> PromptSummary:

@@ -408,6 +408,13 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
             convert_file(tmp_path / name)
 
 
+def test_a_missing_file_is_named_by_the_path_that_was_tried(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["convert", "none.yaml"]) == 2
+    place = f"(looked for {tmp_path}/none.yaml)"
+    assert f"none.yaml: there is no such file {place}" in capsys.readouterr().err
+
+
 def test_the_method_decides_where_the_file_does_not(tmp_path):
     keys = {**DPO, "output_dir": "out/mistral-orpo"}
     assert compose_keys(tmp_path, keys, method="orpo").train.loss == ["orpo"]

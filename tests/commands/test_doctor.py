@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from pipeline.artifacts import write_json, write_text
 from pipeline.commands import doctor
 from pipeline.driver import failures
+from pipeline.driver.failures import follow_move
 from pipeline.report.analysis.remedies import training as training_checks
 from pipeline.training.monitoring import diagnostics, early_stopping
 from tests.stages.test_evaluate import Run, scored
@@ -152,6 +154,11 @@ def slow(run):
     run.config["train"]["learning_rate"] = 3e-5
 
 
+def fast(run):
+    unclear(run)
+    run.config["train"]["learning_rate"] = 9e-3
+
+
 def tied(run):
     run.funnel["ties"] = {"prompts": 240, "all_easy": 0, "all_hard": 180}
 
@@ -211,6 +218,7 @@ BENT = [
     (separated, ("97.0 % of its pairs apart (margin 4.20)", "train.epochs")),
     (stopped, ("kept step 3 of 24: KL to the reference is 6 nats", "train.eval_every")),
     (slow, ("0.10 times the typical", "train.learning_rate=0.0003 (now 3e-05)")),
+    (fast, ("30.0 times the typical", "a model below a billion parameters takes more")),
     (tied, ("60.0 % of round 1's 400 prompts", "180 score lowest", "settings.draw.n=16 (now 8)")),
     (few, ("trained on 40 pairs", "sample.per_round, now 400", "train.batch (now 16)")),
     (filtered, ("75.0 % of round 1's pairs were dropped", "pair.filters.min_margin (now 0.9)")),
@@ -282,6 +290,25 @@ def test_a_refused_step_is_named_with_its_fault_its_log_and_its_command(toys):
     assert (error, remedy) == ("Error: sample: the toy refuses.", "  Type something else.")
     assert Path(log.removeprefix("Log: ")).is_file()
     assert f"cd {toys.folder} && strop run" in resume and "until=sample" in resume
+    moved = Toys(toys.folder.rename(toys.folder.with_name("moved")))
+    assert f"cd {moved.folder} && strop run" in diagnose_last(moved)[-1]
+
+
+def test_the_command_of_a_moved_run_names_the_folders_of_now(tmp_path):
+    old, new = tmp_path / "old place", tmp_path / "new"
+    run_dir = old / "runs" / "mine" / "2026-01-01_00-00-00"
+    for folder in (run_dir, old / "store", old / "my"):
+        folder.mkdir(parents=True)
+    words = ["strop", "run", "--config-dir", f"{old}/my", "recipes=mine", "prompts.path=a=b.jsonl"]
+    words += [f"store={old}/store", f"runs={old}/runs"]
+    command = f"cd {shlex.quote(str(old))} && {shlex.join(words)}"
+    assert follow_move(command, run_dir) == command
+    old.rename(new)
+    moved = follow_move(command, new / run_dir.relative_to(old))
+    assert shlex.split(moved) == [word.replace(str(old), str(new)) for word in shlex.split(command)]
+    (new / "store").rename(tmp_path / "elsewhere")
+    again = follow_move(command, new / run_dir.relative_to(old))
+    assert f"store={old}/store" in shlex.split(again), "it is where nobody knows"
 
 
 @pytest.mark.long

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline import hardware
 from pipeline.commands.new import __main__ as new
 from pipeline.commands.new import questions
-from pipeline.commands.new.recipe import MAX_LINES
+from pipeline.commands.new.recipe import MAX_LINES, write_recipe
 from pipeline.config.compose import Arguments, compose
+from pipeline.data.prompts import read_prompts
 from pipeline.plan import plan
 from pipeline.resources.model_shape import GIB
 from tests.support.house import HOUSE
@@ -111,6 +113,110 @@ def test_an_empty_line_takes_what_is_offered(here):
     assert (cfg.prompts.kind, cfg.pair.scorer) == ("instructions", "ifeval")
 
 
+def write_rows(file: str, *names: str, count: int = 300) -> None:
+    rows = [{name: f"{name} {n}: what is it?" for name in names} for n in range(count)]
+    Path(file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def test_a_file_without_a_known_column_is_asked_for_its_own(here):
+    write_rows("odd.jsonl", "nr", "task")
+    answers = ["odd.jsonl", "", "tusk", "task"]
+    code, shown = type_on_a_terminal("./model", *answers, "regex x", "", "")
+    assert code == 0, shown
+    assert shown.count("odd.jsonl: which of its columns is the prompt? nr, task") == 1
+    assert "it has no column (nothing)" in shown
+    assert "it has no column tusk, and there is no such file. Did you mean task?" in shown
+    assert "300 prompts from the column task; columns besides: nr. 37 are held out" in shown
+    [cfg], _ = compose(Arguments.parse(["--config-dir", "my", "recipes=mine"]))
+    assert (cfg.prompts.shape, cfg.prompts.columns) == ("columns", {"prompt": "task"})
+    [first, *_] = read_prompts(cfg.prompts.prompt_rows, "prompts").rows["prompt"].to_list()
+    assert first == [{"role": "user", "content": "task 0: what is it?"}]
+
+
+def test_while_a_column_is_asked_for_another_file_or_data_set_can_be_given(here):
+    write_rows("odd.jsonl", "nr", "task")
+    for answer in ("asked.jsonl", "owner/prompts"):
+        Path("my/recipes/mine.yaml").unlink(missing_ok=True)
+        code, shown = type_on_a_terminal("./model", "odd.jsonl", answer, "regex x", "", "")
+        assert code == 0 and "which of its columns" in shown
+        [cfg], _ = compose(Arguments.parse(["--config-dir", "my", "recipes=mine"]))
+        assert answer in (getattr(cfg.prompts, "path", ""), getattr(cfg.prompts, "dataset", ""))
+        assert cfg.prompts.shape == "auto"
+
+
+def test_a_column_of_another_name_that_is_taken_is_named(here):
+    write_rows("asks.jsonl", "question", "topic")
+    code, shown = type_on_a_terminal("./model", "asks.jsonl", "regex x", "", "")
+    assert code == 0 and "300 prompts from the column question; columns besides: topic." in shown
+
+
+def compose_answers(*answers: str):
+    """The config of a recipe, asked for within this process."""
+    file = Path("my/recipes/mine.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(write_recipe(new.ask_questions(iter(answers)), file))
+    read_recipe()
+    [cfg], _ = compose(Arguments.parse(["--config-dir", "my", "recipes=mine"]))
+    return cfg
+
+
+@pytest.fixture
+def no_gpu(here, monkeypatch):
+    monkeypatch.setattr(hardware, "list_gpus", list)
+
+
+@pytest.mark.parametrize("prompts", ["asked.jsonl", "", "owner/prompts"])
+def test_without_a_gpu_few_and_short_answers_are_sampled(no_gpu, capsys, prompts):
+    scorer = "" if not prompts else "regex x"
+    cfg = compose_answers("owner/model-135M", prompts, scorer, "", "")
+    draw, test = cfg.sample.settings["draw"], cfg.prompts.split.test
+    asked = cfg.sample.per_round or 300 - cfg.prompts.split.dev - test
+    evaluated = test * (2 + 2 + 1)  # an answer and a KL sample of both models; and the control
+    tokens = (asked * draw.n + evaluated) * cfg.limits.completion
+    assert tokens <= 170_000, "as docs/start.md and the comment in questions.py say"
+    assert (cfg.dtype, cfg.train.batch, cfg.train.adapter.kind) == ("float32", 16, "lora")
+    assert not cfg.train.explain_few_steps(asked // cfg.train.batch)
+    shown = capsys.readouterr().out
+    assert f"So {asked} prompts get 4 answers of at most 128 tokens, and {test} prompts" in shown
+    assert (cfg.sample.per_round is None) == (prompts == "asked.jsonl")
+
+
+def test_a_gpu_samples_as_much_as_by_default(no_gpu):
+    cfg = compose_answers("owner/model-135M", "", "", "1x24g", "")
+    assert (cfg.limits.completion, cfg.sample.per_round, cfg.train.batch) == (1024, None, 64)
+    assert cfg.train.adapter.kind == "full" and cfg.prompts.split.test == 300
+
+
+@pytest.mark.parametrize(
+    ("model", "hardware_class", "rate"),
+    [
+        ("owner/model-135M", "", 1e-4),
+        ("owner/model-135M", "1x24g", 1e-5),
+        ("owner/model-1.5B", "", 5e-6),
+        ("owner/model-1B", "1x24g", 5e-7),
+        ("owner/model", "", 5e-6),
+    ],
+)
+def test_a_small_model_gets_a_higher_rate_that_counts_as_typical(
+    no_gpu, model, hardware_class, rate
+):
+    train = compose_answers(model, "", "", hardware_class, "").train
+    assert (train.learning_rate, train.runtime.typical_learning_rate) == (rate, rate)
+
+
+def test_where_vllm_is_not_installed_transformers_samples(no_gpu, monkeypatch):
+    monkeypatch.setattr(questions, "find_spec", lambda name: None)
+    assert compose_answers("owner/model", "", "", "", "").sample.backend.kind == "transformers"
+    assert compose_answers("owner/model", "", "", "1x24g", "").sample.backend.kind == "vllm"
+
+
+def test_a_short_context_stays_within_it_without_a_gpu(no_gpu):
+    config = {**LLAMA, "max_position_embeddings": 200}
+    Path("model/config.json").write_text(json.dumps(config))
+    limits = compose_answers("./model", "", "", "", "").limits
+    assert (limits.prompt, limits.completion) == (100, 100)
+
+
 NONSENSE = [
     ["", "no such", "./typo", "./bare", "./model"],
     ["nowhere.jsonl", "few.jsonl", "asked.jsonl"],
@@ -127,13 +233,14 @@ def test_nonsense_is_answered_and_asked_again(here):
     code, shown = type_on_a_terminal(*lines)
     assert code == 0 and "Traceback" not in shown
     for words in (
-        "nothing: no such folder",
+        "nothing: no such folder. Give",
+        f"nowhere.jsonl: no such file (looked for {here}/nowhere.jsonl)",
         "bare: it has no chat template",
         "few.jsonl: it has 1 prompts. Give 60 or more",
         "mathematics: no scorer. ",
         "code reads the column tests, which the prompts lack",
         "math reads the column answers, which the prompts lack. Did you mean answer?",
-        "./typo: no such folder",
+        f"./typo: no such folder (looked for {here}/typo)",
         "reward needs a reward model",
         "length takes nothing here",
         "[: not a regular expression",
@@ -141,7 +248,7 @@ def test_nonsense_is_answered_and_asked_again(here):
         "has no function mark. ",
         "3x900g: no class of machines",
         "gsm9k: no benchmark. Did you mean gsm8k?",
-        "safety=none.csv: no such file",
+        f"safety=none.csv: no such file (looked for {here}/none.csv)",
         "humaneval runs the model's code",
     ):
         assert words in shown, words

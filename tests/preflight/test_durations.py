@@ -75,7 +75,13 @@ def durations_of(planned) -> Durations:
 
 
 def test_before_anything_is_measured_the_plan_says_when_it_will_be_known(planned):
-    [line] = lines(planned)
+    answers, line = lines(planned)
+    # 100 prompts × 8 in each of two rounds; an answer and a KL sample to each of 30 prompts of
+    # three models, and an answer of the control.
+    assert answers == (
+        "  answers sample of evaluations 210 (4 steps) · sample 1,600 (2 steps):"
+        f" at most {(210 + 1600) * 1024:,} tokens together"
+    )
     for kind in (
         "sample (2 steps)",
         "sample of evaluations (",
@@ -85,6 +91,24 @@ def test_before_anything_is_measured_the_plan_says_when_it_will_be_known(planned
     ):
         assert kind in line
     assert "first sampled shard" in line and "strop pilot" in line and "together" not in line
+
+
+def test_prompts_of_a_file_are_counted_before_they_are_built(card, tmp_path):
+    card()
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(f'{{"prompt": "What is {n} + {n}?"}}\n' for n in range(60)))
+    words = [f"prompts.path={asked}", "prompts.split.dev=10", "prompts.split.test=20"]
+    words += ["sft.model=hub/model", f"sft.revision={'0' * 40}", "score=regex"]
+    words += ["score.scorers.regex.pattern=x", f"store={tmp_path / 'store'}"]
+    cfg = composed(*words, "limits.completion=100", "dry_run=true")
+    planned = prepare_plan(cfg, [plan(cfg)])
+    answers, _ = lines(planned)
+    assert "sample 240 (30 prompts × 8)" in answers and "sample of evaluations 100 " in answers
+    assert f"at most {340 * 100:,} tokens together" in answers
+    assert any("at most 1 step of 64 · 30 rows" in line for line in describe_memory(planned))
+    asked.write_text("no JSON\n")
+    answers, _ = lines(prepare_plan(cfg, [plan(cfg)]))
+    assert answers.endswith("tokens together, and 1 step that cannot be counted yet")
 
 
 def test_a_measured_draw_tells_the_others_and_the_exams(planned):

@@ -116,6 +116,46 @@ def test_a_function_of_other_arguments_is_refused_with_one_that_calls_it(capsys)
     assert run_point(plan_with("score")) == DONE
 
 
+ASKS = """
+def by_argument(completions, question, **columns): return [0.0 for _ in question]
+def by_key(completions, **columns): return [0.0 for _ in columns["question"]]
+def by_prompts(prompts, completions, **columns):
+    return [float(len(prompt[-1]["content"])) for prompt in prompts]
+"""
+
+
+@pytest.mark.parametrize("function", ["by_argument", "by_key"])
+def test_the_column_that_became_the_prompt_is_named_with_how_to_read_it(capsys, function):
+    Path("own.py").write_text(ASKS)
+    rows = [{"question": row["prompt"]} for row in PROMPTS]
+    Path("prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert run_point(plan_with(function)) == USER_ERROR
+    shown = capsys.readouterr().out
+    assert "prompts prompts.jsonl, column question (dev 5, test 5)" in shown
+    assert "Your column question became the prompt: take the argument prompts" in shown
+    assert run_point(plan_with("by_prompts")) == DONE
+
+
+def test_a_column_by_which_the_prompt_is_renamed_is_named_as_the_file_has_it(capsys):
+    Path("own.py").write_text(ASKS.replace("question", "task"))
+    rows = [{"task": row["prompt"]} for row in PROMPTS]
+    Path("prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = ["prompts.shape=columns", "prompts.columns={prompt: task}"]
+    assert run_point(plan_with("by_key", *words)) == USER_ERROR
+    shown = capsys.readouterr().out
+    assert "column task (dev" in shown and "Your column task became the prompt" in shown
+
+
+def test_a_scorer_of_the_column_that_became_the_prompt_is_refused_with_the_reason(capsys):
+    rows = [{"question": row["prompt"]} for row in PROMPTS]
+    Path("prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = ["score=math", "score.scorers.math.column=question"]
+    own = ["sft.model=hub/model", f"sft.revision={'0' * 40}", "prompts.path=prompts.jsonl"]
+    cfg = composed(*own, "prompts.split={dev: 5, test: 5}", *words, "dry_run=true")
+    assert run_point(cfg) == USER_ERROR
+    assert "only their text; question became the prompt itself" in capsys.readouterr().out
+
+
 def test_a_function_that_does_not_exist_is_named_once(capsys):
     assert run_point(plan_with("rite")) == USER_ERROR
     assert capsys.readouterr().out.count("has no function rite") == 1

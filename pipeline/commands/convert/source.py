@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import yaml
 
-from pipeline.errors import UserError, make_printable
+from pipeline.errors import UserError, describe_place, make_printable
 
 MAX_SHOWN = 60  # characters of a value
 
@@ -20,7 +20,7 @@ def read_file(path: Path) -> dict[str, Any]:
         text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise UserError(
-            f"{path}: there is no such file.\n"
+            f"{path}: there is no such file{describe_place(path)}.\n"
             "  Type strop convert FILE, with a training file of another tool."
         ) from None
     except IsADirectoryError:

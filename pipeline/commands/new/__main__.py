@@ -37,7 +37,9 @@ def main(arguments: list[str]) -> int:
         file.unlink()
         raise
     print(f"\n{file}:\n\n{file.read_text()}")
-    print(f"Next: strop plan {shlex.join(choice)}\nThen: strop run {shlex.join(choice)}")
+    typed = shlex.join(choice)
+    print(f"Next: strop plan {typed}\nHow long it takes: strop pilot {typed}")
+    print(f"Then: strop run {typed}")
     return DONE
 
 

@@ -3,14 +3,18 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pipeline import hardware
 from pipeline.commands.new.recipe import RecipeDraft
 from pipeline.config import FileRows, PromptRows
 from pipeline.config.compose import CONF
+from pipeline.data.prompt_shapes import SHAPE_COLUMNS
 from pipeline.data.prompts import summarize_prompts
-from pipeline.errors import UserError, suggest
+from pipeline.data.readers import read_rows
+from pipeline.errors import UserError, describe_place, suggest
 from pipeline.resources.model_shape import GIB, format_bytes, read_model_config, read_shape
 from pipeline.scorers.user_files import check_function
 
@@ -21,6 +25,14 @@ FEWEST = 60  # prompts: with fewer no held-out share shows anything
 # training needs besides.
 FULL_BYTES, FROZEN_BYTES = 16, 2.6
 CLASSES = {"1x24g": 24 * GIB, "1x80g": 80 * GIB, "8x80g": 8 * 80 * GIB}
+# The learning rate of a model with fewer parameters than SMALL, by what is trained. conf/adapter/
+# has those of models with billions (docs/understand/rate.md).
+SMALL, SMALL_RATES = 500e6, {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
+# Without a GPU: prompts of a round, answers to each and tokens of an answer. With the evaluations
+# of HELD_OUT they are at most 170,000 tokens. Two slow cores with vLLM sample about 80 a second
+# from 135M parameters, which is 35 minutes.
+ROUND, ANSWERS, TOKENS, HELD_OUT = 160, 4, 128, {"dev": 40, "test": 100}
+BATCH = 16  # so few pairs are then at least some steps
 RUNS_CODE = "humaneval", "mbpp"  # allowed in the recipe by hand, by their own knob
 TOLERANCE = 0.02
 
@@ -43,8 +55,8 @@ def read_model(line: str, recipe: RecipeDraft) -> str:
         return _look_at_model(Path(line).expanduser(), recipe)
     if not ON_HUB.fullmatch(line) or line.startswith("."):
         raise UserError(
-            f"{line or 'nothing'}: no such folder. Give one with a config.json, a name on the hub"
-            " (owner/name), or a .gguf file."
+            f"{line or 'nothing'}: no such folder{describe_place(line)}. Give one with a"
+            " config.json, a name on the hub (owner/name), or a .gguf file."
         )
     recipe.parameters = _guess_parameters(line)
     return "Taken as a name on the hub, which is not asked here."
@@ -88,30 +100,53 @@ def _guess_parameters(name: str) -> float | None:
 
 
 def read_prompts(line: str, recipe: RecipeDraft) -> str:
-    if not line:
+    if not line and recipe.unnamed is None:
         recipe.choices["prompts"] = "instructions"
         recipe.columns = frozenset({"instruction_id_list", "kwargs"})
-        return "Generated instructions, of which 500 are held out."
-    if Path(line).expanduser().exists():
-        return _look_at_prompts(line, recipe)
+        return "Generated instructions, with IFEval's constraints."
+    if line and Path(line).expanduser().exists():
+        return _look_at_file(line, recipe)
+    if recipe.unnamed and not (ON_HUB.fullmatch(line) and line not in recipe.unnamed[1]):
+        return _read_column(line, *recipe.unnamed, recipe)
     if not ON_HUB.fullmatch(line):
         raise UserError(
-            f"{line}: no such file. Give a .jsonl, .json, .csv or .parquet file, a data set on the"
-            " hub (owner/name), or nothing."
+            f"{line}: no such file{describe_place(line)}. Give a .jsonl, .json, .csv or .parquet"
+            " file, a data set on the hub (owner/name), or nothing."
         )
     recipe.choices["prompts"], recipe.blocks["prompts"] = "hub", {"dataset": line}
     return "Taken as a data set on the hub, which is not asked here."
 
 
-def _look_at_prompts(line: str, recipe: RecipeDraft) -> str:
-    rows = PromptRows(source=FileRows(kind="file", path=line), shape="auto", columns={})
+def _look_at_file(path: str, recipe: RecipeDraft) -> str:
+    recipe.unnamed = None
+    _, fault, row = next(read_rows(FileRows(kind="file", path=path), "prompts"), ("", None, {}))
+    if row and not fault and not row.keys() & SHAPE_COLUMNS.keys():
+        recipe.unnamed = path, [*row]
+        raise UserError(f"{path}: which of its columns is the prompt? {', '.join(row)}")
+    return _look_at_prompts(path, {}, recipe)
+
+
+def _read_column(line: str, path: str, columns: list[str], recipe: RecipeDraft) -> str:
+    if line not in columns:
+        raise UserError(
+            f"{path}: it has no column {line or '(nothing)'}, and there is no such file."
+            f" {suggest(line, columns)}"
+        )
+    return _look_at_prompts(path, {"shape": "columns", "columns": {"prompt": line}}, recipe)
+
+
+def _look_at_prompts(path: str, names: dict[str, Any], recipe: RecipeDraft) -> str:
+    """`names`: the knobs that say which column is the prompt."""
+    source = FileRows(kind="file", path=path)
+    rows = PromptRows(source=source, **({"shape": "auto", "columns": {}} | names))
     found = summarize_prompts(rows, "prompts")
     if found.rows < FEWEST:
-        raise UserError(f"{line}: it has {found.rows} prompts. Give {FEWEST} or more.")
-    recipe.columns = found.columns
-    recipe.blocks["prompts"] = {"path": line}
+        raise UserError(f"{path}: it has {found.rows} prompts. Give {FEWEST} or more.")
+    recipe.columns, recipe.rows = found.columns, found.rows
+    recipe.blocks["prompts"] = {"path": path, **names}
     columns = ", ".join(sorted(found.columns)) or "none"
-    known = f"{found.rows:,} prompts; columns besides: {columns}."
+    taken = f" from the {found.prompt_column}" if found.prompt_column else ""
+    known = f"{found.rows:,} prompts{taken}; columns besides: {columns}."
     if found.rows >= 2000:
         return f"{known} 800 are held out."
     dev, test = found.rows // 8, found.rows // 3
@@ -175,7 +210,7 @@ def _check_value(name: str, value: str) -> None:
         if not function or not place:
             raise UserError(f"{value}: expected FILE:NAME of a function, ./my_scorer.py:score")
         if not Path(place).expanduser().is_file():
-            raise UserError(f"{value}: no file {Path(place).expanduser().absolute()}")
+            raise UserError(f"{value}: no such file{describe_place(place)}.")
         check_function(value, place, function, in_file=True, knob="score.scorers.function")
     if name == "regex":
         try:
@@ -231,11 +266,43 @@ def read_hardware(line: str, recipe: RecipeDraft) -> str:
     adapter = _choose_adapter(recipe.parameters, memory if has_gpu else 0, largest)
     if adapter != "full":
         recipe.choices["adapter"] = adapter
-    return {
+    trained = {
         "full": "All weights are trained.",
         "lora": "An adapter (LoRA) is trained.",
         "qlora": "An adapter is trained on the model in 4 bits (QLoRA).",
     }[adapter]
+    is_small = recipe.parameters is not None and recipe.parameters < SMALL
+    if is_small:
+        rate = SMALL_RATES[adapter]
+        recipe.blocks["train"] = {
+            "learning_rate": rate,
+            "runtime": {"typical_learning_rate": rate},
+        }
+    if not line and find_spec("vllm") is None:
+        recipe.choices["backend"] = "transformers"
+    return trained if has_gpu else f"{trained} {_shorten_for_cpu(recipe, is_small)}"
+
+
+def _shorten_for_cpu(recipe: RecipeDraft, is_small: bool) -> str:
+    """Fewer and shorter answers, and smaller steps. Tokens sampled take most of a CPU's time."""
+    blocks = recipe.blocks
+    limits = blocks.setdefault("limits", {})
+    limits["completion"] = min(limits.get("completion", TOKENS), TOKENS)
+    split = blocks.setdefault("prompts", {}).setdefault("split", {"dev": 300, "test": 500})
+    split |= {name: min(split[name], most) for name, most in HELD_OUT.items()}
+    sample: dict[str, Any] = {"settings": {"draw": {"n": ANSWERS}}}
+    left = None if recipe.rows is None else recipe.rows - sum(split.values())
+    if left is None or left > 1.25 * ROUND:  # some may still be dropped as duplicates
+        sample, left = {"per_round": ROUND, **sample}, ROUND
+    blocks["sample"] = sample
+    blocks["train"] = {**blocks.get("train", {}), "batch": BATCH, "guards": {"prompts": 8}}
+    if is_small:  # most CPUs compute in bfloat16 more slowly
+        blocks["dtype"] = "float32"
+    return (
+        f"Without a GPU the tokens that are sampled take most of the time. So {left} prompts get"
+        f" {ANSWERS} answers of at most {limits['completion']} tokens, and {split['test']} prompts"
+        " are held out for the report; more of each makes it surer and slower."
+    )
 
 
 def _choose_adapter(parameters: float | None, gpus: float, largest: float) -> str:
@@ -278,8 +345,8 @@ def _check_benchmark(name: str, file: str, recipe: RecipeDraft) -> str:
     if name == "safety":
         if not (file and Path(file).expanduser().exists()):
             raise UserError(
-                f"safety={file or 'FILE'}: no such file. Give one in the shape of XSTest, HarmBench"
-                " or WildGuardTest (docs/evaluation.md)."
+                f"safety={file or 'FILE'}: no such file{describe_place(file)}. Give one in the"
+                " shape of XSTest, HarmBench or WildGuardTest (docs/evaluation.md)."
             )
         prompts = recipe.blocks.setdefault("prompts", {})
         prompts["evaluation"] = {"safety": file}

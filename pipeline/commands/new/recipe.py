@@ -13,13 +13,16 @@ MAX_LINES = 20
 class RecipeDraft:
     """`choices` are files of groups, `blocks` values; the rest is what later questions ask about.
 
-    `parameters` and `columns` are None where they could not be looked at.
+    `parameters`, `rows` and `columns` are None where they could not be looked at. `unnamed` is a
+    file of prompts with its columns, while none of them is known to be the prompt.
     """
 
     choices: dict[str, Any] = field(default_factory=dict)
     blocks: dict[str, Any] = field(default_factory=dict)
     parameters: float | None = None
+    rows: int | None = None
     columns: frozenset[str] | None = None
+    unnamed: tuple[str, list[str]] | None = None
 
 
 def write_recipe(recipe: RecipeDraft, file: Path) -> str:

@@ -83,9 +83,10 @@ def check_rate(run: FinishedRun) -> Iterator[Advice]:
     rate, typical = train["learning_rate"], train["runtime"]["typical_learning_rate"]
     times = rate / typical
     if not run.is_better and not 1 / ODD_RATE < times < ODD_RATE:
+        small = "; a model below a billion parameters takes more (docs/understand/rate.md)"
         yield Advice(
             f"the learning rate is {format_number(times, 2)} times the typical one",
-            f"train.learning_rate={typical:g} (now {rate:g})",
+            f"train.learning_rate={typical:g} (now {rate:g}){small if times > 1 else ''}",
         )
 
 
