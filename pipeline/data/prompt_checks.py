@@ -20,7 +20,7 @@ class PromptSummary:
     """How many usable rows a set of prompts has, their columns other than the text, and the first.
 
     The first has its messages as `prompt`, and its other `columns`. `tool_prompts`: with tools.
-    `taken`: the columns of a file that the prompt is made of, which are no columns of its own.
+    `taken`: the columns of a file that the prompt is made of; `columns` leaves them out.
     """
 
     rows: int

@@ -308,7 +308,7 @@ def test_the_command_of_a_moved_run_names_the_folders_of_now(tmp_path):
     assert shlex.split(moved) == [word.replace(str(old), str(new)) for word in shlex.split(command)]
     (new / "store").rename(tmp_path / "elsewhere")
     again = follow_move(command, new / run_dir.relative_to(old))
-    assert f"store={old}/store" in shlex.split(again), "it is where nobody knows"
+    assert f"store={old}/store" in shlex.split(again), "it is somewhere else"
 
 
 @pytest.mark.long
