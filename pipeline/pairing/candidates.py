@@ -88,8 +88,8 @@ def number_prompts(ids: pl.Series) -> tuple[np.ndarray, np.ndarray | None]:
     The samples of one model are in this order already. Those of several are a sorted run each,
     which the stable sort merges in linear time.
     """
-    starts = np.flatnonzero(np.append(True, (ids[1:] != ids[:-1]).to_numpy())[: len(ids)])
-    firsts, lengths = ids.gather(starts), np.diff(starts, append=len(ids))
+    new = np.append(True, (ids[1:] != ids[:-1]).to_numpy())[: len(ids)]
+    firsts, lengths = ids.filter(pl.Series(new)), np.diff(np.flatnonzero(new), append=len(ids))
     if firsts.is_sorted():
         return np.repeat(np.arange(len(firsts), dtype=np.uint32), lengths), None
     numbers = np.repeat(_rank_prompts(firsts), lengths)
