@@ -10,7 +10,7 @@ from pipeline.errors import UserError, pluralize, suggest
 
 
 @dataclass(frozen=True)
-class Candidates:
+class PairCandidates:
     """All samples where they were read, model by model; row numbers alone are put in order.
 
     `rows`: `p` (number of the prompt), `prompt_id, sample_id, completion, finish_reason, tokens,
@@ -61,14 +61,16 @@ def _scan_shards(samples: Samples) -> pl.LazyFrame:
     return scan_tables(sorted((samples.path / "samples").glob("*.parquet")))
 
 
-def join_candidates(samples: pl.DataFrame, scores: pl.DataFrame | None, scorer: str) -> Candidates:
+def join_candidates(
+    samples: pl.DataFrame, scores: pl.DataFrame | None, scorer: str
+) -> PairCandidates:
     """Every sample, its prompt's number and the deciding scorer's score (null without one)."""
     if scores is None:
         samples = samples.with_columns(score=pl.lit(None, pl.Float64))
     else:
         samples = samples.with_columns(find_scores(samples["sample_id"], scores, scorer))
     numbers, order = number_prompts(samples["prompt_id"])
-    return Candidates(samples.with_columns(p=numbers), order)
+    return PairCandidates(samples.with_columns(p=numbers), order)
 
 
 def find_scores(ids: pl.Series, scores: pl.DataFrame, scorer: str) -> pl.Series:

@@ -12,7 +12,7 @@ import polars as pl
 
 from pipeline.config import POOL, BySource, PairRound
 from pipeline.pairing import duplicates, filters, sources, strategies
-from pipeline.pairing.candidates import Candidates
+from pipeline.pairing.candidates import PairCandidates
 
 DROPPED = {
     "kind": pl.String,
@@ -56,7 +56,7 @@ class Proposal:
     usable: int
 
 
-def propose_pairs(cfg: PairRound, candidates: Candidates) -> Proposal:
+def propose_pairs(cfg: PairRound, candidates: PairCandidates) -> Proposal:
     rows = candidates.rows
     codes, reasons = judge_samples(cfg, candidates)
     kept = candidates.list_rows(codes == 0)
@@ -77,7 +77,7 @@ def propose_pairs(cfg: PairRound, candidates: Candidates) -> Proposal:
 # ── samples ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def judge_samples(cfg: PairRound, candidates: Candidates) -> tuple[np.ndarray, list[str]]:
+def judge_samples(cfg: PairRound, candidates: PairCandidates) -> tuple[np.ndarray, list[str]]:
     tests = filters.build_tests(cfg, filters.SAMPLES)
     codes, reasons = filters.find_first_reasons(candidates.rows, tests), list(tests)
     if cfg.filters.repeats:
@@ -88,7 +88,7 @@ def judge_samples(cfg: PairRound, candidates: Candidates) -> tuple[np.ndarray, l
 
 
 def list_dropped_samples(
-    candidates: Candidates, codes: np.ndarray, reasons: list[str]
+    candidates: PairCandidates, codes: np.ndarray, reasons: list[str]
 ) -> pl.DataFrame:
     gone = candidates.list_rows(codes > 0)
     picked = candidates.rows.select("prompt_id", "sample_id", detail="finish_reason")[gone]
