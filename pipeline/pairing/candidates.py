@@ -1,14 +1,31 @@
-"""Samples with their scores, in columns: what strategies choose from. Joins are by id.
+"""Samples with their scores, in columns: what strategies choose from. Joins are by id."""
 
-`rows`: `p` (number of the prompt), `prompt_id, sample_id, completion, finish_reason, tokens,
-prompt_tokens, second_bos, source, score`, in the order of prompts.
-"""
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from pipeline.artifacts import Samples, scan_tables
 from pipeline.errors import UserError, pluralize, suggest
+
+
+@dataclass(frozen=True)
+class PairCandidates:
+    """All samples where they were read, model by model; row numbers alone are put in order.
+
+    `rows`: `p` (number of the prompt), `prompt_id, sample_id, completion, finish_reason, tokens,
+    prompt_tokens, second_bos, source, score`. `order`: their numbers in the order of prompts; None
+    where they are in it.
+    """
+
+    rows: pl.DataFrame
+    order: np.ndarray | None
+
+    def list_rows(self, mask: np.ndarray) -> np.ndarray:
+        """The numbers of the rows that are in the mask, in the order of prompts."""
+        if self.order is None:
+            return np.flatnonzero(mask)
+        return self.order[np.flatnonzero(mask[self.order])]
 
 
 def scan_metadata(samples: Samples, bos: int | None) -> pl.DataFrame:
@@ -46,14 +63,14 @@ def _scan_shards(samples: Samples) -> pl.LazyFrame:
 
 def join_candidates(
     samples: pl.DataFrame, scores: pl.DataFrame | None, scorer: str
-) -> pl.DataFrame:
+) -> PairCandidates:
     """Every sample, its prompt's number and the deciding scorer's score (null without one)."""
     if scores is None:
         samples = samples.with_columns(score=pl.lit(None, pl.Float64))
-    else:  # before the samples are sorted: mostly their scores are in the same order
+    else:
         samples = samples.with_columns(find_scores(samples["sample_id"], scores, scorer))
-    rows, numbers = number_prompts(samples)
-    return rows.with_columns(numbers)
+    numbers, order = number_prompts(samples["prompt_id"])
+    return PairCandidates(samples.with_columns(p=numbers), order)
 
 
 def find_scores(ids: pl.Series, scores: pl.DataFrame, scorer: str) -> pl.Series:
@@ -67,32 +84,26 @@ def find_scores(ids: pl.Series, scores: pl.DataFrame, scorer: str) -> pl.Series:
     return align_scores(ids, own)
 
 
-def number_prompts(samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
-    """The samples in the order of prompts, and each sample's prompt number `p`.
+def number_prompts(ids: pl.Series) -> tuple[np.ndarray, np.ndarray | None]:
+    """Each sample's prompt number: its place among the sorted prompts. And the order of these.
 
-    The samples of one model are in this order already. Those of several are a sorted run each, and
-    both sorts here merge such runs in linear time.
+    The samples of one model are in this order already. Those of several are a sorted run each,
+    which the stable sort merges in linear time.
     """
-    ids = samples["prompt_id"]
-    new = _find_changes(ids)
-    firsts = ids.filter(pl.Series(new))
+    new = np.append(True, (ids[1:] != ids[:-1]).to_numpy())[: len(ids)]
+    firsts, lengths = ids.filter(pl.Series(new)), np.diff(np.flatnonzero(new), append=len(ids))
     if firsts.is_sorted():
-        return samples, pl.Series("p", _count_changes(new)).set_sorted()
-    order = firsts.arg_sort()
-    places = np.empty(len(firsts), dtype=np.uint32)
-    places[order.to_numpy()] = _count_changes(_find_changes(firsts.gather(order)))
-    numbers = np.repeat(places, np.diff(np.append(np.flatnonzero(new), len(ids))))
-    rows = np.argsort(numbers, kind="stable")
-    return samples[rows], pl.Series("p", numbers[rows]).set_sorted()
+        return np.repeat(np.arange(len(firsts), dtype=np.uint32), lengths), None
+    numbers = np.repeat(_rank_prompts(firsts), lengths)
+    return numbers, np.argsort(numbers, kind="stable")
 
 
-def _find_changes(ids: pl.Series) -> np.ndarray:
-    """Which rows differ from the row above; the first one does."""
-    return np.append(True, (ids[1:] != ids[:-1]).to_numpy())[: len(ids)]
-
-
-def _count_changes(new: np.ndarray) -> np.ndarray:
-    return np.cumsum(new, dtype=np.uint32) - np.uint32(1)
+def _rank_prompts(ids: pl.Series) -> np.ndarray:
+    """The place of each id among the sorted ids."""
+    run = int(np.append(np.flatnonzero((ids == ids[0]).to_numpy()), len(ids))[1])
+    if ids[:run].is_sorted() and ids[run:].equals(ids[:-run]):  # all models answered all prompts
+        return np.arange(len(ids), dtype=np.uint32) % np.uint32(run)
+    return ids.rank("dense").to_numpy() - np.uint32(1)
 
 
 def align_scores(ids: pl.Series, own: pl.DataFrame) -> pl.Series:

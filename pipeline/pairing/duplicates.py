@@ -12,14 +12,15 @@ MAX_COMPARED = 24  # samples of a prompt
 # ── exact ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def find_repeats(rows: pl.DataFrame, among: np.ndarray) -> np.ndarray:
+def find_repeats(rows: pl.DataFrame, compared: np.ndarray) -> np.ndarray:
     """Which rows repeat the text of a sample of their prompt with a smaller id.
 
-    `among`: a mask of the rows (`p, sample_id, completion`) that are compared.
+    `compared`: the numbers of the rows (`p, sample_id, completion`) to compare, in the order of
+    prompts.
     """
     numbers = rows["p"].to_numpy()
-    prefixes = _shorten_hashes(length_and_prefix(rows["completion"]))
-    suspects = np.flatnonzero(_find_suspects(prefixes, numbers) & among)
+    prefixes = _shorten_hashes(length_and_prefix(rows["completion"]))[compared]
+    suspects = compared[_find_suspects(prefixes, numbers[compared])]
     hashes = _hash_rows(rows.select("p", "completion")[suspects], "p", "completion")
     suspects = suspects[_find_suspects(hashes, numbers[suspects])]
     again = rows.select("p", "completion", "sample_id")[suspects].with_columns(at=suspects)

@@ -236,9 +236,9 @@ def find_first_reasons(rows: pl.DataFrame, tests: Mapping[str, pl.Expr]) -> np.n
     """For each row 0, or 1 + the place of the first test that holds. On null a test does not."""
     codes = np.zeros(rows.height, dtype=np.uint8)
     if tests:
-        flags = rows.select(test.alias(reason) for reason, test in tests.items()).fill_null(False)
+        flags = rows.select(test.alias(reason) for reason, test in tests.items())
         for place, reason in reversed([*enumerate(tests, 1)]):
-            np.copyto(codes, np.uint8(place), where=flags[reason].to_numpy())
+            codes[flags[reason].arg_true().to_numpy()] = place
     return codes
 
 

@@ -12,6 +12,7 @@ import polars as pl
 
 from pipeline.config import POOL, BySource, PairRound
 from pipeline.pairing import duplicates, filters, sources, strategies
+from pipeline.pairing.candidates import PairCandidates
 
 DROPPED = {
     "kind": pl.String,
@@ -55,38 +56,42 @@ class Proposal:
     usable: int
 
 
-def propose_pairs(cfg: PairRound, rows: pl.DataFrame) -> Proposal:
-    codes, reasons = judge_samples(cfg, rows)
-    kept = codes == 0
+def propose_pairs(cfg: PairRound, candidates: PairCandidates) -> Proposal:
+    rows = candidates.rows
+    codes, reasons = judge_samples(cfg, candidates)
+    kept = candidates.list_rows(codes == 0)
     prompts = describe_prompts(cfg, rows, kept)
     fit = prompts["code"].to_numpy() == 0
-    usable = strategies.UsableSamples(rows, kept & fit[rows["p"].to_numpy()])
+    usable = strategies.UsableSamples(rows, kept[fit[rows["p"].to_numpy()[kept]]])
     pairs = strategies.propose(cfg, usable)
     prompts = _flag_unpaired(prompts, pairs)
     return Proposal(
         add_sides(cfg, rows, pairs),
-        list_dropped_samples(rows, codes, reasons),
+        list_dropped_samples(candidates, codes, reasons),
         list_dropped_prompts(cfg, prompts),
         prompts,
-        int(kept.sum()),
+        len(kept),
     )
 
 
 # ── samples ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def judge_samples(cfg: PairRound, rows: pl.DataFrame) -> tuple[np.ndarray, list[str]]:
+def judge_samples(cfg: PairRound, candidates: PairCandidates) -> tuple[np.ndarray, list[str]]:
     tests = filters.build_tests(cfg, filters.SAMPLES)
-    codes, reasons = filters.find_first_reasons(rows, tests), list(tests)
+    codes, reasons = filters.find_first_reasons(candidates.rows, tests), list(tests)
     if cfg.filters.repeats:
-        codes[duplicates.find_repeats(rows, among=codes == 0)] = len(reasons) + 1
+        compared = candidates.list_rows(codes == 0)
+        codes[duplicates.find_repeats(candidates.rows, compared)] = len(reasons) + 1
         reasons.append(filters.REPEATS)
     return codes, reasons
 
 
-def list_dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -> pl.DataFrame:
-    gone = np.flatnonzero(codes)
-    picked = rows.select("prompt_id", "sample_id", detail="finish_reason")[gone]
+def list_dropped_samples(
+    candidates: PairCandidates, codes: np.ndarray, reasons: list[str]
+) -> pl.DataFrame:
+    gone = candidates.list_rows(codes > 0)
+    picked = candidates.rows.select("prompt_id", "sample_id", detail="finish_reason")[gone]
     return to_dropped("sample", picked.with_columns(filters.name_reasons(codes[gone], reasons)))
 
 
@@ -94,27 +99,31 @@ def list_dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[st
 
 
 def describe_prompts(cfg: PairRound, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
-    """One row for each prompt: usable samples, highest and lowest score, pass rate, reason code."""
-    firsts, _ = strategies.find_groups(rows["p"].to_numpy())
-    at = np.flatnonzero(kept)
-    starts, numbers = strategies.find_groups(rows["p"].to_numpy()[at])
-    score = rows["score"].to_numpy()[at]
-    found = {"usable": np.zeros(len(firsts), dtype=np.uint32)}
+    """One row for each prompt: usable samples, highest and lowest score, pass rate, reason code.
+
+    `kept`: the numbers of the usable rows, in the order of prompts.
+    """
+    of_prompt = rows["p"].to_numpy()
+    a_row = np.zeros(int(of_prompt.max()) + 1 if len(of_prompt) else 0, dtype=np.uint32)
+    a_row[of_prompt] = np.arange(len(of_prompt))  # any row of a prompt has its id
+    starts, numbers = strategies.find_groups(of_prompt[kept])
+    score = rows["score"].to_numpy()[kept]
+    found = {"usable": np.zeros(len(a_row), dtype=np.uint32)}
     found["usable"][numbers] = np.diff(np.append(starts, len(score)))
     band = cfg.filters.pass_rate
     reduced: dict[str, Any] = {"high": (np.maximum, score), "low": (np.minimum, score)}
     reduced |= {"pass_rate": (np.add, (score >= band.threshold).astype(float))} if band else {}
     for name, (reduce, values) in reduced.items():
-        found[name] = np.full(len(firsts), np.nan)
+        found[name] = np.full(len(a_row), np.nan)
         if len(starts):
             found[name][numbers] = reduce.reduceat(values, starts)
-    table = rows.select("prompt_id")[firsts].with_columns(
+    table = rows.select("prompt_id")[a_row].with_columns(
         pl.Series(name, values) for name, values in found.items()
     )
     if band:
         table = table.with_columns(pl.col("pass_rate") / pl.col("usable"))
     if isinstance(cfg.strategy, BySource):
-        table = table.with_columns(answered=_find_answered(cfg.strategy, rows, kept, len(firsts)))
+        table = table.with_columns(answered=_find_answered(cfg.strategy, rows, kept, len(a_row)))
     return table.with_columns(
         code=filters.find_first_reasons(table, filters.build_tests(cfg, filters.PROMPTS))
     )
@@ -126,9 +135,9 @@ def _find_answered(
     """Which prompts have a usable sample of each source that the strategy names."""
     answered = np.ones(count, dtype=bool)
     for name in strategy.names:
-        is_own = (rows["source"] == name).to_numpy() & kept
+        is_own = (rows["source"][kept] == name).to_numpy()
         has = np.zeros(count, dtype=bool)
-        has[rows["p"].to_numpy()[is_own]] = True
+        has[rows["p"].to_numpy()[kept[is_own]]] = True
         answered &= has
     return answered
 

@@ -22,13 +22,14 @@ PAIR = {"p": pl.UInt32, "chosen": pl.UInt32, "rejected": pl.UInt32}
 class UsableSamples:
     """The samples that a pair can be made of."""
 
-    rows: pl.DataFrame  # all candidates, in the order of prompts
-    mask: np.ndarray  # which of them are usable
+    rows: pl.DataFrame  # all candidates
+    usable: np.ndarray  # the numbers of these samples, in the order of prompts
 
     def table(self, *columns: str) -> pl.DataFrame:
         """`row, p, score` and these columns. Other columns are not copied."""
-        wanted = self.rows.select("p", "score", *columns)
-        return wanted.with_row_index("row").filter(pl.Series(self.mask))
+        at = pl.Series("row", self.usable.astype(np.uint32))
+        p = pl.Series("p", self.rows["p"].to_numpy()[self.usable]).set_sorted()
+        return self.rows.select("score", *columns)[at].insert_column(0, at).insert_column(1, p)
 
     @property
     def ids(self) -> pl.Series:
@@ -173,10 +174,12 @@ def _take_smallest(table: pl.DataFrame, at: np.ndarray, ids: pl.Series) -> np.nd
     numbers = table["p"].to_numpy()[at]
     again = numbers[1:] == numbers[:-1]
     several = np.append(again, False) | np.append(False, again)
-    tied = table.select("p", "row")[at[several]]
-    tied = tied.with_columns(at=at[several], sample_id=ids[tied["row"]])
+    places = np.flatnonzero(several)
+    tied = table.select("p", "row")[at[places]]
+    tied = tied.with_columns(place=places, sample_id=ids[tied["row"]])
     first = tied.sort("p", "sample_id").unique("p", keep="first", maintain_order=True)
-    return np.sort(np.append(at[~several], first["at"].to_numpy()))
+    several[first["place"].to_numpy()] = False
+    return at[~several]
 
 
 def find_groups(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

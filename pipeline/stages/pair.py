@@ -128,9 +128,9 @@ class PairBuilder:
     ) -> None:
         cfg = self.cfg
         table = pl.concat([each.read() for each in scores]) if cfg.scored else None
-        self.summary["waves"], candidates = sources.scan_sources(answers, self.chat.leading_bos)
-        rows = join_candidates(candidates, table, cfg.scorer)
-        proposal = selection.propose_pairs(cfg, rows)
+        self.summary["waves"], metadata = sources.scan_sources(answers, self.chat.leading_bos)
+        candidates = join_candidates(metadata, table, cfg.scorer)
+        rows, proposal = candidates.rows, selection.propose_pairs(cfg, candidates)
         self.summary |= self._summarize_samples(rows, proposal)
         if self.has_pool:
             nats = sources.read_nats(pool_logps)

@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import datasets
+import polars as pl
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -362,3 +364,33 @@ def test_the_sweep_builds_what_its_points_share_once(tmp_path):
     assert {f"{stage} test round-1" for stage in ("sample", "score", "reference")} <= set(names), (
         "the best one, on test"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.timeout(2400)
+def test_a_sweep_over_the_number_of_pairs_and_the_rate_trains_alone(tmp_path):
+    """3 × 2: one sampling, one scoring, three selections of its pairs, six trainings."""
+    grid = ["pair.budget.at_most=8,16,24", "train.learning_rate=6e-5,3e-4"]
+    words = ["sweep", *SMALL, "backend=transformers", *grid, "until=train@1"]
+    done = subprocess.run(
+        command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    points = json.loads((tmp_path / done.stdout.splitlines()[-1]).read_text())
+    assert [point["status"] for point in points] == ["done"] * 6
+    built = [line[2:26].split() for line in done.stdout.splitlines() if line.startswith("■")]
+    once = dict.fromkeys(["prompts", "base", "sft", "sample", "score"], 1)
+    counts = Counter(words[0] for words in built)
+    assert counts == {**once, "pair": 3, "reference": 3, "train": 6}, done.stdout
+    assert counts == {stage: len(steps(tmp_path, stage)) for stage in counts}
+
+    sizes = {}
+    for step in steps(tmp_path, "pair"):
+        rows = pl.read_parquet(step / "train.parquet", columns=["chosen_id", "rejected_id"]).rows()
+        sizes[len(rows)] = {*rows}
+    assert [*sorted(sizes)] == [8, 16, 24] and sizes[8] < sizes[16] < sizes[24]
+    trained = {
+        (step / "weights" / "model.safetensors").read_bytes() for step in steps(tmp_path, "train")
+    }
+    assert len(trained) == 6

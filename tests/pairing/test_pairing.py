@@ -409,8 +409,8 @@ def test_a_repeated_answer_goes_and_the_smallest_id_stays():
     rows = pl.DataFrame(
         {"p": [0, 0, 0, 1], "sample_id": ["c", "a", "b", "d"], "completion": ["x", "x", "y", "x"]}
     )
-    assert duplicates.find_repeats(rows, np.array([True, True, True, True])).tolist() == [0]
-    assert duplicates.find_repeats(rows, np.array([True, False, True, True])).tolist() == []
+    assert duplicates.find_repeats(rows, np.array([0, 1, 2, 3])).tolist() == [0]
+    assert duplicates.find_repeats(rows, np.array([0, 2, 3])).tolist() == []
 
 
 @thoroughly
@@ -423,8 +423,7 @@ def test_every_repeated_answer_of_a_prompt_is_found(drawn):
     rows = rows.with_columns(sample_id=pl.int_range(pl.len()).cast(pl.String).str.zfill(2))
     again = ~rows.select(pl.struct("p", "completion").is_first_distinct()).to_series()
     assert (
-        duplicates.find_repeats(rows, np.ones(rows.height, dtype=bool)).tolist()
-        == again.arg_true().to_list()
+        duplicates.find_repeats(rows, np.arange(rows.height)).tolist() == again.arg_true().to_list()
     )
 
 

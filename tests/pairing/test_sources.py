@@ -20,6 +20,7 @@ from tests.pairing.test_pairing import (
     quietly,
     rescored,
     table,
+    thoroughly,
     told_apart,
 )
 
@@ -36,7 +37,7 @@ def with_source(strategy: str, source: str, *words: str):
 
 
 def unscored(samples: pl.DataFrame) -> pl.DataFrame:
-    return join_candidates(samples, None, "rules")
+    return join_candidates(samples, None, "rules").rows
 
 
 every = pytest.mark.parametrize("strategy", [*SYMMETRIC, *OTHERS])
@@ -118,7 +119,9 @@ def test_without_scores_every_prompt_that_both_answered_has_a_pair(answers, rand
     cfg = by_source("strong", "weak", scored=False)
     samples, _ = table(told_apart(answers))
     rows = samples[random.sample(range(samples.height), samples.height)]
-    found = strategies.propose(cfg, strategies.UsableSamples(unscored(rows), usable(cfg, rows)))
+    candidates = join_candidates(rows, None, "rules")
+    listed = candidates.list_rows(usable(cfg, rows))
+    found = strategies.propose(cfg, strategies.UsableSamples(candidates.rows, listed))
     known = unscored(rows).filter(pl.Series(usable(cfg, rows)))
     by_prompt = {key[0]: set(part["source"]) for key, part in known.group_by("prompt_id")}
     both = {prompt for prompt, written in by_prompt.items() if {"strong", "weak"} <= written}
@@ -154,15 +157,21 @@ def test_prompts_that_one_source_alone_answered_are_counted():
     assert found.dropped_prompts["reason"].to_list() == [filters.NOT_BY_BOTH]
 
 
-@quietly
-@given(st.lists(st.sampled_from([f"p{i}" for i in range(9)]), max_size=30))
+names = st.sampled_from([f"p{i}" for i in range(9)])
+# One model after the other: all the same prompts, or others of each, or one a part of them.
+by_model = st.builds(
+    lambda prompts, times, more: prompts * times + more,
+    st.lists(names, max_size=9).map(sorted),
+    st.integers(1, 4),
+    st.lists(names, max_size=9).map(sorted),
+)
+
+
+@thoroughly
+@given(by_model | st.lists(names, max_size=30))
 def test_prompts_are_numbered_whatever_their_order(prompts):
-    samples = pl.DataFrame(
-        {"prompt_id": prompts, "at": range(len(prompts))},
-        schema_overrides={
-            "prompt_id": pl.String,
-        },
-    )
-    rows, numbers = number_prompts(samples)
-    assert rows.equals(samples.sort("prompt_id", maintain_order=True))
-    assert numbers.to_list() == (rows["prompt_id"].rank("dense") - 1).to_list()
+    ids = pl.Series("prompt_id", prompts, pl.String)
+    numbers, order = number_prompts(ids)
+    assert numbers.tolist() == (ids.rank("dense") - 1).to_list()
+    rows = range(len(ids)) if order is None else order.tolist()
+    assert [*rows] == sorted(range(len(ids)), key=lambda row: prompts[row])

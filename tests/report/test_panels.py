@@ -2,8 +2,10 @@
 
 import json
 
+import polars as pl
 import pytest
 
+from pipeline.artifacts import write_table
 from pipeline.config.cross_checks import find_mismatches
 from pipeline.report.analysis.agreement import fleiss_kappa
 from pipeline.report.analysis.eval_results import read_eval
@@ -81,6 +83,35 @@ def test_the_panel_and_the_panel_without_each_judge(run, tmp_path, combine):
         page = (run.out / name).read_text()
         assert "Panels" in page and f"{combine} of kind, fair, harsh" in page
     assert "another verdict than the panel" in (run.out / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("combine", "counts", "rate"),
+    [("mean", (20, 10, 10), 35 / 60), ("majority", (10, 20, 10), 0.5)],
+)
+def test_a_strong_verdict_counts_as_three_in_a_mean_and_as_one_vote_in_a_majority(
+    run, tmp_path, combine, counts, rate
+):
+    """Ten prompts each, of a judge with five levels and one with three: A≫B and b, b and a, B≫A
+    and b, a and a. Weighted points 3/4, 1/2, 0, 1; weights 2, 1, 2, 1."""
+    sides = {"five": "abba", "three": "baba"}
+    duels = {}
+    for judge, winners in sides.items():
+        rows = [(key, 0, *[winners[place // 10]] * 2) for place, key in enumerate(IDS[:FIRST])]
+        made = verdicts(tmp_path / judge, rows)
+        if judge == "five":
+            table = made.read()
+            strong = pl.col("prompt_id").is_in([*IDS[:10], *IDS[20:30]])
+            weighted = table.with_columns(weight=pl.when(strong).then(3.0).otherwise(1.0))
+            write_table(made.path / "verdicts.parquet", weighted)
+        duels[judge] = {"round-1": {"sft": made}}
+    report = report_of(run, duels, panel=combine)
+    row = named(report["duels"], judge="panel")
+    assert (row["wins"], row["ties"], row["losses"]) == counts
+    assert row["win_rate"] == pytest.approx(rate)
+    [panel] = report["panels"]
+    rest = {each["judge"]: each["mean"] for each in panel["without"]}
+    assert rest == {"five": pytest.approx(20 / 40), "three": pytest.approx(40 / 80)}
 
 
 def test_judges_who_agree_have_a_kappa_of_one_and_hang_on_none(run, tmp_path):

@@ -38,6 +38,7 @@ class ModelDuel:
     """Two models on the same prompts; `a` is the newer one. `scores` are theirs by prompt.
 
     `orders`: by prompt, the judge's verdict each time that it was asked (null: no verdict).
+    `weights`: as how many prompts each one counts; None: each as one.
     """
 
     a: EvalResult
@@ -49,6 +50,7 @@ class ModelDuel:
     style_adjusted: Estimate | None = None
     flip_rate: float | None = None
     orders: Mapping[str, list[str | None]] = field(default_factory=dict)
+    weights: ByPrompt | None = None
 
 
 def bootstrap_config(cfg: VerdictConfig) -> BootstrapConfig:

@@ -68,6 +68,7 @@ def build_duel(
         (points, against),
         adjust_for_length(points, gaps, bootstrap.level, weights),
         adjust_for_style(points, style, bootstrap.level, weights),
+        weights=weights,
     )
 
 

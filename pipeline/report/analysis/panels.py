@@ -64,19 +64,34 @@ def _combine(
     members: Sequence[ModelDuel], combine: Combine, bootstrap: BootstrapConfig
 ) -> ModelDuel:
     first = members[0]
-    points = {
-        key: _combine_prompt(members, key, combine)
-        for key in first.contest.verdicts
-        if all(key in one.contest.verdicts for one in members)
-    }
-    expected = max(one.contest.missing + len(one.contest.verdicts) for one in members)
-    return build_duel(PANEL, first.a, first.b, points, expected, bootstrap)
-
-
-def _combine_prompt(members: Sequence[ModelDuel], key: str, combine: Combine) -> float:
-    """The most frequent verdict, where a split is a tie; or the judges' mean points."""
+    keys = [
+        key for key in first.contest.verdicts if all(key in one.contest.verdicts for one in members)
+    ]
     if combine == "mean":
-        return sum(one.scores[0][key] for one in members) / len(members)
+        points, weights = _average_judges(members, keys)
+    else:
+        points, weights = {key: _find_majority(members, key) for key in keys}, None
+    expected = max(one.contest.missing + len(one.contest.verdicts) for one in members)
+    return build_duel(PANEL, first.a, first.b, points, expected, bootstrap, weights)
+
+
+def _average_judges(
+    members: Sequence[ModelDuel], keys: Sequence[str]
+) -> tuple[ByPrompt, ByPrompt | None]:
+    """The judges' mean points, each weighted as in that judge's own win rate.
+
+    A prompt counts as the verdicts on it do, on average.
+    """
+    points, weights = {}, {}
+    for key in keys:
+        votes = [one.weights[key] if one.weights else 1.0 for one in members]
+        won = sum(vote * one.scores[0][key] for vote, one in zip(votes, members, strict=True))
+        points[key], weights[key] = won / sum(votes), sum(votes) / len(votes)
+    return points, weights if any(one.weights for one in members) else None
+
+
+def _find_majority(members: Sequence[ModelDuel], key: str) -> float:
+    """The most frequent verdict, each judge with one vote; a split is a tie."""
     majority = find_majority(POINTS[one.contest.verdicts[key]] for one in members)
     return 0.5 if majority is None else majority
 
