@@ -45,12 +45,13 @@ def check_call(knob: str, scorer: FunctionScorer, prompts: PromptSummary) -> Non
     with closing(UserFunction(scorer, knob)) as function:
         scores = list(function.score(answers))
     if faults := [one.detail for one in scores if one.score is None and not one.abstained]:
+        column = explain_taken(faults[0], prompts.taken)
         raise UserError(
             f"{knob}.function={scorer.function}: {faults[0]}. It was called with a prompt of yours"
             " and two made-up answers:\n"
             f"  {describe_call(scorer.function.name, build_arguments(answers))}\n"
             "  It has to give a number for any answer, or None for no opinion. Fix it; that call in"
-            f" Python repeats the fault.{explain_taken(faults[0], prompts.taken)}"
+            f" Python repeats the fault.{column}"
         )
 
 

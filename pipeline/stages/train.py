@@ -86,9 +86,7 @@ def run(
             launch.train_in_process(cfg, out, inputs, rows)
 
     micro_batch.train_within_memory(cfg, auto, out, start)
-    curves.draw(
-        Model(out).read_metrics(), json.loads((out / "training.json").read_text())["kept"], out
-    )
+    _draw_curves(out)
     made_from: dict[str, Sequence[Artifact]] = {
         "start": [init],
         "reference": [reference] if reference else [],
@@ -103,6 +101,11 @@ def run(
     if world > 1:
         note_cost(out, processes=world, watched=cfg.runtime.eval_when_distributed)
     return Model(out)
+
+
+def _draw_curves(out: Path) -> None:
+    kept = json.loads((out / "training.json").read_text())["kept"]
+    curves.draw(Model(out).read_metrics(), kept, out)
 
 
 def _read_rows(
