@@ -162,10 +162,13 @@ def test_a_whole_run_with_models_makes_the_bytes_of_one_machine(tmp_path, cluste
 
 
 def run_models(folder: Path, variables: dict[str, str], *words: str) -> dict:
-    """Every published step's files with their hashes."""
+    """Every published step's files with their hashes, but for the report, which has times in it."""
     toys = Toys(folder)
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(HOUSE), **variables}
     command = [sys.executable, "-m", "pipeline", *SMALL_SMOKE, "backend=transformers", *words]
     subprocess.run(command, cwd=folder, env=environment, check=True, timeout=1500)
-    return toys.files()
+    return {
+        step: [file for file in files if not file["path"].startswith("report.")]
+        for step, files in toys.files().items()
+    }

@@ -160,7 +160,10 @@ def test_weights_in_shares_train_by_any_objective(wide, on_a_cpu, name, asked):
         dpo(**cfg, processes=2, launch=asked, eval_when_distributed=True),
         **given,
     )
-    assert metric_by_step(shared, "loss") == pytest.approx(metric_by_step(whole, "loss"), abs=1e-5)
+    # SPPO's loss is some tens, of which float32 knows the fifth decimal alone.
+    assert metric_by_step(shared, "loss") == pytest.approx(
+        metric_by_step(whole, "loss"), rel=1e-5, abs=1e-5
+    )
     assert furthest(shared, whole) < 1e-4
 
 
