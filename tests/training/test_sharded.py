@@ -40,11 +40,15 @@ def wide(tmp_path_factory) -> Round:
     return Round(tmp_path_factory.mktemp("wide"), hidden=384, spread=0.05)
 
 
-@pytest.fixture
-def on_a_cpu(monkeypatch) -> None:
+def shard_on_a_cpu(monkeypatch) -> None:
     """Lift our check for GPUs and accelerate's: torch can shard over gloo on a CPU."""
     monkeypatch.setattr(launch, "RANK_MODULE", "tests.support.sharded_rank")
     monkeypatch.setattr(LaunchedRuntime, "explain_misfit", lambda *given: None)
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch) -> None:
+    shard_on_a_cpu(monkeypatch)
 
 
 def furthest(one: Model, other: Model) -> float:
@@ -130,6 +134,15 @@ OTHERS = {
     "simpo": {"loss": ["simpo"], "reference_logps": "none"},
     "sppo": {"loss": ["sppo"], "beta": 0.1},
     "weighted": {"weight": {"column": "margin", "scale": 0.5}},
+    "soft_dpo": {"loss": ["soft_sigmoid"]},
+    "soft_ipo": {"loss": ["soft_ipo"]},
+    "reward_aware": {"loss": ["reward_aware"], "args": {"reward_scale": 1.0}},
+    "cpo": {
+        "loss": ["sigmoid", "sft"],
+        "loss_weights": [1.0, 1.0],
+        "reference_logps": "none",
+        "loss_group": 2,
+    },
     "orpo": {"loss": ["orpo"], "reference_logps": "none", "loss_group": 2},
     "kto": {
         "trainer": "kto",
