@@ -10,7 +10,7 @@ from pipeline import store
 from pipeline.artifacts import Model, read_object
 from pipeline.commands.table import parse_words, reports_errors
 from pipeline.driver.failures import explain_failure
-from pipeline.driver.run_index import is_point
+from pipeline.driver.run_index import SHARED, is_point
 from pipeline.driver.run_record import RunState, read_state, sum_seconds
 from pipeline.errors import DONE, UserError, describe_place, pluralize
 from pipeline.report.analysis.remedies import find_advice
@@ -55,6 +55,7 @@ def check_is_run(run: Path) -> None:
     if (run / store.PLAN).is_file():
         return
     points = sorted(path.parent for path in run.glob(f"*/{store.PLAN}") if is_point(path.parent))
+    points = [point for point in points if point.name != SHARED]
     if points:
         states = [f"{point} ({read_state(point).status})" for point in points[:4]]
         raise UserError(

@@ -111,7 +111,7 @@ COMMANDS = {
     ),
     "work": Command(
         "Help to build the steps of a run, from any machine that sees its store.",
-        "RUN [step=STAGE] [wait=60] [same_device=auto|true|false]",
+        "RUN [step=STAGE[@FINGERPRINT]] [wait=60] [same_device=auto|true|false]",
         "strop work runs/latest step=sample",
         "pipeline.commands.work",
         places=(1, 1),

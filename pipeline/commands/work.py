@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"{place}: this machine sees no such folder{describe_place(place)}. Give that of a run."
         )
-    if wanted is not None and wanted not in HELPED:
+    if wanted is not None and wanted.partition("@")[0] not in HELPED:
         raise UserError(
             f"step={wanted}: its work is not in shards. Expected one of {', '.join(HELPED)}."
         )
@@ -86,7 +87,10 @@ def list_open_steps(run_dir: Path, wanted: str | None) -> Iterator[tuple[dict[st
         step: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             step = json.loads(file.read_text())
-        if step.get("stage") not in ((wanted,) if wanted else HELPED) or step.get("early_only"):
+        stage, _, fingerprint = (wanted or "").partition("@")
+        if step.get("stage") not in ((stage,) if stage else HELPED) or step.get("early_only"):
+            continue
+        if fingerprint not in ("", step["fingerprint"]):
             continue
         for folder in (Path(step["out"]), *(Path(one["path"]) for one in step["inputs"].values())):
             _check_store(find_store(folder))
@@ -137,6 +141,12 @@ def _train_along(
     step: dict[str, Any], work: Path, invitation: machines.Invitation, same_device: str
 ) -> int:
     _check_machine(work, invitation.code, same_device)
+    if 0 < len(hardware.list_gpus()) < invitation.processes:
+        _print_once(
+            f"{step['stage']} asks each machine for {pluralize(invitation.processes, 'GPU')},"
+            f" and this process sees {len(hardware.list_gpus())}: it waits for other steps"
+        )
+        return 0
     first = Owner(store.lease_folder(Path(step["out"])))
 
     def is_going_on() -> bool:
@@ -148,6 +158,11 @@ def _train_along(
         return run_module(words, Path.cwd(), os.environ, has_owner=is_going_on)
 
     return int(machines.join(invitation, launch, is_going_on))
+
+
+@cache
+def _print_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _print_joined(step: dict[str, Any]) -> None:

@@ -315,14 +315,13 @@ def _complete_rounds(composed: DictConfig) -> None:
     words = [
         word for word in read_overrides(composed.hydra) if word.startswith("++train_in_round.")
     ]
-    typed = [override.key_or_group for override in _parse_overrides(words)]
-    values = {key: OmegaConf.select(composed, key) for key in typed}
+    typed = {override.key_or_group: override.value() for override in _parse_overrides(words)}
     with flag_override(composed, ["struct", "readonly"], False):
         for number in [key for key in rounds if not isinstance(key, str)]:
             own = rounds.pop(number)
             rounds[str(number)] = OmegaConf.merge(rounds.get(str(number), {}), own)
-        for key, value in values.items():
-            OmegaConf.update(composed, key, value)
+        for key, value in typed.items():
+            OmegaConf.update(composed, key, value, merge=True)
         for block in rounds.values():
             own = block.get("adapter", {}) if isinstance(block, DictConfig) else None
             if isinstance(own, dict | DictConfig) and "kind" not in own:

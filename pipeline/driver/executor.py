@@ -210,7 +210,15 @@ class _Pass:
         for ready in [*self._ready]:
             others = any(writes_verdicts(running.step) for running in self._running)
             if not (others and writes_verdicts(ready.step)):
-                self._start(ready)
+                self._submit(ready)
+
+    def _submit(self, ready: "_ReadyStep") -> None:
+        try:
+            self._start(ready)
+        except UserError as error:  # such as one of Slurm's limits
+            if self._commands is None:
+                raise
+            self._ledger.print_note(str(error))
 
     def _start_early(self) -> "_EarlyScoring | None":
         """Score the finished shards of samples that are in the making."""
@@ -302,7 +310,9 @@ class _Pass:
         made_by = {"story": str(folder), "early": str(folder / EARLY_FOLDER / fingerprint)}
         command = (self._commands or {}).get(fingerprint, self._cfg.command)
         made = _make_record(self._cfg, self._run_plan, step, ready.inputs, final, command)
-        if not self._workers.runs_side_by_side:  # else the node says it, when it builds
+        if self._workers.runs_side_by_side:
+            made["is_on_cluster"] = True  # the node says its device when it builds
+        else:
             made["device"] = describe_device()
         write_json(record, {**made, **made_by, **extra})
         log.parent.mkdir(exist_ok=True)

@@ -48,6 +48,17 @@ from pipeline.step import pin_revisions
 RUN_NAME = re.compile(r"/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?(/\w+)?$")
 
 
+@contextmanager
+def explain_interrupts() -> Iterator[None]:
+    try:
+        yield
+    except RunInterrupted as signal_name:
+        print()  # ends the line that was being painted
+        print(describe_interrupt(str(signal_name)), file=sys.stderr)
+        raise
+
+
+@explain_interrupts()
 def run_point(cfg: Config, run_dir: Path | None = None) -> int:
     """Plan one run, then show the plan or run it. Returns the exit code."""
     api_client.register_key_names(cfg.model_dump(mode="json"))
@@ -71,10 +82,6 @@ def run_point(cfg: Config, run_dir: Path | None = None) -> int:
             raise
         print(end.message, file=sys.stderr)
         return end.code
-    except RunInterrupted as signal_name:
-        print()  # ends the line that was being painted
-        print(describe_interrupt(str(signal_name)), file=sys.stderr)
-        raise
 
 
 @contextmanager

@@ -20,19 +20,35 @@ from omegaconf import DictConfig
 
 from pipeline import store
 from pipeline.artifacts import write_text
+from pipeline.backends import api_client
 from pipeline.config import Config
-from pipeline.config.compose import CONF, Arguments, quote, read_overrides, validate_point
+from pipeline.config.compose import (
+    CONF,
+    Arguments,
+    build_command,
+    quote,
+    read_overrides,
+    validate_point,
+)
 from pipeline.driver import store_users
-from pipeline.driver.executor import build_missing
+from pipeline.driver.executor import StepFailed, build_missing
 from pipeline.driver.outline import outline_plan, select_targets
-from pipeline.driver.run import find_faults, keep_records, make_run_dir, open_run, run_point
+from pipeline.driver.run import (
+    explain_interrupts,
+    find_faults,
+    keep_records,
+    make_run_dir,
+    open_run,
+    print_warnings,
+    run_point,
+)
 from pipeline.driver.run_index import SHARED
 from pipeline.errors import DONE, FAILED, INTERRUPTED, UserError, pluralize
 from pipeline.hashing import resolve_commit
 from pipeline.plan import plan
 from pipeline.preflight.training_fits import TrainingFits
 from pipeline.resources import leases
-from pipeline.status import RunPlan
+from pipeline.status import RunPlan, list_unbuilt
 from pipeline.step import pin_revisions
 
 STATUS = {0: "done", 2: "refused", 75: "stopped"}
@@ -46,6 +62,8 @@ def run_sweep(arguments: Arguments, points: list[Config]) -> int:
     print(f"{points[0].recipe}: {pluralize(len(points), 'point')} · {folder}")
     output = f"hydra.sweep.dir={quote(str(folder))}"
     sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, output]
+    global _points
+    _points = points
     with keep_records(points[0].runs, folder, len(points)):
         try:
             if points[0].cluster.kind != "local":
@@ -61,6 +79,7 @@ def run_sweep(arguments: Arguments, points: list[Config]) -> int:
     return code or (DONE if finished else FAILED)
 
 
+@explain_interrupts()
 def build_together(points: Sequence[Config], run_dir: Path) -> None:
     """Build the steps of all points as one plan, in which each is once.
 
@@ -68,11 +87,13 @@ def build_together(points: Sequence[Config], run_dir: Path) -> None:
     """
     accepted: list[tuple[Config, RunPlan]] = []
     for point in points:
+        api_client.register_key_names(point.model_dump(mode="json"))
         with suppress(UserError):
             cfg = pin_revisions(point, cache(resolve_commit))
             own = outline_plan(cfg, select_targets(plan(cfg), cfg.until))
             if not find_faults(cfg, own, TrainingFits(own, is_here=False)):
                 accepted.append((cfg, own))
+                print_warnings(own)
     if not accepted:
         return
     (cfg, _), *_ = accepted
@@ -80,14 +101,23 @@ def build_together(points: Sequence[Config], run_dir: Path) -> None:
     commands = {
         own.fingerprint(step): cfg.command for cfg, own in reversed(accepted) for step in own.steps
     }
-    with open_run(cfg, whole, run_dir):
+    with suppress(StepFailed), open_run(cfg, whole, run_dir):
         build_missing(cfg, whole, run_dir, commands)
+        if unbuilt := list_unbuilt(whole):
+            steps = pluralize(len(unbuilt), "step")
+            raise StepFailed(f"{steps} not built; their points say why", FAILED, FAILED)
+
+
+_points: Sequence[Config] = ()  # as the command line composes them
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def launch(composed: DictConfig) -> None:
     job = HydraConfig.get()
-    cfg = validate_point(composed, job)
+    command = build_command(job)
+    # Hydra leaves out what `compose` adds to its own composition.
+    cfg = next((point for point in _points if point.command == command), None)
+    cfg = cfg or validate_point(composed, job)
     run_dir = Path(job.sweep.dir) / str(job.job.num)  # whatever a recipe says of hydra.sweep.subdir
     print(f"\npoint {job.job.num}: {' '.join(_list_overrides(job))}", flush=True)
     code = run_point(cfg, run_dir)
@@ -190,7 +220,7 @@ def make_test_config(run_dir: Path) -> Config:
 def prune_losers(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> None:
     """Prune the models that these points of the sweep made and that no other run uses."""
     ours = folder.relative_to(cfg.runs.absolute())
-    losers = {(ours / str(point["point"])).as_posix() for point in points}
+    losers = {(ours / str(name)).as_posix() for name in (SHARED, *(one["point"] for one in points))}
     try:
         with store.lock_exclusive(cfg.own_store):
             known_runs = [cfg.runs, *store_users.check_runs(cfg.own_store, cfg.runs)]

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 FAULTS = "fault-*.json"  # in scratch: a process's own error, by rank
+SHOWN_AFTER = 60.0  # seconds
 NO_MEMORY = "no-memory"  # in scratch: some process ran out of device memory
 RANK_MODULE = "pipeline.training.rank"
 # By these a launcher tells a process its place among others.
@@ -99,8 +101,10 @@ def train_in_ranks(
     if cfg.runtime.machines == 1:
         code = _start_first(cfg, scratch / machines.ORDER, call)
     else:
-        with machines.invite(out, cfg.runtime.machines) as attempt:
+        with machines.invite(out, cfg.runtime.machines, count) as attempt:
             code = _start_first(meet(cfg), scratch / machines.ORDER, {**call, "attempt": attempt})
+        if code:
+            _wait_for_reports(scratch)
     if faults := sorted(scratch.glob(FAULTS)):
         fault: dict[str, Any] = json.loads(faults[0].read_text())
         raise (UserError if fault["user_error"] else StageError)(fault["text"])
@@ -111,6 +115,15 @@ def train_in_ranks(
             f"train: {pluralize(count, 'process')} under {cfg.runtime.launch} ended with exit code "
             f"{code}; their messages are in the log."
         )
+
+
+def _wait_for_reports(scratch: Path) -> None:
+    """A network file system may show late why another machine's process ended."""
+    deadline = time.monotonic() + SHOWN_AFTER
+    while time.monotonic() < deadline:
+        if [*scratch.glob(FAULTS)] or (scratch / NO_MEMORY).exists():
+            return
+        time.sleep(1.0)
 
 
 def meet(cfg: TrainConfig) -> TrainConfig:

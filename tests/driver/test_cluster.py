@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.artifacts import write_json
 from pipeline.driver.cluster import launcher, on_slurm, sbatch
 from pipeline.driver.cluster.launcher import ClusterWorker
 from pipeline.driver.cluster.needs import Needs, StepNeeds, check_machines, find_needs
@@ -116,10 +117,12 @@ class FakeCluster:
 def test_a_steps_helpers_start_and_end_with_it(tmp_path):
     fake, record, log = FakeCluster(), tmp_path / "003-sample-abc.json", tmp_path / "log"
     worker = ClusterWorker(fake, "sample", StepNeeds(ONE, ONE, 2), tmp_path)
+    write_json(record, {"fingerprint": "abc"})
     worker.start_step(record, log)
     (own, step), (further, helpers) = fake.tasks
     assert own.words == ["pipeline.driver.worker", str(record)] and own.count is None
-    assert further.words[:4] == ["pipeline", "work", str(tmp_path), "step=sample"]
+    assert further.words[:3] == ["pipeline", "work", str(tmp_path)]
+    assert further.words[-1] == "step=sample"
     assert further.count == 2 and log.read_bytes() == b""
     assert worker.explain_wait() == "waits for 1 core: the queue is long"
     step.wait = None
@@ -135,10 +138,12 @@ def test_a_steps_helpers_start_and_end_with_it(tmp_path):
 def test_the_machines_of_a_training_join_beside_its_step(tmp_path):
     fake = FakeCluster()
     worker = ClusterWorker(fake, "train", StepNeeds(ONE, ONE, 0, machines=3), tmp_path)
-    worker.start_step(tmp_path / "007-train-abc.json", tmp_path / "log")
+    write_json(record := tmp_path / "007-train-abc.json", {"fingerprint": "abc"})
+    worker.start_step(record, tmp_path / "log")
     [(own, _)] = fake.tasks
     assert own.machines == 3 and own.words[0] == "pipeline.driver.worker"
-    assert own.partner_words[:4] == ("pipeline", "work", str(tmp_path), "step=train")
+    assert own.partner_words[:3] == ("pipeline", "work", str(tmp_path))
+    assert own.partner_words[-1] == "step=train@abc", "no other training's partner"
     assert worker.explain_wait() == "waits for 3 × 1 core, together: the queue is long"
 
 

@@ -21,8 +21,9 @@ from pipeline.commands import work
 from pipeline.config import Prices, SampleRequest
 from pipeline.driver.ledger import summarize_cost
 from pipeline.errors import StageError, UserError
+from pipeline.hashing import hash_code
 from pipeline.plan import plan
-from pipeline.resources import worker_pool
+from pipeline.resources import machines, worker_pool
 from pipeline.sampling import collector, prompt_selection, sampler, shards, throughput
 from pipeline.stages import sample
 from tests.support.house import HOUSE, SMALL, Toys, composed, named
@@ -587,6 +588,30 @@ def test_what_cannot_be_joined_is_refused(tmp_path, monkeypatch, capsys, words, 
     (tmp_path / "empty").mkdir()
     assert work.main(words) == 2
     assert fault in capsys.readouterr().err
+
+
+def test_a_partner_of_one_training_joins_no_other(tmp_path):
+    for name in ("a", "b"):
+        out = tmp_path / "store" / "train" / name
+        call = {"machines": 2, "processes": 1, "attempt": "x", "code": "y"}
+        write_json(out.with_name(f"{name}.partial") / "scratch/machines/invitation.json", call)
+        record = {"stage": "train", "fingerprint": name, "out": str(out), "inputs": {}}
+        write_json(tmp_path / "run" / "steps" / f"{name}.json", record)
+
+    def list_joined(wanted: str | None) -> list[str]:
+        return [step["fingerprint"] for step, _ in work.list_open_steps(tmp_path / "run", wanted)]
+
+    assert list_joined(None) == list_joined("train") == ["a", "b"]
+    assert list_joined("train@b") == ["b"] and list_joined("sample") == []
+
+
+def test_a_machine_with_too_few_gpus_leaves_a_training_to_others(tmp_path, monkeypatch, capsys):
+    invitation = machines.Invitation(tmp_path, 2, 8, "x", hash_code())
+    monkeypatch.setattr(work, "_check_machine", lambda *_: None)
+    monkeypatch.setattr(work.hardware, "list_gpus", lambda: ["one"])
+    monkeypatch.setattr(work.machines, "join", lambda *_: pytest.fail("it took a number"))
+    assert work._train_along({"stage": "train"}, tmp_path, invitation, "auto") == 0
+    assert "train asks each machine for 8 GPUs, and this process sees 1" in capsys.readouterr().err
 
 
 def test_a_worker_of_another_version_or_kind_of_machine_is_refused(tmp_path):

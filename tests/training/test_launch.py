@@ -212,9 +212,7 @@ def test_two_machines_give_the_losses_of_one(round_, capsys):
     apart = round_.train("apart", dpo(LORA, batch=8, processes=1, runtime=runtime))
     second.join(60)
     assert codes == [0] and machines.find_invitation(work) is None
-    assert "train waits for 1 more machine: type there `strop work runs/mine`" in (
-        capsys.readouterr().err
-    )
+    assert "! train: type on 1 more machine: strop work runs/mine" in capsys.readouterr().err
     assert metric_by_step(apart, "loss") == pytest.approx(
         metric_by_step(round_.train("near", dpo(LORA, batch=8)), "loss"), abs=1e-5
     )
@@ -268,7 +266,7 @@ def test_each_machine_takes_another_number_and_each_attempt_invites_anew(tmp_pat
     for _ in range(2):
         with ThreadPoolExecutor() as pool:
             joined = [pool.submit(join) for _ in range(2)]
-            with machines.invite(tmp_path, 3) as attempt:
+            with machines.invite(tmp_path, 3, processes=1) as attempt:
                 assert not launched, "the order is not written"
                 write_json(tmp_path / "scratch" / "order.json", {"attempt": attempt})
                 assert all(one.result() for one in joined) and sorted(launched) == [1, 2]
@@ -278,10 +276,21 @@ def test_each_machine_takes_another_number_and_each_attempt_invites_anew(tmp_pat
     assert len({*attempts}) == 2 and machines.find_invitation(tmp_path) is None
 
 
+def test_partners_on_a_cluster_that_never_come_end_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(machines, "PATIENCE", 0)
+    write_json(tmp_path / "step.json", {"story": "runs/mine", "is_on_cluster": True})
+    with (
+        pytest.raises(StageError, match="1 more machine did not join .*\n.*runs/mine/logs say"),
+        machines.invite(tmp_path, 2, processes=1),
+    ):
+        pass
+    assert machines.find_invitation(tmp_path) is None
+
+
 def test_who_waits_for_a_training_that_ends_leaves_and_frees_its_number(tmp_path):
     folder = tmp_path / "scratch" / "machines"
     (folder / "abc").mkdir(parents=True)
-    call = {"machines": 2, "attempt": "abc", "code": "0"}
+    call = {"machines": 2, "processes": 1, "attempt": "abc", "code": "0"}
     write_json(folder / "invitation.json", call)
     found = machines.find_invitation(tmp_path)
     assert found is not None and found.is_open()

@@ -4,6 +4,7 @@ Each Step, and each process that helps it with its shards, is a `ClusterTask`: a
 on some node, which ends with the driver. See `on_ray` and `on_slurm`.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from pipeline.step import Step
 
 WORKER_MODULE = "pipeline.driver.worker"
 RESTARTS = 3  # of one task whose node or process is lost
-HELPER_PATIENCE = 3600  # seconds; a helper is ended with its step, or with the run
+HELPER_PATIENCE = 10**8  # seconds; a helper is ended with its step, or with the run
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,8 @@ class ClusterWorker:
         log.write_bytes(b"")
         words, place, needs = [WORKER_MODULE, str(record.absolute())], log.absolute(), self._needs
         # What joins a step does it by the same files and leases as machines that join by hand.
-        join = ["pipeline", "work", str(self._run_dir), f"step={self._stage}"]
-        join += [f"wait={HELPER_PATIENCE}"]
+        join = ["pipeline", "work", str(self._run_dir), f"wait={HELPER_PATIENCE}"]
+        fingerprint = json.loads(record.read_text())["fingerprint"]
         own = ClusterTask(
             record.stem,
             words,
@@ -208,14 +209,22 @@ class ClusterWorker:
             self._run_dir,
             needs.own,
             machines=needs.machines,
-            partner_words=tuple(join) if needs.machines > 1 else (),
+            # Partners of another training would end with their own.
+            partner_words=(*join, f"step={self._stage}@{fingerprint}"),
         )
         self._step = self._cluster.start(own)
         if needs.helpers:
             name = f"{record.stem}-help"
             place = place.with_name(f"{name}.log")
             self._helpers = self._cluster.start(
-                ClusterTask(name, join, place, self._run_dir, needs.helper, needs.helpers)
+                ClusterTask(
+                    name,
+                    [*join, f"step={self._stage}"],
+                    place,
+                    self._run_dir,
+                    needs.helper,
+                    needs.helpers,
+                )
             )
 
     def poll(self) -> int | None:

@@ -172,7 +172,7 @@ class Slurm:
                 f'"RUNNING "[!0]*) [ "${{SLURM_RESTART_COUNT:-0}}" -ge {RESTARTS} ] ||'
                 ' scontrol requeue "$SLURM_JOB_ID" ;;'
             )
-        partners = f"{self._render_partners(task, lease)} &\n" if task.partner_words else ""
+        partners = f"{self._render_partners(task, lease)} &\n" if task.machines > 1 else ""
         body = sbatch.render_requeued(shlex.join(words), otherwise)
         return f"{head}{sbatch.REQUEUE_HEAD}\n{prolog}{partners}{body}"
 

@@ -136,7 +136,9 @@ def load_or_create_id(scratch: Path) -> str:
 
 def training_name(step: dict[str, Any]) -> str:
     """The name of a training's folder within the run: `train-1`."""
-    return step["stage"] + (f"-{step['label']}" if step["label"] else "")
+    name = step["stage"] + (f"-{step['label']}" if step["label"] else "")
+    # There are the trainings of all points of a sweep.
+    return f"{name}-{step['fingerprint']}" if Path(step["story"]).name == "shared" else name
 
 
 class WandbRun:
@@ -218,7 +220,7 @@ class EventFiles:
 
 def parse_run_dir(run_dir: Path) -> tuple[str, str | None]:
     """`<recipe>/<time>` of a run or a whole sweep, and which point of a sweep this is, if any."""
-    point = run_dir.name if run_dir.name.isdigit() or run_dir.name == "best" else None
+    point = run_dir.name if run_dir.name.isdigit() or run_dir.name in ("best", "shared") else None
     whole = run_dir.parent if point else run_dir
     return f"{whole.parent.name}/{whole.name}", point
 
