@@ -165,7 +165,8 @@ def format_move(path: Path, ending: str = "kept") -> str:
 def describe_place(path: str | Path) -> str:
     """` (looked for /home/me/a.jsonl)`, where a relative path is missing; nothing for another."""
     is_relative = path and not str(path).startswith(("/", "~"))
-    return f" (looked for {Path(path).absolute()})" if is_relative else ""
+    is_missing = is_relative and not Path(path).exists()
+    return f" (looked for {Path(path).absolute()})" if is_missing else ""
 
 
 def suggest(word: str, known: list[str]) -> str:

@@ -4,6 +4,9 @@ A finished run is judged by its report, a broken one by its ledger and the log o
 failed. Reads files alone and loads no model.
 """
 
+import json
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 from pipeline import store
@@ -94,7 +97,10 @@ def read_finished_run(run: Path) -> FinishedRun:
             "  Type the run's command again: what is built is kept."
         ) from error
     links = sorted((run / "store").glob("[0-9]*-train-[0-9]*"))  # not the replicates
-    return FinishedRun(report, config, [read_training(link) for link in links if has_record(link)])
+    own = {str(number) for number in config.get("train_in_round") or ()}
+    return FinishedRun(
+        report, config, [read_training(link, own) for link in links if has_record(link)]
+    )
 
 
 def has_record(step: Path) -> bool:
@@ -102,9 +108,14 @@ def has_record(step: Path) -> bool:
     return (step / TRAINING).is_file()
 
 
-def read_training(step: Path) -> RoundTraining:
-    recorded = read_object(step / TRAINING)
-    return RoundTraining(step.name.rpartition("-")[2], recorded, Model(step).read_metrics())
+def read_training(step: Path, own_rounds: Collection[str]) -> RoundTraining:
+    """`own_rounds`: those with a training of their own. What is published says `train` of all."""
+    recorded, number = read_object(step / TRAINING), step.name.rpartition("-")[2]
+    if number in own_rounds:
+        knob = f"train_in_round.{number}"
+        text = re.sub(r"\btrain(?=\.\w)", knob, json.dumps(recorded, ensure_ascii=False))
+        recorded = json.loads(re.sub(r"\btrain=", f"train@{knob}=", text))
+    return RoundTraining(number, recorded, Model(step).read_metrics())
 
 
 def describe_finished(run: FinishedRun, folder: Path) -> list[str]:

@@ -324,7 +324,8 @@ def _complete_rounds(composed: DictConfig) -> None:
             OmegaConf.update(composed, key, value, merge=True)
         for block in rounds.values():
             own = block.get("adapter", {}) if isinstance(block, DictConfig) else None
-            if isinstance(own, dict | DictConfig) and "kind" not in own:
+            kind = composed.train.adapter.kind
+            if isinstance(own, dict | DictConfig) and own.get("kind", kind) == kind:
                 block["adapter"] = OmegaConf.merge(composed.train.adapter, own)
 
 

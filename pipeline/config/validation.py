@@ -264,7 +264,9 @@ def _write_knobs_in_full(message: str, path: KeyPath, block: Any, composition: C
             return word[0]
         key = ".".join(composition.find_original((*path, *names)))
         # A block that a file fills is chosen by its mount: engine@score.scorers.judge.engine=vllm
-        return mounts.get(key, key)
+        # The adapter of a round may have been chosen by nothing so far.
+        is_round_adapter = re.fullmatch(r"train_in_round\.\d+\.adapter", key)
+        return mounts.get(key, f"+adapter@{key}" if is_round_adapter else key)
 
     if not path or not isinstance(block, dict):
         return message

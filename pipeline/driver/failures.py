@@ -92,6 +92,8 @@ def follow_move(command: str, run_dir: Path) -> str:
 
     def move(word: str) -> str:
         key, equals, value = ("", "", word) if word.startswith("/") else word.partition("=")
+        if value.startswith("[") and value.endswith("]"):  # store=[mine,team]
+            return f"{key}{equals}[{','.join(map(move, value[1:-1].split(',')))}]"
         was = Path(value)
         if not was.is_relative_to(old) or was.exists():
             return word

@@ -13,8 +13,10 @@ from typing import Any
 from pipeline import hardware, store
 from pipeline.artifacts import COST_FILE, KL, STEP_FILE
 from pipeline.config import (
+    AnswersFile,
     Block,
     ConversationRequest,
+    OnlineTraining,
     ReferenceConfig,
     RevisionRequest,
     SampleRequest,
@@ -23,7 +25,11 @@ from pipeline.config import (
 )
 from pipeline.errors import pluralize
 from pipeline.preflight.lineage import find_shape
-from pipeline.preflight.row_counts import count_pairs_at_most, count_prompts_at_most
+from pipeline.preflight.row_counts import (
+    count_online_rows,
+    count_pairs_at_most,
+    count_prompts_at_most,
+)
 from pipeline.preflight.training_fits import TrainingFits
 from pipeline.progress import LOAD, PHASES, START, WORK
 from pipeline.resources.training_fit import format_duration
@@ -195,7 +201,7 @@ class Durations:
         if any(one.phases for one in estimates.values()):
             yield f"    of which {_describe_phases(estimates.values())}"
         unknown = [step for step in steps if id(step) not in known]
-        if sampled := [step for step in unknown if isinstance(step.config, SampleRequest)]:
+        if sampled := [step for step in unknown if _find_request(step)]:
             yield from self._describe_sampling(sampled)
         if unknown:
             yield (
@@ -206,7 +212,7 @@ class Durations:
 
     def _describe_sampling(self, steps: list[Step]) -> Iterator[str]:
         """How much is sampled where the time is not known: what that time depends on."""
-        counts = {id(step): self._count_completions(step) or 0 for step in steps}
+        counts = {id(step): self._count_sampled(step) or 0 for step in steps}
         counted = [step for step in steps if counts[id(step)]]
         if not counted:
             return
@@ -216,13 +222,19 @@ class Durations:
             answers = sum(counts[id(step)] for step in alike)
             kinds.append(f"{kind} {answers:,} ({self._describe_shape(alike, counts)})")
         tokens = sum(
-            counts[id(step)] * step.config.limits.completion
+            counts[id(step)] * request.limits.completion
             for step in counted
-            if isinstance(step.config, SampleRequest)
+            if (request := _find_request(step))
         )
         rest = len(steps) - len(counted)
         others = f", and {pluralize(rest, 'step')} that cannot be counted yet" if rest else ""
         yield f"  answers {' · '.join(kinds)}: at most {tokens:,} tokens together{others}"
+
+    def _count_sampled(self, step: Step) -> int | None:
+        if not isinstance(step.config, OnlineTraining):
+            return self._count_completions(step)
+        each_epoch = count_online_rows(self._run_plan, step.config)
+        return each_epoch and round(each_epoch * step.config.epochs)
 
     def _describe_shape(self, alike: list[Step], counts: dict[int, int]) -> str:
         """`163 prompts × 8`, or the number of steps."""
@@ -260,6 +272,16 @@ class TimeLeft:
             unknown = f", and {pluralize(missing, 'step')} of unknown time"
         steps = pluralize(len(known), "step")
         return f" · then about {format_duration(sum(known))} for {steps}{unknown}"
+
+
+def _find_request(step: Step) -> SampleRequest | None:
+    """How a Step samples; None where it does not, or takes its answers from a file."""
+    if isinstance(step.config, OnlineTraining):
+        return step.config.request
+    policy = step.inputs.get("policy")
+    if isinstance(policy, Step) and isinstance(policy.config, AnswersFile):
+        return None
+    return step.config if isinstance(step.config, SampleRequest) else None
 
 
 def _name_kind(step: Step) -> str:

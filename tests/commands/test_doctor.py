@@ -68,6 +68,22 @@ def run(tmp_path):
     return Finished(tmp_path)
 
 
+def test_a_round_s_own_training_is_advised_by_its_own_knobs(tmp_path):
+    step = tmp_path / "store" / "11-train-2"
+    knob = "raise train.beta, or train=rpo"
+    symptom = {"symptom": "slow", "cause": "train: steps are small", "knob": knob}
+    write_json(
+        step / "training.json", {"stopped": "train.guards.kl_budget=5", "symptoms": [symptom]}
+    )
+    write_text(step / "metrics.jsonl", "")
+    plain = doctor.read_training(step, own_rounds=["1"])
+    assert plain.symptoms == [symptom]
+    own = doctor.read_training(step, own_rounds=["2"])
+    assert own.symptoms[0]["knob"] == ("raise train_in_round.2.beta, or train@train_in_round.2=rpo")
+    assert own.symptoms[0]["cause"] == symptom["cause"]
+    assert own.summary["stopped"] == "train_in_round.2.guards.kl_budget=5"
+
+
 # ── finished runs ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -306,6 +322,10 @@ def test_the_command_of_a_moved_run_names_the_folders_of_now(tmp_path):
     old.rename(new)
     moved = follow_move(command, new / run_dir.relative_to(old))
     assert shlex.split(moved) == [word.replace(str(old), str(new)) for word in shlex.split(command)]
+    (new / "team").mkdir()
+    two = command.replace(f"store={old}/store", f"store=[{old}/store,{old}/team]")
+    moved = shlex.split(follow_move(two, new / run_dir.relative_to(old)))
+    assert f"store=[{new}/store,{new}/team]" in moved
     (new / "store").rename(tmp_path / "elsewhere")
     again = follow_move(command, new / run_dir.relative_to(old))
     assert f"store={old}/store" in shlex.split(again), "it is somewhere else"

@@ -133,6 +133,13 @@ def test_a_file_without_a_known_column_is_asked_for_its_own(here):
     assert first == [{"role": "user", "content": "task 0: what is it?"}]
 
 
+def test_a_column_with_the_name_of_a_file_can_be_chosen(here):
+    write_rows("odd.jsonl", "nr", "task")
+    Path("task").mkdir()
+    code, shown = type_on_a_terminal("./model", "odd.jsonl", "task", "regex x", "", "")
+    assert code == 0 and "300 prompts from the column task" in shown
+
+
 def test_while_a_column_is_asked_for_another_file_or_data_set_can_be_given(here):
     write_rows("odd.jsonl", "nr", "task")
     for answer in ("asked.jsonl", "owner/prompts"):

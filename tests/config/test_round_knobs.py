@@ -76,6 +76,8 @@ def test_an_adapter_is_named_where_it_was_chosen():
     own = "+adapter@train_in_round.2.adapter=qlora"
     assert "Give train_in_round.2.reference_logps=online" in read_fault(*TWO, own)
     assert "Use adapter@train_in_round.2.adapter=lora" in read_fault(*TWO, own, sharded)
+    partial = ["adapter=qlora", "train_in_round.2.adapter.rank=8"]
+    assert "Use +adapter@train_in_round.2.adapter=lora" in read_fault(*TWO, *partial, sharded)
     assert "train.adapter.rank=0" in (
         fault := read_fault(*TWO, "adapter=lora", "train.adapter.rank=0")
     )

@@ -7,6 +7,7 @@ import shlex
 import sys
 
 import pytest
+import yaml
 
 from pipeline import store
 from pipeline.artifacts import write_json, write_text
@@ -109,6 +110,16 @@ def test_a_point_that_fails_stands_on_the_page_and_the_rest_is_compared(toys):
     assert "2 of 3 points" in page and ">refused<" in page and "0.3" in page
 
 
+@pytest.mark.long
+def test_knobs_of_one_round_s_training_can_be_swept(toys):
+    words = ["recipes=grpo_vs_dpo", "until=prompts", "-m", "train_in_round.2.beta=0.02,0.08"]
+    toys.run(*words)
+    written = [
+        yaml.safe_load(file.read_text()) for file in toys.folder.glob("runs/*/*/*/config.yaml")
+    ]
+    assert sorted(one["train_in_round"]["2"]["beta"] for one in written) == [0.02, 0.08]
+
+
 # ── on a cluster ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -193,6 +204,7 @@ def trained(tmp_path):
         "mine/now/1": "b",
         "mine/now/2": "c",
         "mine/now/best": "b",
+        "mine/now/shared": "a",  # what built the points on a cluster
         "other/then": "c",
     }
     for run, model in runs.items():

@@ -93,6 +93,20 @@ def test_before_anything_is_measured_the_plan_says_when_it_will_be_known(planned
     assert "first sampled shard" in line and "strop pilot" in line and "together" not in line
 
 
+def test_online_training_counts_as_sampling_and_answers_of_a_file_do_not(card):
+    card()
+    words = ["recipes=grpo_vs_dpo", "train_in_round.2.epochs=0.5", "dry_run=true"]
+    published = ["+baseline@evaluate.baselines.gpt=answers", "evaluate.baselines.gpt.file=a.jsonl"]
+    shown = []
+    for more in ([], published):
+        cfg = composed(*words, *more)
+        steps = prepare_plan(cfg, [plan(cfg)]).steps if not more else plan(cfg).ancestors()
+        planned = prepare_plan(composed(*words), [plan(composed(*words))])
+        shown.append(next(Durations(planned, TrainingFits(planned)).describe(steps)))
+    assert "train 1,600 (1 step)" in shown[0] and "sample 3,200 (" in shown[0]
+    assert shown[0] == shown[1]
+
+
 def test_prompts_of_a_file_are_counted_before_they_are_built(card, tmp_path):
     card()
     asked = tmp_path / "asked.jsonl"

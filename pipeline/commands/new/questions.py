@@ -27,7 +27,7 @@ FULL_BYTES, FROZEN_BYTES = 16, 2.6
 CLASSES = {"1x24g": 24 * GIB, "1x80g": 80 * GIB, "8x80g": 8 * 80 * GIB}
 # The learning rate of a model with fewer parameters than SMALL, by what is trained. conf/adapter/
 # has those of models with billions (docs/understand/rate.md).
-SMALL, SMALL_RATES = 500e6, {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
+SMALL, SMALL_RATES = 700e6, {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
 # Without a GPU: prompts of a round, answers to each and tokens of an answer. With the evaluations
 # of HELD_OUT they are at most 170,000 tokens. Two slow cores with vLLM sample about 80 a second
 # from 135M parameters, which is 35 minutes.
@@ -104,9 +104,11 @@ def read_prompts(line: str, recipe: RecipeDraft) -> str:
         recipe.choices["prompts"] = "instructions"
         recipe.columns = frozenset({"instruction_id_list", "kwargs"})
         return "Generated instructions, with IFEval's constraints."
+    if recipe.unnamed and line in recipe.unnamed[1]:  # a file may have a column's name
+        return _read_column(line, *recipe.unnamed, recipe)
     if line and Path(line).expanduser().exists():
         return _look_at_file(line, recipe)
-    if recipe.unnamed and not (ON_HUB.fullmatch(line) and line not in recipe.unnamed[1]):
+    if recipe.unnamed and not ON_HUB.fullmatch(line):
         return _read_column(line, *recipe.unnamed, recipe)
     if not ON_HUB.fullmatch(line):
         raise UserError(
@@ -278,7 +280,7 @@ def read_hardware(line: str, recipe: RecipeDraft) -> str:
             "learning_rate": rate,
             "runtime": {"typical_learning_rate": rate},
         }
-    if not line and find_spec("vllm") is None:
+    if not has_gpu and find_spec("vllm") is None:
         recipe.choices["backend"] = "transformers"
     return trained if has_gpu else f"{trained} {_shorten_for_cpu(recipe, is_small)}"
 
@@ -298,10 +300,12 @@ def _shorten_for_cpu(recipe: RecipeDraft, is_small: bool) -> str:
     blocks["train"] = {**blocks.get("train", {}), "batch": BATCH, "guards": {"prompts": 8}}
     if is_small:  # most CPUs compute in bfloat16 more slowly
         blocks["dtype"] = "float32"
+    long = {"math", "code"} & {recipe.choices.get("score")}
     return (
         f"Without a GPU the tokens that are sampled take most of the time. So {left} prompts get"
         f" {ANSWERS} answers of at most {limits['completion']} tokens, and {split['test']} prompts"
         " are held out for the report; more of each makes it surer and slower."
+        + (" Solutions that are longer get limits.completion=512." if long else "")
     )
 
 

@@ -147,7 +147,7 @@ def _find_by_model(model: Path, stores: tuple[Path, ...], name: str) -> FoundRun
     """By records of what was sampled from it, and of what was made from the samples."""
     sampled = [
         step
-        for step in _find_readers(stores, "sample", "policy", model.name)
+        for step in _find_first_readers(stores, "sample", "policy", model.name)
         if read_step(step)["config"]["purpose"] == EVAL_PURPOSE
     ]
     on_test = [step for step in sampled if read_step(step)["inputs"]["prompts"]["part"] == "test"]
@@ -157,10 +157,18 @@ def _find_by_model(model: Path, stores: tuple[Path, ...], name: str) -> FoundRun
     samples = _require_one(model, "evaluated", sampled)
     parts = {"model": model, "samples": samples}
     for stage, edge, part in (("score", "samples", "scores"), ("reference", "rows", "logps")):
-        if readers := _find_readers(stores, stage, edge, samples.name):
+        if readers := _find_first_readers(stores, stage, edge, samples.name):
             parts[part] = _require_one(model, f"read by {stage}", readers)
     row = str(read_step(samples)["label"]).partition(" ")[2]
     return _build_found_run(name or model.name, row, parts, None, stores)
+
+
+def _find_first_readers(
+    stores: Iterable[Path], stage: str, edge: str, fingerprint: str
+) -> list[Path]:
+    """Those in the first store that has any: a run reads no others."""
+    found = (_find_readers([store], stage, edge, fingerprint) for store in stores)
+    return next(filter(None, found), [])
 
 
 def _find_readers(stores: Iterable[Path], stage: str, edge: str, fingerprint: str) -> list[Path]:
