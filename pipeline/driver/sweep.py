@@ -114,14 +114,19 @@ _points: Sequence[Config] = ()  # as the command line composes them
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def launch(composed: DictConfig) -> None:
     job = HydraConfig.get()
-    command = build_command(job)
-    # Hydra leaves out what `compose` adds to its own composition.
-    cfg = next((point for point in _points if point.command == command), None)
-    cfg = cfg or validate_point(composed, job)
+    # Hydra's own composition lacks what `compose` adds. Another sweeper chooses points of its own.
+    cfg = _find_point(build_command(job)) or validate_point(composed, job)
     run_dir = Path(job.sweep.dir) / str(job.job.num)  # whatever a recipe says of hydra.sweep.subdir
     print(f"\npoint {job.job.num}: {' '.join(_list_overrides(job))}", flush=True)
     code = run_point(cfg, run_dir)
     append_line(run_dir.parent / "points.json", describe_point(cfg, run_dir, code, job))
+
+
+def _find_point(command: str) -> Config | None:
+    def read(typed: str) -> list[str]:
+        return [word for word in shlex.split(typed) if word != "hydra.mode=RUN"]
+
+    return next((one for one in _points if read(one.command) == read(command)), None)
 
 
 def describe_point(cfg: Config, run_dir: Path, code: int, job: Any) -> dict[str, Any]:
