@@ -312,9 +312,9 @@ def _complete_rounds(composed: DictConfig) -> None:
     YAML. What is typed is above both.
     """
     rounds = composed.get("train_in_round", {})
-    words = [
-        word for word in read_overrides(composed.hydra) if word.startswith("++train_in_round.")
-    ]
+    every = read_overrides(composed.hydra)
+    words = [word for word in every if word.startswith("++train_in_round.")]
+    left_out = [word for word in every if word.startswith("~train_in_round.")]
     typed = {override.key_or_group: override.value() for override in _parse_overrides(words)}
     with flag_override(composed, ["struct", "readonly"], False):
         for number in [key for key in rounds if not isinstance(key, str)]:
@@ -322,6 +322,8 @@ def _complete_rounds(composed: DictConfig) -> None:
             rounds[str(number)] = OmegaConf.merge(rounds.get(str(number), {}), own)
         for key, value in typed.items():
             OmegaConf.update(composed, key, value, merge=True)
+        for override in _parse_overrides(left_out):
+            _remove(composed, tuple(override.key_or_group.split(".")))
         for block in rounds.values():
             own = block.get("adapter", {}) if isinstance(block, DictConfig) else None
             kind = composed.train.adapter.kind

@@ -56,6 +56,8 @@ def test_what_is_typed_for_a_round_is_above_its_recipe():
     training = composed("recipes=grpo_vs_dpo", *words).train_in_round[2]
     assert (training.runtime.save_every, training.learning_rate) == (2, 1e-4)
     assert training.runtime.micro_batch == 16, "the recipe's"
+    with pytest.raises(UserError, match="train_in_round.2.eval_every is missing"):
+        composed("recipes=grpo_vs_dpo", "~train_in_round.2.eval_every")
     block = ["train_in_round.2={epochs: 2, runtime: {save_every: 3}}"]
     training = composed("recipes=grpo_vs_dpo", *block).train_in_round[2]
     assert (training.epochs, training.runtime.save_every) == (2, 3)
