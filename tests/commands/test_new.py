@@ -228,8 +228,7 @@ NONSENSE = [
     ["", "no such", "./typo", "./bare", "./model"],
     ["nowhere.jsonl", "few.jsonl", "asked.jsonl"],
     ["", "mathematics", "code", "math answers", "reward", "length 50", "regex [",
-     "function my_scorer.py", "function ./my_scorer.py:mark",
-     "function ./my_scorer.py:score"],
+     "function my_scorer.py", "./my_scorer.py:mark", "./my_scorer.py:score"],
     ["3x900g", "8x80g"],
     ["gsm9k", "safety", "safety=none.csv", "humaneval", "safety=xstest.csv gsm8k"],
 ]  # fmt: skip

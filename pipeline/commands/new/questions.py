@@ -19,6 +19,7 @@ from pipeline.resources.model_shape import GIB, format_bytes, read_model_config,
 from pipeline.scorers.user_files import check_function
 
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+FUNCTION = re.compile(r"\S+\.py:\w+")
 SIZE_IN_NAME = re.compile(r"(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 FEWEST = 60  # prompts: with fewer no held-out share shows anything
 # Bytes a parameter: weights, gradients and AdamW's state; and a frozen copy in bfloat16 with what a
@@ -186,6 +187,7 @@ def _list_fitting(recipe: RecipeDraft) -> Iterator[str]:
 
 
 def read_scorer(line: str, recipe: RecipeDraft) -> str:
+    line = f"function {line}" if FUNCTION.fullmatch(line) else line
     name, _, value = (line or next(_list_fitting(recipe), "")).partition(" ")
     value = value.strip()
     if name not in SCORERS:
