@@ -234,8 +234,8 @@ class TrainConfig(Optimization):
         if self.learning_rate / usual > factor * 1.00001:
             raise ValueError(
                 f"learning_rate={self.learning_rate:g} is over {in_words} times the usual rate"
-                f" ({usual:g}): it breaks models of a billion parameters and more. For a smaller"
-                f" one give runtime.typical_learning_rate={self.learning_rate:g}"
+                f" ({usual:g}): it breaks models of a billion parameters and more; for a smaller"
+                f" one give runtime.typical_learning_rate={self.learning_rate:g} if you mean it"
             )
         return self
 

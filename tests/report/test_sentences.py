@@ -228,7 +228,7 @@ def test_a_comparison_names_how_many_have_scores_and_bears_a_model_without_any()
 def test_no_beta_holds_a_policy_where_the_loss_has_no_reference():
     """In orpo it is the weight of the preferences: raising it moves the policy further."""
     for one in SYMPTOMS:
-        assert "raise train.beta" not in one.knob or "has a reference" in one.knob
+        assert "raise {beta}" not in one.remedy or "has a reference" in one.remedy
 
 
 def test_a_scorer_by_which_it_is_surely_worse_is_not_called_not_clearly_better():
