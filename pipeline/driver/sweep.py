@@ -114,7 +114,7 @@ _points: Sequence[Config] = ()  # as the command line composes them
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def launch(composed: DictConfig) -> None:
     job = HydraConfig.get()
-    # Hydra's own composition lacks what `compose` adds. Another sweeper chooses points of its own.
+    # Hydra's own composition lacks what `compose` adds. Another sweeper makes other points.
     cfg = _find_point(build_command(job)) or validate_point(composed, job)
     run_dir = Path(job.sweep.dir) / str(job.job.num)  # whatever a recipe says of hydra.sweep.subdir
     print(f"\npoint {job.job.num}: {' '.join(_list_overrides(job))}", flush=True)
