@@ -101,7 +101,8 @@ class _Pass:
         commands: Mapping[str, str] | None,
     ):
         self._cfg, self._run_plan, self._run_dir, self._ledger = cfg, run_plan, run_dir, ledger
-        self._commands = commands
+        self._commands = commands or {}
+        self._stops_at_failure = commands is None
         statuses = read_statuses(run_plan, verify=False)
         self._to_do = {name for name, (manifest, _) in statuses.items() if manifest is None}
         self._workers = open_workers(cfg, run_dir) or Workers(
@@ -129,7 +130,7 @@ class _Pass:
                     self._collect_ready()
         finally:
             self._stop()
-        if self._pending and not self._needs_pruned and self._commands is None:
+        if self._pending and not self._needs_pruned and self._stops_at_failure:
             raise StepFailed("\n".join(self._pending), INTERRUPTED, INTERRUPTED)
         return not self._needs_pruned
 
@@ -182,7 +183,7 @@ class _Pass:
         try:
             preflight.check_artifact(step, self._run_plan.folder, coming)
         except UserError as error:
-            if self._commands is None:
+            if self._stops_at_failure:
                 raise
             self._ledger.print_note(str(error))
             return  # nothing that needs it is built
@@ -216,7 +217,7 @@ class _Pass:
         try:
             self._start(ready)
         except UserError as error:  # such as one of Slurm's limits
-            if self._commands is None:
+            if self._stops_at_failure:
                 raise
             self._ledger.print_note(str(error))
 
@@ -308,7 +309,7 @@ class _Pass:
         final = self._run_plan.own_folder(step).absolute()
         folder = run_dir.absolute()
         made_by = {"story": str(folder), "early": str(folder / EARLY_FOLDER / fingerprint)}
-        command = (self._commands or {}).get(fingerprint, self._cfg.command)
+        command = self._commands.get(fingerprint, self._cfg.command)
         made = _make_record(self._cfg, self._run_plan, step, ready.inputs, final, command)
         if self._workers.runs_side_by_side:
             made["is_on_cluster"] = True  # the node says its device when it builds
@@ -358,7 +359,7 @@ class _Pass:
             note = "waits for a batch" if code == INTERRUPTED else ""
             self._ledger.add_line(FAILED_SIGN, step, fingerprint, seconds=seconds, note=note)
             failure = describe_failure(step, fingerprint, code, running.log)
-            if code == INTERRUPTED or self._commands is not None:
+            if code == INTERRUPTED or not self._stops_at_failure:
                 self._pending.append(failure)
                 return
             raise StepFailed(failure, USER_ERROR if code == USER_ERROR else FAILED, code)

@@ -98,11 +98,9 @@ class Ray:
         )
         if fitting >= machines:
             return None
-        return (
-            f"{pluralize(fitting, 'node')} of Ray can be one of them"
-            if fitting
-            else ("no node of Ray has that")
-        )
+        if not fitting:
+            return "no node of Ray has that"
+        return f"{pluralize(fitting, 'node')} of Ray can be one of them"
 
     def check_nodes(self, folders: list[Path], files: list[Path]) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
