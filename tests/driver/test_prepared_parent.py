@@ -2,6 +2,9 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +107,24 @@ def test_a_driver_that_is_killed_while_it_loads_leaves_nothing(toys):
     driver.kill()
     driver.communicate()
     wait_for(lambda: not alive(parent))
+
+
+def test_a_driver_that_ended_before_it_asks_to_die_with_it_is_seen(toys):
+    """A driver that has already ended sends no signal."""
+    library = toys.folder / "slow_library.py"
+    library.write_text("open('loaded', 'w')\n")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.close()
+    with theirs:
+        subprocess.run(
+            [sys.executable, "-m", "pipeline.driver.prepared_parent"],
+            cwd=toys.folder,
+            env=toys.environment(**{"import": "slow_library"}),
+            stdin=theirs.fileno(),
+            check=True,
+            timeout=60,
+        )
+    assert not (toys.folder / "loaded").exists()
 
 
 @pytest.mark.long
