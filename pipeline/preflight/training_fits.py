@@ -136,16 +136,16 @@ def _find_pace(run_plan: RunPlan, step: Step, cfg: TrainConfig, shape: Shape | N
         same_adapter = made["config"].get("adapter", {}).get("kind") == cfg.adapter.kind
         same_kind = ("request" in made["config"]) == cfg.is_online
         is_alike = same_kind and same_adapter and (same_model or (same_shape and same_device))
-        if is_alike and made["seconds"] and "tokens" in cost:
+        if is_alike and "step_seconds" in cost:
             return _compute_pace(made)
     return None
 
 
 def _compute_pace(made: store.Manifest) -> Pace:
-    """Tokens a second without evaluations, and the seconds of one evaluation."""
+    """Its seconds, split: those that grow with the tokens, with the evaluations, and the rest."""
     cost = made["cost"]
-    seconds_each, every = cost.get("evaluation_seconds", 0.0), made["config"].get("eval_every")
-    is_evaluated = seconds_each and every and "steps" in cost
-    evaluations = training_fit.count_evaluations(every, cost["steps"]) if is_evaluated else 0
-    training_seconds = max(made["seconds"] - evaluations * seconds_each, 0.01)
-    return Pace(cost["tokens"] / training_seconds, seconds_each)
+    seconds_each, every = cost.get("evaluation_seconds", 0.0), made["config"]["eval_every"]
+    stepping = cost["steps"] * cost["step_seconds"]
+    evaluating = seconds_each * training_fit.count_evaluations(every, cost["steps"])
+    rest = max(made["seconds"] - stepping - evaluating, 0.0)  # below 0 if it stopped early
+    return Pace(cost["tokens"] / stepping, seconds_each, rest)

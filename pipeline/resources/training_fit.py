@@ -34,6 +34,7 @@ class Pace:
 
     tokens: float  # a second, between evaluations
     evaluation: float  # seconds of one evaluation
+    rest: float  # seconds of all else: opening and saving the model
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class TrainingFit:
             return None
         if self.pace:
             evaluating = self.evaluations * self.pace.evaluation
-            return self.rows.tokens / self.pace.tokens + evaluating
+            return self.pace.rest + self.rows.tokens / self.pace.tokens + evaluating
         if self.cfg.is_online:  # most of its time is sampling, which only a measurement knows
             return None
         speed = hardware.estimate_speed()

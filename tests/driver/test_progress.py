@@ -1,5 +1,6 @@
 """What the user sees of long work: nothing is silent, and the time left goes by tokens."""
 
+import json
 import random
 import time
 from itertools import pairwise
@@ -255,7 +256,8 @@ def test_looks_are_counted_apart_from_steps(ticks, capfd, tmp_path):
     # 19 steps of 5 s and two evaluations of 60 s; counted in the speed, they would give 20 minutes.
     assert "train 1/20 steps · loss 0.5 · 3:35 left" in capfd.readouterr().err
     line.on_train_end(args, state, None)
-    assert '"evaluation_seconds": 60' in (tmp_path / "cost.json").read_text()
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    assert cost == {"step_seconds": 5, "evaluation_seconds": 60}
 
 
 @pytest.mark.model

@@ -70,7 +70,7 @@ def published(model: Model) -> dict[str, bytes]:
         name: path.read_bytes() for name, path in names.items() if not name.startswith("scratch/")
     }
     cost = json.loads(found["cost.json"])
-    cost.pop("evaluation_seconds")  # of the clock; the other figures are the training's own
+    del cost["step_seconds"], cost["evaluation_seconds"]  # of the clock; the rest is its own
     return {**found, "cost.json": json.dumps(cost).encode()}
 
 

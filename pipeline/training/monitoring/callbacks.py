@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -229,9 +230,11 @@ class ProgressLine(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._end_evaluation()
-        if self.out and self._evaluation_seconds and state.is_world_process_zero:
-            mean = sum(self._evaluation_seconds) / len(self._evaluation_seconds)
-            note_cost(self.out, evaluation_seconds=round(mean, 2))
+        if not self.out or not state.is_world_process_zero:
+            return
+        laps = {"step": self._step_seconds, "evaluation": self._evaluation_seconds}
+        means = {f"{kind}_seconds": fmean(each) for kind, each in laps.items() if each}
+        note_cost(self.out, **means)
 
     def _end_lap(self) -> float:
         before, self._lap_start = self._lap_start, time.monotonic()
@@ -246,8 +249,7 @@ class ProgressLine(TrainerCallback):
     def _time_left(self, args: Any, state: Any) -> str | None:
         if not self._step_seconds:
             return None
-        mean = sum(self._step_seconds) / len(self._step_seconds)
-        seconds = (state.max_steps - state.global_step) * mean
+        seconds = (state.max_steps - state.global_step) * fmean(self._step_seconds)
         every = args.eval_steps if args.eval_strategy == "steps" else 0
         if every and self._evaluation_seconds:
             evaluations = state.max_steps // every - state.global_step // every
