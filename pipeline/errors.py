@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -163,10 +164,27 @@ def format_move(path: Path, ending: str = "kept") -> str:
 
 
 def describe_place(path: str | Path) -> str:
-    """` (looked for /home/me/a.jsonl)`, where a relative path is missing; nothing for another."""
-    is_relative = path and not str(path).startswith(("/", "~"))
-    is_missing = is_relative and not Path(path).exists()
-    return f" (looked for {Path(path).absolute()})" if is_missing else ""
+    """` (looked for /home/me/a.jsonl; there is b.jsonl)`, where a path is missing.
+
+    An absolute one is not repeated, and an entry of the folder is named only if its name is near.
+    """
+    place = Path(path).expanduser()
+    if not str(path) or place.exists():
+        return ""
+    parts = [] if place.is_absolute() else [f"looked for {place.absolute()}"]
+    if near := _find_near_name(place):
+        parts.append(f"there is {near}")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _find_near_name(place: Path) -> str | None:
+    import difflib
+
+    with suppress(OSError):
+        names = [entry.name for entry in place.parent.iterdir()]
+        close = difflib.get_close_matches(place.name, names, n=1, cutoff=0.75)
+        return str(place.with_name(close[0])) if close else None
+    return None
 
 
 def suggest(word: str, known: list[str]) -> str:

@@ -41,9 +41,8 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
     if lines.bad and on_bad_row == "fail":
         total = pluralize(len(lines.bad) + len(lines.rows), "line")
         head = f"{path}: {len(lines.bad)} of {total} cannot be used:"
-        advice = f"  Fix them, or leave them out and count them with {knob}=skip."
         faults = describe_faults((f"line {number}", fault) for number, fault in lines.bad)
-        raise UserError("\n".join([head, faults, advice]))
+        raise UserError("\n".join([head, faults, advise_on_bad_rows(len(lines.rows), knob)]))
     return lines
 
 
@@ -77,6 +76,14 @@ def describe_faults(bad: Iterable[tuple[str, str]]) -> str:
     if hidden := len(found) - len(lines):
         lines.append(f"  … and {pluralize(hidden, 'other fault')}")
     return "\n".join(lines)
+
+
+def advise_on_bad_rows(usable: int, skip: str | None) -> str:
+    """`skip`: the knob that leaves bad rows out, where there is one."""
+    if not usable:
+        return "  That is every row: give another file, or say how this one is to be read."
+    others = f", or leave them out and count them with {skip}=skip" if skip else ""
+    return f"  Fix them{others}."
 
 
 def _read_numbered(path: Path) -> Iterator[tuple[int, bytes]]:

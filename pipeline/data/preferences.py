@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.config import HubRows, PreferenceRows
-from pipeline.data.jsonl import RESULT, Lines, describe_faults, find_unwritable
+from pipeline.data.jsonl import RESULT, Lines, advise_on_bad_rows, describe_faults, find_unwritable
 from pipeline.data.prompt_shapes import convert_turns
 from pipeline.data.readers import Row, RowFault, read_rows
 from pipeline.data.tool_turns import (
@@ -64,8 +64,8 @@ def _bad_rows_error(cfg: PreferenceRows, found: Lines, rows: int, shape: str, kn
     total = pluralize(rows, "row")
     head = f"{knob}.source.{name}: {len(found.bad)} of {total} cannot be used (read as {shape}):"
     faults = describe_faults((f"row {number}", fault) for number, fault in sorted(found.bad))
-    remedy = f"  Fix them, or skip and count them with {knob}.on_bad_row=skip."
-    return "\n".join([head, faults, remedy])
+    advice = advise_on_bad_rows(len(found.rows), f"{knob}.on_bad_row")
+    return "\n".join([head, faults, advice])
 
 
 # ── shapes ───────────────────────────────────────────────────────────────────────────────────────

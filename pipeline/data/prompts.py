@@ -15,7 +15,7 @@ import polars as pl
 
 from pipeline.config import FileRows, PromptRows
 from pipeline.data.instruction_conflicts import find_contradiction
-from pipeline.data.jsonl import RESULT, describe_faults, find_unwritable
+from pipeline.data.jsonl import RESULT, advise_on_bad_rows, describe_faults, find_unwritable
 from pipeline.data.prompt_checks import PromptSummary, select_tool_prompts
 from pipeline.data.prompt_shapes import BY_COLUMNS, SHAPES, Messages, detect_shape
 from pipeline.data.readers import BATCH, Row, RowFault, read_rows
@@ -137,8 +137,8 @@ def _check_id(row: Row, ids: set[str]) -> Row:
 def _bad_rows_error(source: PromptRows, knob: str, usable: int, bad: list[tuple[str, str]]) -> str:
     total = pluralize(len(bad) + usable, "row")
     head = f"{_source_name(source)}: {len(bad)} of {total} cannot be used:"
-    skip = "" if "." in knob else f", or leave them out and count them with {knob}.on_bad_row=skip"
-    return "\n".join([head, describe_faults(bad), f"  Fix them{skip}."])
+    skip = None if "." in knob else f"{knob}.on_bad_row"
+    return "\n".join([head, describe_faults(bad), advise_on_bad_rows(usable, skip)])
 
 
 def _source_name(source: PromptRows) -> str:

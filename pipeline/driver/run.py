@@ -155,9 +155,10 @@ def show_plan(cfg: Config, run_plan: RunPlan, fits: TrainingFits) -> int:
     for fault in faults:
         print(fault)
     reasons = pluralize(len(faults), "reason")
-    counted = f" · a run here would be refused for {reasons}" if faults else ""
+    verdict = f"be refused for {reasons}" if faults else "be accepted"
     to_do = sum(manifest is None for manifest, _ in statuses.values())
-    print(f"{pluralize(len(run_plan.steps), 'step')}, {to_do} to do{counted}", flush=True)
+    steps = pluralize(len(run_plan.steps), "step")
+    print(f"{steps}, {to_do} to do · a run here would {verdict}", flush=True)
     return USER_ERROR if faults else DONE
 
 

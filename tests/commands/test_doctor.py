@@ -266,6 +266,14 @@ def test_at_most_ten_lines_come_and_a_faulty_measurement_comes_first(run):
     assert lines[2].startswith("2. 9 answers of round-1") and "more in" in lines[-1]
 
 
+def test_answers_that_are_cut_come_before_what_follows_from_it(run):
+    cut(run)
+    few(run)
+    first, second = run.diagnose()[1:3]
+    assert first.startswith("1. 40.6 % of round 1's samples reach the limit of 64"), first
+    assert second.startswith("2. round 1 trained on 40 pairs"), second
+
+
 def test_a_test_set_that_would_have_to_be_huge_is_not_advised(run):
     unclear(run)
     run.gap.update(mean=0.001)

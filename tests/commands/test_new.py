@@ -16,6 +16,7 @@ from pipeline import hardware
 from pipeline.commands.new import __main__ as new
 from pipeline.commands.new import questions
 from pipeline.commands.new.recipe import MAX_LINES, write_recipe
+from pipeline.commands.pilot.__main__ import FEW, MANY
 from pipeline.config.compose import Arguments, compose
 from pipeline.data.prompts import read_prompts
 from pipeline.plan import plan
@@ -140,6 +141,14 @@ def test_a_column_with_the_name_of_a_file_can_be_chosen(here):
     assert code == 0 and "300 prompts from the column task" in shown
 
 
+def test_a_length_is_taken_with_its_bounds(here):
+    code, shown = type_on_a_terminal("./model", "asked.jsonl", "length 20-100", "", "")
+    assert code == 0, shown
+    [cfg], _ = compose(Arguments.parse(["--config-dir", "my", "recipes=mine"]))
+    scorer = cfg.score.scorers["length"]
+    assert (scorer.unit, scorer.min, scorer.max) == ("words", 20, 100)
+
+
 def test_while_a_column_is_asked_for_another_file_or_data_set_can_be_given(here):
     write_rows("odd.jsonl", "nr", "task")
     for answer in ("asked.jsonl", "owner/prompts"):
@@ -181,6 +190,8 @@ def test_without_a_gpu_few_and_short_answers_are_sampled(no_gpu, capsys, prompts
     evaluated = test * (2 + 2 + 1)  # an answer and a KL sample of both models; and the control
     tokens = (asked * draw.n + evaluated) * cfg.limits.completion
     assert tokens <= 170_000, "as docs/start.md and the comment in questions.py say"
+    piloted = (FEW + MANY) * draw.n + min(MANY, test) * (2 + 2 + 1)
+    assert piloted * cfg.limits.completion <= 63_000, "as docs/start.md says"
     assert (cfg.dtype, cfg.train.batch, cfg.train.adapter.kind) == ("float32", 16, "lora")
     assert not cfg.train.explain_few_steps(asked // cfg.train.batch)
     shown = capsys.readouterr().out
@@ -224,10 +235,16 @@ def test_a_short_context_stays_within_it_without_a_gpu(no_gpu):
     assert (limits.prompt, limits.completion) == (100, 100)
 
 
+def test_a_file_whose_name_is_near_is_named(here):
+    code, shown = type_on_a_terminal("./model", "askd.jsonl", "asked.jsonl", "regex x", "", "")
+    assert code == 0
+    assert f"(looked for {here}/askd.jsonl; there is asked.jsonl)" in shown
+
+
 NONSENSE = [
     ["", "no such", "./typo", "./bare", "./model"],
     ["nowhere.jsonl", "few.jsonl", "asked.jsonl"],
-    ["", "mathematics", "code", "math answers", "reward", "length 50", "regex [",
+    ["", "mathematics", "code", "math answers", "reward", "json 5", "length 50", "regex [",
      "function my_scorer.py", "./my_scorer.py:mark", "./my_scorer.py:score"],
     ["3x900g", "8x80g"],
     ["gsm9k", "safety", "safety=none.csv", "humaneval", "safety=xstest.csv gsm8k"],
@@ -248,7 +265,8 @@ def test_nonsense_is_answered_and_asked_again(here):
         "math reads the column answers, which the prompts lack. Did you mean answer?",
         f"./typo: no such folder (looked for {here}/typo)",
         "reward needs a reward model",
-        "length takes nothing here",
+        "json takes nothing here",
+        "50: expected the fewest and the most words, as length 20-100",
         "[: not a regular expression",
         "my_scorer.py: expected FILE:NAME of a function",
         "has no function mark. ",

@@ -223,7 +223,7 @@ def test_a_store_that_cannot_be_written_is_refused_before_anything_runs(toys):
 
 def test_dry_run_shows_and_touches_nothing(toys):
     output = toys.run(*SMALL, "dry_run=true")
-    assert output.splitlines()[-1] == "16 steps, 16 to do"
+    assert output.splitlines()[-1] == "16 steps, 16 to do · a run here would be accepted"
     assert [p.name for p in toys.folder.iterdir()] == []
 
 

@@ -44,7 +44,9 @@ def house(tmp_path, monkeypatch) -> Path:
     lines("bare.jsonl", *({"prompt": f"Say {number}."} for number in range(40)))
     lines("odd.jsonl", {"prompt": "Say one."}, {"prompt": 7})
     lines("shapeless.jsonl", {"quest": "Say one."})
-    lines("shown.jsonl", {"messages": [{"role": "user", "content": "Hi."}]})
+    asked = {"role": "user", "content": "Hi."}
+    answered = [asked, {"role": "assistant", "content": "Ho."}]
+    lines("shown.jsonl", {"messages": [asked]}, {"messages": answered})
     lines("pairs.jsonl", {"prompt": "Hi.", "chosen": 3, "rejected": "No."})
     lines("edits.jsonl", {"action": "kept", "chosen_id": "a", "rejected_id": "b"})
     Path("own.py").write_text("def sooner(completions): ...\n")
@@ -183,7 +185,7 @@ REFUSED_BOTH_TIMES = [
     ),
     (
         ["sft=train", "base=tiny", "demonstrations@sft.data=jsonl", "sft.data.path=shown.jsonl"],
-        "shown.jsonl: 1 of 1 line cannot be used:",
+        "shown.jsonl: 1 of 2 lines cannot be used:",
     ),
     (
         [
@@ -269,7 +271,7 @@ def test_everything_is_said_at_once_and_counted(capsys):
 
 
 def test_nothing_is_said_of_a_plan_that_a_run_would_build(capsys):
-    assert said_by_dry_run(capsys) == ([], "16 steps, 16 to do")
+    assert said_by_dry_run(capsys) == ([], "16 steps, 16 to do · a run here would be accepted")
 
 
 def test_what_is_in_the_store_already_is_held_against_what_is_still_to_do(capsys):

@@ -582,6 +582,7 @@ def test_words_begin_at_the_left_edge_of_their_column_and_figures_end_at_the_rig
     ]  # fmt: skip
     text = render_markdown(a_report())
     assert "| contest | judge | win rate | wins |" in text and "| --- | --- | ---: | ---: |" in text
+    assert "## How reliable is this result?\n\n- A/A control: " in text and "\n- Flips: " in text
 
 
 def test_a_contest_that_was_lost_on_every_prompt_is_told_as_lost():

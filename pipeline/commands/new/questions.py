@@ -20,6 +20,7 @@ from pipeline.scorers.user_files import check_function
 
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 FUNCTION = re.compile(r"\S+\.py:\w+")
+LENGTHS = re.compile(r"[1-9]\d*-[1-9]\d*")
 SIZE_IN_NAME = re.compile(r"(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 FEWEST = 60  # prompts: with fewer no held-out share shows anything
 # Bytes a parameter: weights, gradients and AdamW's state; and a frozen copy in bfloat16 with what a
@@ -168,7 +169,7 @@ SCORERS = {
     "math": ("the column of known results", "column"),
     "code": ("the column of unit tests", "column"),
     "ifeval": ("IFEval's instructions, in the prompts' columns", ""),
-    "length": ("a length in words", ""),
+    "length": ("a length in words: length 20-100", "min"),
     "json": ("valid JSON", ""),
 }
 COLUMNS = {"math": "answer", "code": "tests", "ifeval": "instruction_id_list"}
@@ -216,6 +217,8 @@ def _check_value(name: str, value: str) -> None:
         if not Path(place).expanduser().is_file():
             raise UserError(f"{value}: no such file{describe_place(place)}.")
         check_function(value, place, function, in_file=True, knob="score.scorers.function")
+    if name == "length" and not LENGTHS.fullmatch(value):
+        raise UserError(f"{value}: expected the fewest and the most words, as length 20-100")
     if name == "regex":
         try:
             re.compile(value)
@@ -227,6 +230,9 @@ def _write_scorer(name: str, knob: str, value: str) -> dict[str, object]:
     block: dict[str, object] = {}
     if value and knob == "engine.model":
         block["engine"] = {"model": value}
+    elif name == "length":
+        fewest, most = sorted(map(int, value.split("-")))
+        block |= {"min": fewest, "max": most}
     elif value and knob:
         block[knob] = value
     if name == "code":

@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.report.analysis import changes
 from pipeline.report.analysis.verdict import write_headline
 from pipeline.report.render.header import list_settings
+from pipeline.report.render.reliability import TITLE, explain_reliability
 from pipeline.report.render.table import Cell, ReportTable
 from pipeline.report.render.tables import build_tables, origins
 
@@ -31,8 +32,15 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         parts.append(_escape_markdown(changes.write_note(report)))
     tables = [*build_tables(report), origins.build_cost(report)]
     parts += [render_markdown_table(table) for table in tables if table.rows]
+    parts.append(_render_reliability(report))
     parts.append(MADE_BY_STROP)
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _render_reliability(report: Mapping[str, Any]) -> str:
+    checks = explain_reliability(report)
+    lines = [f"- {name}: {_escape_markdown(text)}" for name, text in checks]
+    return "\n".join([f"## {TITLE}\n", *lines])
 
 
 def _render_changes(title: str, listed: Sequence[changes.Change]) -> str:

@@ -9,7 +9,7 @@ from pipeline.report.render import header
 from pipeline.report.render.answers import describe_answers
 from pipeline.report.render.environment import render_document
 from pipeline.report.render.figures import draw_figures
-from pipeline.report.render.reliability import explain_reliability
+from pipeline.report.render.reliability import TITLE, explain_reliability
 from pipeline.report.render.tables import build_tables
 
 
@@ -37,6 +37,7 @@ def render_page(
         empty_lists=EMPTY_LISTS,
         changes_note=write_note(report),
         drawings=draw_figures(report),
+        reliability_title=TITLE,
         reliability=explain_reliability(report),
         answers=describe_answers(report, answers, verdicts),
         tables=tables[first:],

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pipeline.report.formatting import ReportRow, format_share
 from pipeline.report.render.figures.contests import select_contests
 
-ANCHOR = "reliability"
+ANCHOR, TITLE = "reliability", "How reliable is this result?"
 NO_GOLD = (
     "No scorer here is gold, so a model that merely pleases the scorer that made the pairs "
     "cannot be distinguished from a better one. "

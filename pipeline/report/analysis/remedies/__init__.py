@@ -1,7 +1,8 @@
 """What a finished run's figures point to: each with its figure and the knob to turn.
 
 `CHECKS` is in order of importance. A fault of the measurement comes first, since no other figure
-counts before it is found; then what training did, the pairs that it had, and the prompts.
+counts before it is found; then answers that were cut, which is why much of the rest happens; then
+what training did, the pairs that it had, and the prompts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ CHECKS: Sequence[Callable[[FinishedRun], Iterator[Advice]]] = (
     measurement.check_judges,
     measurement.check_over_optimisation,
     measurement.check_retention,
+    pairs.check_truncation,
     training.check_distance,
     training.check_symptoms,
     training.check_displacement,
@@ -24,7 +26,7 @@ CHECKS: Sequence[Callable[[FinishedRun], Iterator[Advice]]] = (
     pairs.check_ties,
     pairs.check_pairs,
     pairs.check_filters,
-    pairs.check_truncation,
+    pairs.check_answers_end,
     training.check_length,
     training.check_repetition,
     prompts.check_power,

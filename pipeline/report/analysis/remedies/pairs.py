@@ -88,8 +88,8 @@ def check_filters(run: FinishedRun) -> Iterator[Advice]:
 
 
 def check_truncation(run: FinishedRun) -> Iterator[Advice]:
+    """Of the samples that pairs are made of."""
     limit = run.config["limits"]["completion"]
-    remedy = f"raise limits.completion={2 * limit} (now {limit}), or end answers by a stop string"
     lost = "" if run.config["pair"]["filters"]["allow_truncated"] else " and make no pairs"
     for samples in run.report["funnel"]["samples"]:
         share = samples["truncated"] / max(samples["completions"], 1)
@@ -97,14 +97,20 @@ def check_truncation(run: FinishedRun) -> Iterator[Advice]:
             yield Advice(
                 f"{format_share(share)} of round {samples['label']}'s samples reach the limit of"
                 f" {limit} tokens{lost}",
-                remedy,
+                _advise_length(limit),
             )
             return
-    yield from _check_answers_end(run, limit, remedy)
 
 
-def _check_answers_end(run: FinishedRun, limit: int, remedy: str) -> Iterator[Advice]:
+def _advise_length(limit: int) -> str:
+    return f"raise limits.completion={2 * limit} (now {limit}), or end answers by a stop string"
+
+
+def check_answers_end(run: FinishedRun) -> Iterator[Advice]:
     """A model that is cut where SFT ended its answers does not need a higher limit."""
+    if any(check_truncation(run)):
+        return
+    limit = run.config["limits"]["completion"]
     model, sft = run.model, run.find_model("sft")
     share = (model["truncated"] if model else None) or 0.0
     before = (sft["truncated"] if sft else None) or 0.0
@@ -113,5 +119,5 @@ def _check_answers_end(run: FinishedRun, limit: int, remedy: str) -> Iterator[Ad
         yield Advice(
             f"{format_share(share)} of {model['name']}'s {run.split} answers reach the limit of"
             f" {limit} tokens (sft: {format_share(before)})",
-            f"{STAY_CLOSER}: it no longer ends its answers" if runs_on else remedy,
+            f"{STAY_CLOSER}: it no longer ends its answers" if runs_on else _advise_length(limit),
         )
