@@ -46,16 +46,6 @@ class OnlineTraining(TrainConfig):
     def steps_between_samples(self) -> int:
         return self.generation_batch // self.batch * self.passes
 
-    def explain_misfit(self, gpus: int) -> str | None:
-        if self.runtime.launch == "fsdp2" and self.request.backend.kind != "vllm":
-            return (
-                f"{self.knob}.runtime.launch=fsdp2: answers that end at different lengths in"
-                " different processes make them wait for each other forever.\n"
-                f"  Give {self.knob}.runtime.launch=auto, or backend=vllm, which samples them"
-                " outside of the sharded model."
-            )
-        return super().explain_misfit(gpus)
-
     def count_prompts(self, prompts: int) -> int:
         """How many of them are answered: the last ones fill no batch."""
         return prompts - prompts % self.prompts_at_once

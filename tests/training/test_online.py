@@ -11,8 +11,9 @@ from pipeline.artifacts import DROPPED_FILE, Model
 from pipeline.errors import StageError, UserError
 from pipeline.stages import train
 from tests.support.online import LETTER, N, online, request, write_prompts
-from tests.support.preferences import LORA
+from tests.support.preferences import FULL, LORA
 from tests.support.tiny import tiny_model
+from tests.training.test_sharded import SHARING, furthest, shard_on_a_cpu
 
 pytestmark = pytest.mark.model
 
@@ -263,9 +264,16 @@ def test_failures_are_counted_from_the_start_of_a_training_that_was_killed(round
     assert len(batches) == 5
 
 
-def test_sharded_weights_that_would_wait_forever_are_refused():
-    fault = online(launch="fsdp2", processes=2).explain_misfit(2)
-    assert fault is not None and "Give train.runtime.launch=auto, or backend=vllm" in fault
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", SHARING)
+@pytest.mark.parametrize("loss", [["dapo"], ["rloo"]], ids=["grpo", "rloo"])
+def test_weights_in_shares_sample_and_train_as_copies_do(rounds, monkeypatch, asked, loss):
+    shard_on_a_cpu(monkeypatch)
+    cfg = {"loss": loss, "adapter": FULL, "processes": 2}
+    copies = rounds.train(f"copies {loss[0]} {asked}", online(**cfg))
+    shared = rounds.train(f"{asked} {loss[0]}", online(**cfg, launch=asked))
+    assert curve(shared, "reward") == curve(copies, "reward")
+    assert furthest(shared, copies) < 1e-4
 
 
 @pytest.mark.slow

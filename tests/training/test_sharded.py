@@ -40,11 +40,15 @@ def wide(tmp_path_factory) -> Round:
     return Round(tmp_path_factory.mktemp("wide"), hidden=384, spread=0.05)
 
 
-@pytest.fixture
-def on_a_cpu(monkeypatch) -> None:
+def shard_on_a_cpu(monkeypatch) -> None:
     """Lift our check for GPUs and accelerate's: torch can shard over gloo on a CPU."""
     monkeypatch.setattr(launch, "RANK_MODULE", "tests.support.sharded_rank")
     monkeypatch.setattr(LaunchedRuntime, "explain_misfit", lambda *given: None)
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch) -> None:
+    shard_on_a_cpu(monkeypatch)
 
 
 def furthest(one: Model, other: Model) -> float:

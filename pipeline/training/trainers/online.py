@@ -4,6 +4,7 @@ The class is a mixin: inherit it before TRL's class. TRL renders no template, sh
 and evaluates nothing. The guards generate and score answers to dev prompts, as for every trainer.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,9 +46,14 @@ class OnlineTrainer(NonzeroWarmup):
         self.beta = kl_beta
         self.ref_model = self._prepare_reference(ref_model) if ref_model is not None else None
         self.eos_token_ids = stop_ids
+        trainer: Any = self
         if not self.args.use_vllm:
             self.generation_kwargs["eos_token_id"] = stop_ids
             self.generation_config.eos_token_id = stop_ids
+            if trainer.is_fsdp_enabled:
+                # A process whose answers have ended goes on with the others: each token's forward
+                # pass gathers the weights of all. transformers does so by itself for ZeRO-3 alone.
+                trainer.model.generate = partial(trainer.model.generate, synced_gpus=True)
 
     def _prepare_reference(self, model: Any) -> Any:
         """As TRL prepares the one that it loads."""
