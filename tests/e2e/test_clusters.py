@@ -3,11 +3,17 @@ whatever is killed, and no process is left.
 """
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -21,20 +27,34 @@ ABSENT = {"ray": ray_cluster.explain_absence(), "slurm": slurm.explain_absence()
 # A step of one core each, so that a node has room for several.
 TWO_MACHINES = ["cluster.resources.sample.machines=2", "cluster.resources.sample.cpus=2"]
 SLOWLY = {"shard_pause": "0.5"}
+LOSSES, LOSSES_OF_A_RUN = 20, 4
 PIECES = "pipeline.driver.worker", "pipeline work", "pipeline.driver.cluster"
+
+
+class Cluster(NamedTuple):
+    """`losses`: what a cluster loses now and then. Each returns whether there was any to lose."""
+
+    words: list[str]
+    variables: dict[str, str]
+    losses: dict[str, Callable[[], object]]
 
 
 @pytest.fixture(scope="module", params=["ray", "slurm"])
 def cluster(request, tmp_path_factory):
-    """What a command line and its environment need for it."""
     if reason := ABSENT[request.param]:
         pytest.skip(reason)
     if request.param == "ray":
-        with ray_cluster.run_ray() as address:
-            yield ["cluster=ray", f"cluster.address={address}"], {}
+        with ray_cluster.run_ray() as nodes:
+            words = ["cluster=ray", f"cluster.address={nodes.address}"]
+            yield Cluster(words, {}, {"node": lambda: nodes.lose() or True})
         return
     with slurm.run_slurm(tmp_path_factory.mktemp("slurm") / "slurm") as environment:
-        yield ["cluster=slurm"], {"SLURM_CONF": environment["SLURM_CONF"]}
+        losses = {
+            "cancelled job": partial(slurm.tell_a_job, environment, "scancel"),
+            "requeued job": partial(slurm.tell_a_job, environment, "scontrol", "requeue"),
+        }
+        variables = {"SLURM_CONF": environment["SLURM_CONF"]}
+        yield Cluster(["cluster=slurm"], variables, losses)
 
 
 class Remote(Drawn):
@@ -85,7 +105,7 @@ def shards(toys: Toys) -> list[Path]:
 
 
 def test_a_killed_worker_and_a_killed_helper_are_started_again(tmp_path, cluster):
-    words, variables = cluster
+    words, variables, _ = cluster
     there = make(Remote, tmp_path / "there", variables)
     driver = there.start(*SCRIPTED, *words, *TWO_MACHINES, **SLOWLY)
     wait_for(lambda: len(shards(there)) > 5 or driver.poll() is not None)
@@ -106,7 +126,7 @@ def test_a_killed_worker_and_a_killed_helper_are_started_again(tmp_path, cluster
 
 
 def test_a_killed_driver_leaves_no_process_and_the_same_command_resumes(tmp_path, cluster):
-    words, variables = cluster
+    words, variables, _ = cluster
     there = make(Remote, tmp_path / "there", variables)
     driver = there.start(*SCRIPTED, *words, *TWO_MACHINES, **SLOWLY)
     wait_for(lambda: len(shards(there)) > 5 or driver.poll() is not None)
@@ -123,7 +143,7 @@ def test_a_killed_driver_leaves_no_process_and_the_same_command_resumes(tmp_path
 
 
 def test_an_interrupted_run_stops_its_steps(tmp_path, cluster):
-    words, variables = cluster
+    words, variables, _ = cluster
     there = make(Remote, tmp_path / "there", variables)
     driver = there.start(*SCRIPTED, *words, **SLOWLY)
     wait_for(lambda: len(shards(there)) > 2 or driver.poll() is not None)
@@ -134,7 +154,7 @@ def test_an_interrupted_run_stops_its_steps(tmp_path, cluster):
 
 
 def test_more_than_any_node_has_is_refused_before_anything_starts(tmp_path, cluster):
-    words, variables = cluster
+    words, variables, _ = cluster
     there = make(Remote, tmp_path / "there", variables)
     process = there.start(*SCRIPTED, *words, "cluster.resources.sample.cpus=64")
     output, _ = process.communicate(timeout=300)
@@ -142,9 +162,62 @@ def test_more_than_any_node_has_is_refused_before_anything_starts(tmp_path, clus
     assert not (there.folder / "store" / "sample").exists()
 
 
+@pytest.mark.timeout(7200)
+def test_whatever_is_lost_at_random_only_what_was_in_flight_is_done_again(tmp_path, cluster):
+    wanted, chance, lost, runs = undisturbed(tmp_path), random.Random(0), Counter[str](), 0
+    while lost.total() < LOSSES:
+        runs += 1
+        there = make(Remote, tmp_path / f"there-{runs}", cluster.variables)
+        lost += run_under_losses(there, cluster, chance)
+        assert there.files() == wanted
+        wait_for(lambda folder=there.folder: not list_processes(folder), 240)
+        print(f"{runs} runs, lost {dict(lost)}", flush=True)
+
+
+def run_under_losses(there: Remote, cluster: Cluster, chance: random.Random) -> Counter[str]:
+    """Type the same command until it is done, while something is lost now and then."""
+    lost, done = Counter[str](), dict[str, int]()
+    while True:
+        driver = there.start(*SCRIPTED, *cluster.words, *TWO_MACHINES, **SLOWLY)
+        losses = {
+            "driver": lambda driver=driver: driver.kill() or True,
+            "process": lambda: kill_any(there.folder, chance),
+            **cluster.losses,
+        }
+        while driver.poll() is None:
+            if lost.total() < LOSSES_OF_A_RUN and made_progress(there, driver, chance):
+                done |= {path.name: path.stat().st_mtime_ns for path in shards(there)}
+                kind = chance.choice([*losses])
+                lost[kind] += bool(losses[kind]())
+            time.sleep(0.2)
+        output, _ = driver.communicate()
+        if driver.returncode == 0:
+            break
+        assert driver.returncode in (1, 75, -signal.SIGKILL), output
+    published = {path.name: path.stat().st_mtime_ns for path in shards(there)}
+    assert done.items() <= published.items(), "no shard is drawn twice"
+    return lost
+
+
+def made_progress(there: Remote, driver: subprocess.Popen, chance: random.Random) -> bool:
+    """Whether it goes on after some more shards."""
+    wanted = len(shards(there)) + chance.randrange(1, 20)
+    wait_for(lambda: len(shards(there)) >= wanted or driver.poll() is not None, 600)
+    return driver.poll() is None
+
+
+def kill_any(folder: Path, chance: random.Random) -> bool:
+    """One of our processes on the cluster's nodes."""
+    if processes := list_processes(folder):
+        with suppress(ProcessLookupError):
+            os.kill(chance.choice(processes), signal.SIGKILL)
+            return True
+    return False
+
+
 @pytest.mark.model
 def test_a_training_on_two_machines_makes_the_bytes_of_two_processes(tmp_path, cluster):
-    words, variables = cluster
+    words, variables, _ = cluster
     here, there = ["train.runtime.processes=2"], [*words, "train.runtime.machines=2"]
     made = {
         name: run_models(tmp_path / name, variables, "until=train", "train.batch=4", *more)
@@ -156,7 +229,7 @@ def test_a_training_on_two_machines_makes_the_bytes_of_two_processes(tmp_path, c
 
 @pytest.mark.model
 def test_a_whole_run_with_models_makes_the_bytes_of_one_machine(tmp_path, cluster):
-    words, variables = cluster
+    words, variables, _ = cluster
     here = run_models(tmp_path / "here", variables)
     assert run_models(tmp_path / "there", variables, *words) == here and len(here) > 15
 

@@ -1,6 +1,7 @@
 """A real Slurm of two nodes on this machine, where Debian's slurm-wlm and munge are installed."""
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -87,6 +88,14 @@ def _start_munge() -> bool:
 
 def ask(environment: dict[str, str], *words: str) -> str:
     return subprocess.run(words, env=environment, capture_output=True, text=True).stdout
+
+
+def tell_a_job(environment: dict[str, str], *words: str) -> bool:
+    """Any of those that run; False if none does."""
+    jobs = ask(environment, "squeue", "--noheader", "--states=RUNNING", "--format=%A").split()
+    return (
+        bool(jobs) and not subprocess.run([*words, random.choice(jobs)], env=environment).returncode
+    )
 
 
 def wait_for(condition, seconds: float = 300):
