@@ -6,7 +6,7 @@ STAGES := prompts base sft reward offline sample revise score steps pair referen
 # The slow tests in parts; CI runs one by turn.
 # test_docs_commands is in no part yet: some pages still lack the files that their commands name.
 SLOW_1 := tests/e2e --ignore=tests/e2e/test_twins.py --ignore=tests/e2e/test_docs_commands.py
-SLOW_2 := tests/faults tests/report tests/driver tests/commands
+SLOW_2 := tests/faults tests/report tests/driver tests/commands tests/config
 SLOW_3 := tests/resources tests/backends tests/scorers tests/stages
 SLOW_4 := tests/training tests/bench
 SLOW_5 := tests/e2e/test_twins.py -k offline

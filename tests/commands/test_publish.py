@@ -75,6 +75,7 @@ def test_nothing_is_pushed_that_was_not_confirmed(run, hub):
     assert "Nothing was pushed" in printed and hub.writes == [] and hub.repositories == {}
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_public_repository_gets_nothing_that_was_to_be_private(run, hub):
     hub.repositories["models/my-org/mine"] = Repository(private=False)
@@ -84,6 +85,7 @@ def test_a_public_repository_gets_nothing_that_was_to_be_private(run, hub):
     assert hub.repositories["models/my-org/mine"].files
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("path", "says"),

@@ -38,6 +38,7 @@ def own_files(tmp_path, monkeypatch):
     Path("prompts.jsonl").write_text('{"prompt": "Is it safe?", "severity": "low"}\n')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_class_changes_no_fingerprint_and_where_it_runs_alone(recipe, own_files):
     words = [f"recipes={recipe}", *SWEPT.get(recipe, [])]

@@ -325,6 +325,7 @@ def test_a_stopped_run_cancels_its_jobs(programs, tmp_path):
     assert any(call.startswith("scancel") for call in fake_slurm.read_calls(programs))
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_jobs_end_with_a_killed_driver(programs, tmp_path, monkeypatch):
     toys = Toys(tmp_path)

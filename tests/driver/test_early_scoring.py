@@ -32,6 +32,7 @@ def test_scores_begin_while_samples_are_made_and_are_those_of_one_after_the_othe
     assert output.count("■ score") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_a_killed_run_scores_again_and_ends_with_the_same(tmp_path):
     drawn = make_runners(tmp_path, "killed", "whole")

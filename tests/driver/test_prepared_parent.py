@@ -149,6 +149,7 @@ def test_steps_of_one_policy_share_a_worker_and_others_do_not(toys):
     assert not set(others) & set(pids["sample"])
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_killed_between_two_steps_of_one_worker_the_first_is_kept(toys, tmp_path):
     toys.run(*SMALL, "until=score", "preload=false")
@@ -179,6 +180,7 @@ def test_a_step_without_a_model_runs_beside_one_that_has_one(toys):
     assert driver.returncode == 0, output
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_libraries_of_the_stages_survive_the_fork(tmp_path):
     """Pools of threads that were in use before, gradients, and a GPU that nobody has opened."""

@@ -174,6 +174,7 @@ def template_ids(
     return chat.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @model
 @pytest.mark.parametrize("name", ["smollm2", pytest.param("llama2", marks=pytest.mark.slow)])

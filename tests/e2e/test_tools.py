@@ -54,6 +54,7 @@ def demonstrations() -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.model
 def test_calls_are_learned_scored_paired_and_trained_in_the_template_s_tokens(tmp_path):

@@ -138,6 +138,7 @@ def estimated(cfg: TrainConfig, init: Model) -> training_memory.MemoryEstimate:
     return max(step, key=lambda moment: moment.total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["whole", "checkpointed"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("adapter", [FULL, RANK_16], ids=["full", "lora"])
@@ -168,6 +169,7 @@ def test_bytes_of_blocks_with_more_norms(models, tmp_path, name, adapter):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adapter", "changes"),
     [
@@ -212,6 +214,7 @@ def test_bytes_of_other_adapters(models, tmp_path, adapter, checkpointing):
     )
 
 
+@pytest.mark.slow
 def test_bytes_of_a_whole_tile_of_logits(models, tmp_path, monkeypatch):
     monkeypatch.undo()
     cfg = settled(RANK_16, gradient_checkpointing=True)
@@ -232,6 +235,7 @@ def test_bytes_of_demonstrations_beside_the_pairs(models, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_rows_that_share_a_pass_with_others_of_their_length_take_no_more_than_is_said(
     models, tmp_path
 ):
@@ -359,6 +363,7 @@ def long_pairs(model: Model, count: int) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("adapter", [FULL, {**RANK_16, "save_merged": True}], ids=["full", "lora"])
 def test_bytes_on_the_disk(models, adapter, dtype):

@@ -519,6 +519,7 @@ def test_two_workers_give_the_bytes_of_one(made, shelf, tmp_path):
     assert not (tmp_path / "1/scratch/workers").exists()
 
 
+@pytest.mark.slow
 @model
 def test_a_killed_worker_gives_its_shard_back(made, shelf, tmp_path, capfd):
     killer = threading.Thread(target=kill_the_first_that_opens_its_model)

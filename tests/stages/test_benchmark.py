@@ -150,6 +150,7 @@ def test_figures_are_the_means_of_a_row_for_each_question_and_repeat_exactly(
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_group_s_figure_is_over_the_questions_of_all_its_tasks(tmp_path, sft, folder):
     found = benchmark.run(config(folder, "both", data=str(folder), limit=9), tmp_path, model=sft)
@@ -161,6 +162,7 @@ def test_a_group_s_figure_is_over_the_questions_of_all_its_tasks(tmp_path, sft, 
     assert {row["task"] for row in read["figures"]} == {"both", "choice", "other"}
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(
     tmp_path, sft, folder, monkeypatch
@@ -187,6 +189,7 @@ def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_model_s_own_chat_template_frames_examples_and_question(
     tmp_path, sft, folder, monkeypatch
@@ -211,6 +214,7 @@ def test_the_model_s_own_chat_template_frames_examples_and_question(
     assert len(shown) == len(plain) == 9 and "<|" not in plain[0].args[0]
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_what_does_not_fit_into_the_context_is_counted_or_refused(tmp_path, folder):
     short = tiny_model(tmp_path / "sft" / "short", context=48)
@@ -278,6 +282,7 @@ def test_rows_of_another_shape_are_refused_with_the_file_s_name(tmp_path, folder
         )
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_benchmark_that_is_not_on_this_machine_publishes_why(tmp_path, folder):
     write_json(tmp_path / "cfg.json", config(folder, "away", data=None).model_dump(mode="json"))
@@ -564,6 +569,7 @@ def test_what_a_chat_model_writes_is_marked_right_or_wrong(tmp_path, roomy, name
     assert items.filter(metric=cfg.metric).sort("doc_id")["value"].to_list() == [1.0, 0.0] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_gpqa_shows_the_choices_in_one_order_to_every_model(tmp_path, roomy):
     cfg = published(tmp_path, "gpqa")
@@ -594,6 +600,7 @@ def test_a_chance_of_passing_counts_every_answer():
     assert means == {"pass@1": pytest.approx(1 / 2), "pass@2": pytest.approx((2 / 3 + 1) / 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_mmlu_reads_a_folder_as_the_hub_has_it_and_weighs_all_its_questions(tmp_path, roomy):
     subjects = sorted(

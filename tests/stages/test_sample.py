@@ -538,6 +538,7 @@ def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_un
     assert files(tmp_path / "whole") == files(killed.drawn()[0].parent.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_workers_that_join_take_shards_and_the_bytes_are_those_of_one(tmp_path):
     (tmp_path / "joined").mkdir()

@@ -728,6 +728,7 @@ def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_o
         sft.run(refitting(min_score=2.0), tmp_path / "z", base=made, samples=samples, scores=scores)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_moved_is_opened_where_it_lies_now(folder: Path, tmp_path: Path) -> None:
     """The same bytes are the same step; what lies at their old place by now must never be taken for
     them."""

@@ -54,6 +54,7 @@ def test_two_processes_give_the_losses_of_one_with_the_summed_batch(round_):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize(
     "name",
@@ -114,6 +115,7 @@ def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round
         assert any(kl > 1e-3 for kl in metric_by_step(one, "kto_kl").values())
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
     """On a CPU `accelerate launch` silently starts one process of two; its rank reports that."""
@@ -127,6 +129,7 @@ def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
     assert not (round_.store / "train" / "unreached" / "model.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_what_breaks_one_process_is_said_whichever_it_is(round_, monkeypatch):
     monkeypatch.setattr(launch, "RANK_MODULE", "tests.support.second_rank")
@@ -188,6 +191,7 @@ def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monke
         round_.train("given", dpo(LORA, batch=4, micro_batch=4))
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_two_machines_give_the_losses_of_one(round_, capsys):
     """The second machine is a second launcher here."""

@@ -85,6 +85,7 @@ def test_less_goes_through_the_model_and_all_of_it_is_attended(round_, monkeypat
     assert computed[True][1] == computed[False][1] < computed[True][0] < 0.7 * computed[False][0]
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_two_processes_cut_their_own_batches_and_give_the_losses_of_one(round_):
     """Their numbers of passes differ: nothing in a pass may wait for the other process."""

@@ -146,6 +146,7 @@ def test_a_training_without_reference_and_one_of_an_adapter(rounds, name):
     assert bool(model.adapter) == (name == "lora")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["grpo", "rloo"])
 @pytest.mark.parametrize("args", [{}, {"generation_batch_size": 16, "num_iterations": 2}])
 def test_a_killed_training_ends_with_the_same_bytes(rounds, trainer, args, monkeypatch):

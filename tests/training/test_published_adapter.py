@@ -60,6 +60,7 @@ def files(model: Model) -> list[dict]:
     return store.list_files(model.path)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_an_adapter_opens_from_anywhere_and_after_its_store_was_moved(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there" / "deeper"
@@ -166,6 +167,7 @@ def seal_model(model: Model, config: TrainConfig) -> None:
     store.seal(model.path, {"stage": "train", "seconds": 1.0, **known, "files": files(model)})
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_merged_weights_are_had_after_training_and_nothing_is_trained_again(tmp_path, capsys):
     model, cfg = train_adapter(tmp_path / "store"), dpo({**LORA, "learning_rate": 2e-2})

@@ -196,6 +196,7 @@ def test_what_is_learned_does_not_depend_on_how_a_step_is_split(round_, demonstr
     )  # that of the pairs, wherever it is looked at
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_two_processes_rehearse_what_one_does(round_, demonstrations_file, clear):
     one = round_.train(

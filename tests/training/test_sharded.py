@@ -28,10 +28,7 @@ from tests.training.test_guards import (
 DEEPSPEED = pytest.mark.skipif(
     not find_spec("deepspeed"), reason="deepspeed is optional, and not installed here"
 )
-SHARING = [
-    "fsdp2",
-    *(pytest.param(name, marks=[pytest.mark.slow, DEEPSPEED]) for name in ("zero2", "zero3")),
-]
+SHARING = ["fsdp2", *(pytest.param(name, marks=DEEPSPEED) for name in ("zero2", "zero3"))]
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +177,7 @@ def test_weights_in_shares_train_by_any_objective(wide, on_a_cpu, name, asked):
     assert furthest(shared, whole) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize("asked", SHARING)
 def test_weights_in_shares_are_held_to_their_reference_too(wide, on_a_cpu, asked, tmp_path):
@@ -206,15 +204,9 @@ def test_weights_in_shares_stop_where_one_process_does_and_the_best_ones_are_pub
     assert furthest(shared, whole) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.parametrize(
-    "asked",
-    [
-        "torchrun",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2")),
-        *SHARING[1:],
-    ],
-)
+@pytest.mark.parametrize("asked", ["torchrun", "ddp", *SHARING])
 def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(
     wide, on_a_cpu, monkeypatch, asked, capfd
 ):

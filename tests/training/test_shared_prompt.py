@@ -88,6 +88,7 @@ def test_two_processes_share_prompts_and_give_the_losses_of_one(round_):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_log_and_the_costs_say_what_share_of_the_tokens_is_computed(round_, capfd):
     model = round_.train("noted", settings())
     share = json.loads((model.path / "cost.json").read_text())["computed_share"]
