@@ -14,11 +14,12 @@ class PairCandidates:
     """All samples where they were read, model by model; row numbers alone are put in order.
 
     `rows`: `p` (number of the prompt), `prompt_id, sample_id, completion, finish_reason, tokens,
-    prompt_tokens, second_bos, source, score`. `order`: their numbers in the order of prompts; None
-    where they are in it.
+    prompt_tokens, second_bos, source, score`. `prompts`: their sorted ids, in which `p` is a place.
+    `order`: the rows' numbers in the order of prompts; None where they are in it.
     """
 
     rows: pl.DataFrame
+    prompts: pl.Series
     order: np.ndarray | None
 
     def list_rows(self, mask: np.ndarray) -> np.ndarray:
@@ -69,8 +70,8 @@ def join_candidates(
         samples = samples.with_columns(score=pl.lit(None, pl.Float64))
     else:
         samples = samples.with_columns(find_scores(samples["sample_id"], scores, scorer))
-    numbers, order = number_prompts(samples["prompt_id"])
-    return PairCandidates(samples.with_columns(p=numbers), order)
+    prompts, numbers, order = number_prompts(samples["prompt_id"])
+    return PairCandidates(samples.with_columns(p=numbers), prompts, order)
 
 
 def find_scores(ids: pl.Series, scores: pl.DataFrame, scorer: str) -> pl.Series:
@@ -84,8 +85,8 @@ def find_scores(ids: pl.Series, scores: pl.DataFrame, scorer: str) -> pl.Series:
     return align_scores(ids, own)
 
 
-def number_prompts(ids: pl.Series) -> tuple[np.ndarray, np.ndarray | None]:
-    """Each sample's prompt number: its place among the sorted prompts. And the order of these.
+def number_prompts(ids: pl.Series) -> tuple[pl.Series, np.ndarray, np.ndarray | None]:
+    """The sorted prompts, each sample's place among them, and the samples' order by it.
 
     The samples of one model are in this order already. Those of several are a sorted run each,
     which the stable sort merges in linear time.
@@ -93,17 +94,18 @@ def number_prompts(ids: pl.Series) -> tuple[np.ndarray, np.ndarray | None]:
     new = np.append(True, (ids[1:] != ids[:-1]).to_numpy())[: len(ids)]
     firsts, lengths = ids.filter(pl.Series(new)), np.diff(np.flatnonzero(new), append=len(ids))
     if firsts.is_sorted():
-        return np.repeat(np.arange(len(firsts), dtype=np.uint32), lengths), None
-    numbers = np.repeat(_rank_prompts(firsts), lengths)
-    return numbers, np.argsort(numbers, kind="stable")
+        return firsts, np.repeat(np.arange(len(firsts), dtype=np.uint32), lengths), None
+    prompts, places = _rank_prompts(firsts)
+    numbers = np.repeat(places, lengths)
+    return prompts, numbers, np.argsort(numbers, kind="stable")
 
 
-def _rank_prompts(ids: pl.Series) -> np.ndarray:
-    """The place of each id among the sorted ids."""
+def _rank_prompts(ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
+    """The sorted ids without repeats, and the place of each id among them."""
     run = int(np.append(np.flatnonzero((ids == ids[0]).to_numpy()), len(ids))[1])
     if ids[:run].is_sorted() and ids[run:].equals(ids[:-run]):  # all models answered all prompts
-        return np.arange(len(ids), dtype=np.uint32) % np.uint32(run)
-    return ids.rank("dense").to_numpy() - np.uint32(1)
+        return ids[:run], np.arange(len(ids), dtype=np.uint32) % np.uint32(run)
+    return ids.unique().sort(), ids.rank("dense").to_numpy() - np.uint32(1)
 
 
 def align_scores(ids: pl.Series, own: pl.DataFrame) -> pl.Series:

@@ -60,9 +60,10 @@ def propose_pairs(cfg: PairRound, candidates: PairCandidates) -> Proposal:
     rows = candidates.rows
     codes, reasons = judge_samples(cfg, candidates)
     kept = candidates.list_rows(codes == 0)
-    prompts = describe_prompts(cfg, rows, kept)
+    prompts = describe_prompts(cfg, candidates, kept)
     fit = prompts["code"].to_numpy() == 0
-    usable = strategies.UsableSamples(rows, kept[fit[rows["p"].to_numpy()[kept]]])
+    extremes = {"max": prompts["high"].to_numpy(), "min": prompts["low"].to_numpy()}
+    usable = strategies.UsableSamples(rows, kept[fit[rows["p"].to_numpy()[kept]]], extremes)
     pairs = strategies.propose(cfg, usable)
     prompts = _flag_unpaired(prompts, pairs)
     return Proposal(
@@ -98,32 +99,28 @@ def list_dropped_samples(
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def describe_prompts(cfg: PairRound, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
+def describe_prompts(cfg: PairRound, candidates: PairCandidates, kept: np.ndarray) -> pl.DataFrame:
     """One row for each prompt: usable samples, highest and lowest score, pass rate, reason code.
 
     `kept`: the numbers of the usable rows, in the order of prompts.
     """
-    of_prompt = rows["p"].to_numpy()
-    a_row = np.zeros(int(of_prompt.max()) + 1 if len(of_prompt) else 0, dtype=np.uint32)
-    a_row[of_prompt] = np.arange(len(of_prompt))  # any row of a prompt has its id
-    starts, numbers = strategies.find_groups(of_prompt[kept])
+    rows, prompts = candidates.rows, candidates.prompts
+    starts, numbers = strategies.find_groups(rows["p"].to_numpy()[kept])
     score = rows["score"].to_numpy()[kept]
-    found = {"usable": np.zeros(len(a_row), dtype=np.uint32)}
+    found = {"usable": np.zeros(len(prompts), dtype=np.uint32)}
     found["usable"][numbers] = np.diff(np.append(starts, len(score)))
     band = cfg.filters.pass_rate
     reduced: dict[str, Any] = {"high": (np.maximum, score), "low": (np.minimum, score)}
     reduced |= {"pass_rate": (np.add, (score >= band.threshold).astype(float))} if band else {}
     for name, (reduce, values) in reduced.items():
-        found[name] = np.full(len(a_row), np.nan)
+        found[name] = np.full(len(prompts), np.nan)
         if len(starts):
             found[name][numbers] = reduce.reduceat(values, starts)
-    table = rows.select("prompt_id")[a_row].with_columns(
-        pl.Series(name, values) for name, values in found.items()
-    )
+    table = pl.DataFrame({"prompt_id": prompts, **found})
     if band:
         table = table.with_columns(pl.col("pass_rate") / pl.col("usable"))
     if isinstance(cfg.strategy, BySource):
-        table = table.with_columns(answered=_find_answered(cfg.strategy, rows, kept, len(a_row)))
+        table = table.with_columns(answered=_find_answered(cfg.strategy, rows, kept, len(prompts)))
     return table.with_columns(
         code=filters.find_first_reasons(table, filters.build_tests(cfg, filters.PROMPTS))
     )

@@ -24,6 +24,7 @@ class UsableSamples:
 
     rows: pl.DataFrame  # all candidates
     usable: np.ndarray  # the numbers of these samples, in the order of prompts
+    extremes: Mapping[str, np.ndarray]  # of each prompt: its `max` and `min` score
 
     def table(self, *columns: str) -> pl.DataFrame:
         """`row, p, score` and these columns. Other columns are not copied."""
@@ -54,7 +55,9 @@ def best_worst(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
     if cfg.at_least_one:
         return _best_worst_with(cfg.at_least_one, usable)
     table = usable.table()
-    best, worst = find_extremes(table, "max", usable.ids), find_extremes(table, "min", usable.ids)
+    best, worst = (
+        _take_scores(table, usable.extremes[which], usable.ids) for which in ("max", "min")
+    )
     pairs = best.select("p", chosen="row").with_columns(rejected=worst["row"])
     return pairs.filter(best["score"] > worst["score"])
 
@@ -107,7 +110,8 @@ def best_random(cfg: PairRound, usable: UsableSamples) -> pl.DataFrame:
 def _list_worse(cfg: PairRound, usable: UsableSamples, *columns: str) -> pl.DataFrame:
     """The samples that score below the best one of their prompt, `chosen`."""
     table = usable.table(*columns, *_source_column(cfg))
-    best = find_extremes(table, "max", usable.ids).select("p", chosen="row", top="score")
+    best = _take_scores(table, usable.extremes["max"], usable.ids)
+    best = best.select("p", chosen="row", top="score")
     worse = table.join(best, on="p").filter(pl.col("score") < pl.col("top"))
     if cfg.at_least_one:
         sources = usable.rows["source"].cast(pl.String)
@@ -161,11 +165,16 @@ def find_extremes(table: pl.DataFrame, which: str, ids: pl.Series) -> pl.DataFra
     id."""
     if not table.height:
         return table
-    starts, _ = find_groups(table["p"].to_numpy())
-    score = table["score"].to_numpy()
-    reached = (np.maximum if which == "max" else np.minimum).reduceat(score, starts)
-    lengths = np.diff(np.append(starts, len(score)))
-    at = np.flatnonzero(score == np.repeat(reached, lengths))
+    starts, numbers = find_groups(table["p"].to_numpy())
+    reached = np.empty(numbers[-1] + 1)
+    reduce = np.maximum if which == "max" else np.minimum
+    reached[numbers] = reduce.reduceat(table["score"].to_numpy(), starts)
+    return _take_scores(table, reached, ids)
+
+
+def _take_scores(table: pl.DataFrame, reached: np.ndarray, ids: pl.Series) -> pl.DataFrame:
+    """Of each prompt's samples with the score that its prompt has in `reached` the smallest id."""
+    at = np.flatnonzero(table["score"].to_numpy() == reached[table["p"].to_numpy()])
     return table.select("p", "row", "score")[_take_smallest(table, at, ids)]
 
 
@@ -173,7 +182,9 @@ def _take_smallest(table: pl.DataFrame, at: np.ndarray, ids: pl.Series) -> np.nd
     """Of the rows `at`, the one of each prompt with the smallest id. Few prompts have several."""
     numbers = table["p"].to_numpy()[at]
     again = numbers[1:] == numbers[:-1]
-    several = np.append(again, False) | np.append(False, again)
+    several = np.zeros(len(at), dtype=bool)
+    several[1:] |= again
+    several[:-1] |= again
     places = np.flatnonzero(several)
     tied = table.select("p", "row")[at[places]]
     tied = tied.with_columns(place=places, sample_id=ids[tied["row"]])

@@ -121,7 +121,7 @@ def test_without_scores_every_prompt_that_both_answered_has_a_pair(answers, rand
     rows = samples[random.sample(range(samples.height), samples.height)]
     candidates = join_candidates(rows, None, "rules")
     listed = candidates.list_rows(usable(cfg, rows))
-    found = strategies.propose(cfg, strategies.UsableSamples(candidates.rows, listed))
+    found = strategies.propose(cfg, strategies.UsableSamples(candidates.rows, listed, {}))
     known = unscored(rows).filter(pl.Series(usable(cfg, rows)))
     by_prompt = {key[0]: set(part["source"]) for key, part in known.group_by("prompt_id")}
     both = {prompt for prompt, written in by_prompt.items() if {"strong", "weak"} <= written}
@@ -171,7 +171,8 @@ by_model = st.builds(
 @given(by_model | st.lists(names, max_size=30))
 def test_prompts_are_numbered_whatever_their_order(prompts):
     ids = pl.Series("prompt_id", prompts, pl.String)
-    numbers, order = number_prompts(ids)
+    sorted_ids, numbers, order = number_prompts(ids)
+    assert sorted_ids.to_list() == sorted({*prompts})
     assert numbers.tolist() == (ids.rank("dense") - 1).to_list()
     rows = range(len(ids)) if order is None else order.tolist()
     assert [*rows] == sorted(range(len(ids)), key=lambda row: prompts[row])

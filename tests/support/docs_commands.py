@@ -53,6 +53,8 @@ ELSEWHERE_BY_PART = {
     "revise=": "tests/e2e/test_revise.py",
     "steps=": "tests/e2e/test_revise.py",
     "json.calls=": "tests/e2e/test_tools.py",
+    " cluster=": "tests/e2e/test_clusters.py",
+    " store=[": "tests/driver/test_stores.py",
 }
 # As in the twins of recipes: a file in the place of a data set on the hub.
 STAND_INS = {
