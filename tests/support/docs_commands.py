@@ -25,6 +25,7 @@ from tests.test_docs import CODE
 # Commands that another test runs, by how they begin.
 ELSEWHERE = {
     "strop new": "tests/commands/test_new.py",
+    "strop label": "tests/scorers/test_labels.py",
     "strop convert": "tests/commands/test_convert.py",
     "strop plan --config-dir my recipes=dpo": "tests/commands/test_convert.py",
     "python3 docs/gpu.py": "tests/bench/test_gpu.py",
