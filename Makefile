@@ -4,7 +4,6 @@ PYTHON := .venv/bin/python
 PIPELINE := $(PYTHON) -m pipeline
 STAGES := prompts base sft reward offline sample revise score steps pair reference train merge gate benchmark duel evaluate
 # The slow tests in parts; CI runs one by turn.
-# test_docs_commands is in no part yet: some pages still lack the files that their commands name.
 SLOW_1 := tests/e2e --ignore=tests/e2e/test_twins.py --ignore=tests/e2e/test_docs_commands.py
 SLOW_2 := tests/faults tests/report tests/driver tests/commands tests/config
 SLOW_3 := tests/resources tests/backends tests/scorers tests/stages
@@ -13,6 +12,8 @@ SLOW_5 := tests/e2e/test_twins.py -k offline
 SLOW_6 := tests/e2e/test_twins.py -k objectives
 SLOW_7 := tests/e2e/test_twins.py -k sampled
 SLOW_8 := tests/e2e/test_twins.py -k rounds
+SLOW_9 := tests/e2e/test_docs_commands.py -k howto
+SLOW_10 := tests/e2e/test_docs_commands.py -k "not howto"
 CHOSEN = $(if $(RECIPE),recipes=$(RECIPE))
 # The overrides that a recipe made for vLLM needs where there is none.
 WITHOUT_VLLM = $$($(PYTHON) requirements/backend.py)
@@ -52,7 +53,7 @@ test: install ## what must hold, on two cores
 test-fast: install ## the part without models and whole runs, in at most 90 seconds
 	$(PYTHON) -m pytest -n auto -m "not slow and not gpu and not browser and not model and not long" $(ARGS)
 
-test-slow: install ## the rest, or one of its eight parts [PART=1|2|…|8]
+test-slow: install ## the rest, or one of its ten parts [PART=1|2|…|10]
 	$(PYTHON) -m pytest -m slow $(SLOW_$(PART)) $(ARGS)
 
 test-browser: install ## the report in a real browser
