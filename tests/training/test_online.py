@@ -267,12 +267,12 @@ def test_failures_are_counted_from_the_start_of_a_training_that_was_killed(round
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", SHARING)
-@pytest.mark.parametrize("loss", [["dapo"], ["rloo"]], ids=["grpo", "rloo"])
-def test_weights_in_shares_sample_and_train_as_copies_do(rounds, monkeypatch, asked, loss):
+@pytest.mark.parametrize(("trainer", "loss"), [("grpo", "dapo"), ("rloo", "rloo")])
+def test_weights_in_shares_sample_and_train_as_copies_do(rounds, monkeypatch, asked, trainer, loss):
     shard_on_a_cpu(monkeypatch)
-    cfg = {"loss": loss, "adapter": FULL, "processes": 2}
-    copies = rounds.train(f"copies {loss[0]} {asked}", online(**cfg))
-    shared = rounds.train(f"{asked} {loss[0]}", online(**cfg, launch=asked))
+    cfg = {"trainer": trainer, "loss": [loss], "adapter": FULL, "processes": 2}
+    copies = rounds.train(f"copies {trainer} {asked}", online(**cfg))
+    shared = rounds.train(f"{asked} {trainer}", online(**cfg, launch=asked))
     assert curve(shared, "reward") == curve(copies, "reward")
     assert furthest(shared, copies) < 1e-4
 

@@ -51,8 +51,8 @@ class OnlineTrainer(NonzeroWarmup):
             self.generation_kwargs["eos_token_id"] = stop_ids
             self.generation_config.eos_token_id = stop_ids
             if trainer.is_fsdp_enabled:
-                # A process whose answers have ended goes on with the others: each token's forward
-                # pass gathers the weights of all. transformers does so by itself for ZeRO-3 alone.
+                # Each forward pass gathers the weights of all processes, so one whose answers have
+                # ended takes part until all have. transformers does this for ZeRO-3 unasked.
                 trainer.model.generate = partial(trainer.model.generate, synced_gpus=True)
 
     def _prepare_reference(self, model: Any) -> Any:
