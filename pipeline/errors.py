@@ -7,11 +7,13 @@ import shlex
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 # Exit codes. Only workers use ALREADY_BUILT: another process built the step in the meantime.
 DONE, FAILED, USER_ERROR, ALREADY_BUILT, INTERRUPTED = 0, 1, 2, 3, 75
+MOST_ENTRIES = 2000  # of a folder, among which a name like a missing one is searched
 RESUME = "Run the same command to resume."
 
 Result = TypeVar("Result")
@@ -168,7 +170,9 @@ def describe_place(path: str | Path) -> str:
 
     An absolute one is not repeated, and an entry of the folder is named only if its name is near.
     """
-    place = Path(path).expanduser()
+    place = Path(path)
+    with suppress(RuntimeError):  # `~name` of no user
+        place = place.expanduser()
     if not str(path) or place.exists():
         return ""
     parts = [] if place.is_absolute() else [f"looked for {place.absolute()}"]
@@ -181,7 +185,8 @@ def _find_near_name(place: Path) -> str | None:
     import difflib
 
     with suppress(OSError):
-        names = [entry.name for entry in place.parent.iterdir()]
+        entries = islice(place.parent.iterdir(), MOST_ENTRIES)
+        names = [entry.name for entry in entries if entry.name != place.name]
         close = difflib.get_close_matches(place.name, names, n=1, cutoff=0.75)
         return str(place.with_name(close[0])) if close else None
     return None

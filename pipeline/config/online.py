@@ -15,6 +15,8 @@ from pipeline.config.training import TrainConfig
 if TYPE_CHECKING:
     from pipeline.config import Config
 
+CONTINUOUS = "use_transformers_continuous_batching"
+
 
 class OnlineTraining(TrainConfig):
     """A training that samples as `request` says and learns from the scores of `reward`."""
@@ -45,6 +47,15 @@ class OnlineTraining(TrainConfig):
     @property
     def steps_between_samples(self) -> int:
         return self.generation_batch // self.batch * self.passes
+
+    def explain_misfit(self, gpus: int) -> str | None:
+        if self.runtime.launch == "fsdp2" and self.args.get(CONTINUOUS):
+            return (
+                f"{self.knob}.args.{CONTINUOUS}: it has never been run with"
+                f" {self.knob}.runtime.launch=fsdp2, whose processes have to sample in step.\n"
+                f"  Leave it out, or give {self.knob}.runtime.launch=zero3."
+            )
+        return super().explain_misfit(gpus)
 
     def count_prompts(self, prompts: int) -> int:
         """How many of them are answered: the last ones fill no batch."""

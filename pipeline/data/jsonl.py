@@ -42,7 +42,8 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
         total = pluralize(len(lines.bad) + len(lines.rows), "line")
         head = f"{path}: {len(lines.bad)} of {total} cannot be used:"
         faults = describe_faults((f"line {number}", fault) for number, fault in lines.bad)
-        raise UserError("\n".join([head, faults, advise_on_bad_rows(len(lines.rows), knob)]))
+        advice = advise_on_bad_rows(len(lines.rows), knob, "give another file")
+        raise UserError("\n".join([head, faults, advice]))
     return lines
 
 
@@ -78,10 +79,10 @@ def describe_faults(bad: Iterable[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def advise_on_bad_rows(usable: int, skip: str | None) -> str:
-    """`skip`: the knob that leaves bad rows out, where there is one."""
+def advise_on_bad_rows(usable: int, skip: str | None, otherwise: str) -> str:
+    """`skip`: the knob that leaves bad rows out, where there is one. `otherwise`: for bad files."""
     if not usable:
-        return "  That is every row: give another file, or say how this one is to be read."
+        return f"  That is every row: fix them, or {otherwise}."
     others = f", or leave them out and count them with {skip}=skip" if skip else ""
     return f"  Fix them{others}."
 

@@ -64,7 +64,8 @@ def _bad_rows_error(cfg: PreferenceRows, found: Lines, rows: int, shape: str, kn
     total = pluralize(rows, "row")
     head = f"{knob}.source.{name}: {len(found.bad)} of {total} cannot be used (read as {shape}):"
     faults = describe_faults((f"row {number}", fault) for number, fault in sorted(found.bad))
-    advice = advise_on_bad_rows(len(found.rows), f"{knob}.on_bad_row")
+    read_by = f"say by {knob}.shape and {knob}.columns how to read them"
+    advice = advise_on_bad_rows(len(found.rows), f"{knob}.on_bad_row", read_by)
     return "\n".join([head, faults, advice])
 
 

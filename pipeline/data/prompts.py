@@ -138,7 +138,8 @@ def _bad_rows_error(source: PromptRows, knob: str, usable: int, bad: list[tuple[
     total = pluralize(len(bad) + usable, "row")
     head = f"{_source_name(source)}: {len(bad)} of {total} cannot be used:"
     skip = None if "." in knob else f"{knob}.on_bad_row"
-    return "\n".join([head, describe_faults(bad), advise_on_bad_rows(usable, skip)])
+    read_by = f"say by {knob}.shape and {knob}.columns how to read them"
+    return "\n".join([head, describe_faults(bad), advise_on_bad_rows(usable, skip, read_by)])
 
 
 def _source_name(source: PromptRows) -> str:

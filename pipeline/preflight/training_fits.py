@@ -136,16 +136,14 @@ def _find_pace(run_plan: RunPlan, step: Step, cfg: TrainConfig, shape: Shape | N
         same_adapter = made["config"].get("adapter", {}).get("kind") == cfg.adapter.kind
         same_kind = ("request" in made["config"]) == cfg.is_online
         is_alike = same_kind and same_adapter and (same_model or (same_shape and same_device))
-        if is_alike and "step_seconds" in cost:
+        if is_alike and "loop_seconds" in cost:
             return _compute_pace(made)
     return None
 
 
 def _compute_pace(made: store.Manifest) -> Pace:
-    """Its seconds, split: those that grow with the tokens, with the evaluations, and the rest."""
+    """By its last attempt. One that was killed noted nothing, and its seconds count nowhere."""
     cost = made["cost"]
-    seconds_each, every = cost.get("evaluation_seconds", 0.0), made["config"]["eval_every"]
-    stepping = cost["steps"] * cost["step_seconds"]
-    evaluating = seconds_each * training_fit.count_evaluations(every, cost["steps"])
-    rest = max(made["seconds"] - stepping - evaluating, 0.0)  # below 0 if it stopped early
-    return Pace(cost["tokens"] / stepping, seconds_each, rest)
+    tokens = cost["tokens"] / cost["steps"] / cost["step_seconds"]
+    rest = sum(cost["phases"].values()) - cost["loop_seconds"]  # below 0 if no step was left
+    return Pace(tokens, cost.get("evaluation_seconds", 0.0), max(rest, 0.0))

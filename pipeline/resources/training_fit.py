@@ -34,7 +34,7 @@ class Pace:
 
     tokens: float  # a second, between evaluations
     evaluation: float  # seconds of one evaluation
-    rest: float  # seconds of all else: opening and saving the model
+    rest: float  # seconds outside its loop: opening, checking and saving the model
 
 
 @dataclass(frozen=True)

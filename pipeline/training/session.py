@@ -83,7 +83,8 @@ def _note_answers(cfg: TrainConfig, out: Path, state: Any) -> None:
 
         answers = state.global_step * cfg.batch // cfg.passes
         by = "vllm" if online.uses_vllm(cfg) else "transformers"
-        note_cost(out, completions=answers, tokens=int(state.num_input_tokens_seen), sampled_by=by)
+        tokens, steps = int(state.num_input_tokens_seen), state.global_step
+        note_cost(out, completions=answers, tokens=tokens, steps=steps, sampled_by=by)
 
 
 def trainable_weights(policy: Any) -> loading.State:

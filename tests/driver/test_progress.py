@@ -246,6 +246,7 @@ def test_looks_are_counted_apart_from_steps(ticks, capfd, tmp_path):
     for _ in range(3):
         ticks.now += 20
         line.on_prediction_step(args, state, None, eval_dataloader=range(3))
+    line.on_evaluate(args, state, None)
     said = capfd.readouterr().err
     assert "train, evaluation at step 0: 1/3 dev batches" in said
     line.on_step_begin(args, state, None)
@@ -257,7 +258,29 @@ def test_looks_are_counted_apart_from_steps(ticks, capfd, tmp_path):
     assert "train 1/20 steps · loss 0.5 · 3:35 left" in capfd.readouterr().err
     line.on_train_end(args, state, None)
     cost = json.loads((tmp_path / "cost.json").read_text())
-    assert cost == {"step_seconds": 5, "evaluation_seconds": 60}
+    assert cost == {"loop_seconds": 65, "step_seconds": 5, "evaluation_seconds": 60}
+
+
+@pytest.mark.model
+def test_an_evaluation_without_batches_and_a_checkpoint_are_timed(ticks, tmp_path):
+    """As of online training, whose answers the guards sample after `on_evaluate`."""
+    from pipeline.training.monitoring.callbacks import ProgressLine
+
+    line = ProgressLine("train", tmp_path)
+    args = SimpleNamespace(eval_strategy="steps", eval_steps=1)
+    state = SimpleNamespace(max_steps=2, global_step=0, is_world_process_zero=True)
+    line.on_train_begin(args, state, None)
+    for save, evaluate in ((4, 0), (0, 30)):
+        line.on_step_begin(args, state, None)
+        ticks.now += 5
+        line.on_step_end(args, state, None)
+        ticks.now += save
+        if evaluate:
+            line.on_evaluate(args, state, None)
+            ticks.now += evaluate
+    line.on_train_end(args, state, None)
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    assert cost == {"loop_seconds": 44, "step_seconds": 7, "evaluation_seconds": 30}
 
 
 @pytest.mark.model

@@ -172,12 +172,14 @@ def test_whatever_is_lost_at_random_only_what_was_in_flight_is_done_again(tmp_pa
         assert there.files() == wanted
         wait_for(lambda folder=there.folder: not list_processes(folder), 240)
         print(f"{runs} runs, lost {dict(lost)}", flush=True)
+    assert {"driver", "process", *cluster.losses} == {*lost}
 
 
 def run_under_losses(there: Remote, cluster: Cluster, chance: random.Random) -> Counter[str]:
     """Type the same command until it is done, while something is lost now and then."""
     lost, done = Counter[str](), dict[str, int]()
     while True:
+        before = lost.total()
         driver = there.start(*SCRIPTED, *cluster.words, *TWO_MACHINES, **SLOWLY)
         losses = {
             "driver": lambda driver=driver: driver.kill() or True,
@@ -186,17 +188,25 @@ def run_under_losses(there: Remote, cluster: Cluster, chance: random.Random) -> 
         }
         while driver.poll() is None:
             if lost.total() < LOSSES_OF_A_RUN and made_progress(there, driver, chance):
-                done |= {path.name: path.stat().st_mtime_ns for path in shards(there)}
+                done |= read_times(there)
                 kind = chance.choice([*losses])
                 lost[kind] += bool(losses[kind]())
             time.sleep(0.2)
         output, _ = driver.communicate()
         if driver.returncode == 0:
             break
-        assert driver.returncode in (1, 75, -signal.SIGKILL), output
-    published = {path.name: path.stat().st_mtime_ns for path in shards(there)}
-    assert done.items() <= published.items(), "no shard is drawn twice"
-    return lost
+        assert driver.returncode in (1, 75, -signal.SIGKILL) and lost.total() > before, output
+    assert done.items() <= read_times(there).items(), "no shard is drawn twice"
+    return +lost
+
+
+def read_times(there: Remote) -> dict[str, int]:
+    """When each shard was written."""
+    times = dict[str, int]()
+    for path in shards(there):
+        with suppress(FileNotFoundError):  # published in this moment, at another path
+            times[path.name] = path.stat().st_mtime_ns
+    return times
 
 
 def made_progress(there: Remote, driver: subprocess.Popen, chance: random.Random) -> bool:

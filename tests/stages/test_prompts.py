@@ -311,7 +311,7 @@ def test_a_fault_of_every_row_is_one_line_with_their_number(tmp_path):
     assert head.endswith("42 of 42 rows cannot be used:")
     assert first == "  line 1 and 39 more: no column fragen. Did you mean frage? Known: frage"
     assert [line.partition(":")[0].strip() for line in others[:2]] == ["line 41", "line 42"]
-    assert others[2] == "  That is every row: give another file, or say how this one is to be read."
+    assert others[2].startswith("  That is every row: fix them, or say by prompts.shape and")
 
 
 def test_only_the_first_kinds_of_faults_are_listed():

@@ -97,7 +97,8 @@ def published_files(model: Model) -> dict[str, bytes]:
     ]
     found = {path.relative_to(model.path).as_posix(): path.read_bytes() for path in files}
     cost = json.loads(found["cost.json"])
-    del cost["step_seconds"], cost["evaluation_seconds"]  # of the clock; the rest is its own
+    for name in ("loop", "step", "evaluation"):
+        del cost[f"{name}_seconds"]  # of the clock; the other figures are the training's own
     return {**found, "cost.json": json.dumps(cost).encode()}
 
 

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import DROPPED_FILE, Model
+from pipeline.config.online import CONTINUOUS
 from pipeline.errors import StageError, UserError
 from pipeline.stages import train
 from tests.support.online import LETTER, N, online, request, write_prompts
@@ -265,14 +266,26 @@ def test_failures_are_counted_from_the_start_of_a_training_that_was_killed(round
     assert len(batches) == 5
 
 
+def test_a_sampler_that_was_never_tried_on_shards_is_refused():
+    cfg = online(launch="fsdp2", processes=2, args={CONTINUOUS: True})
+    assert "give train.runtime.launch=zero3" in (cfg.explain_misfit(2) or "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", SHARING)
-@pytest.mark.parametrize(("trainer", "loss"), [("grpo", "dapo"), ("rloo", "rloo")])
-def test_weights_in_shares_sample_and_train_as_copies_do(rounds, monkeypatch, asked, trainer, loss):
+@pytest.mark.parametrize(
+    ("trainer", "loss", "adapter"),
+    [("grpo", "dapo", FULL), ("grpo", "dapo", LORA), ("rloo", "rloo", FULL)],
+    ids=["grpo", "grpo-lora", "rloo"],
+)
+def test_weights_in_shares_sample_and_train_as_copies_do(
+    rounds, monkeypatch, asked, trainer, loss, adapter
+):
     shard_on_a_cpu(monkeypatch)
-    cfg = {"trainer": trainer, "loss": [loss], "adapter": FULL, "processes": 2}
-    copies = rounds.train(f"copies {trainer} {asked}", online(**cfg))
-    shared = rounds.train(f"{asked} {trainer}", online(**cfg, launch=asked))
+    cfg = {"trainer": trainer, "loss": [loss], "adapter": adapter, "processes": 2}
+    name = f"{trainer} {adapter['kind']} {asked}"
+    copies = rounds.train(f"copies {name}", online(**cfg))
+    shared = rounds.train(f"shared {name}", online(**cfg, launch=asked))
     assert curve(shared, "reward") == curve(copies, "reward")
     assert furthest(shared, copies) < 1e-4
 

@@ -20,7 +20,7 @@ from pipeline.scorers.user_files import check_function
 
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 FUNCTION = re.compile(r"\S+\.py:\w+")
-LENGTHS = re.compile(r"[1-9]\d*-[1-9]\d*")
+LENGTHS = re.compile(r"\d+-[1-9]\d*")
 SIZE_IN_NAME = re.compile(r"(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 FEWEST = 60  # prompts: with fewer no held-out share shows anything
 # Bytes a parameter: weights, gradients and AdamW's state; and a frozen copy in bfloat16 with what a
@@ -160,7 +160,7 @@ def _look_at_prompts(path: str, names: dict[str, Any], recipe: RecipeDraft) -> s
 
 # ── the scorer ────────────────────────────────────────────────────────────────────────────────────
 
-# What each needs after its name, and the knob that takes it. A column has a default.
+# What each needs after its name, and the knobs that take it. A column has a default.
 SCORERS = {
     "reward": ("a reward model: a folder or a name on the hub", "reward.model"),
     "rubric": ("a judge: its name at an OpenAI-compatible server", "engine.model"),
@@ -169,7 +169,7 @@ SCORERS = {
     "math": ("the column of known results", "column"),
     "code": ("the column of unit tests", "column"),
     "ifeval": ("IFEval's instructions, in the prompts' columns", ""),
-    "length": ("a length in words: length 20-100", "min"),
+    "length": ("the fewest and the most words: length 20-100", "min, max"),
     "json": ("valid JSON", ""),
 }
 COLUMNS = {"math": "answer", "code": "tests", "ifeval": "instruction_id_list"}

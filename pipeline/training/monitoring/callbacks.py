@@ -191,6 +191,7 @@ class ProgressLine(TrainerCallback):
         self._started = self._lap_start = time.monotonic()
         self._step_seconds: list[float] = []
         self._evaluation_seconds: list[float] = []
+        self._evaluates = False
         self._kl: dict[str, str] = {}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -205,6 +206,10 @@ class ProgressLine(TrainerCallback):
             self._evaluation = Progress(what, len(kwargs["eval_dataloader"]), "dev batches")
         if state.is_world_process_zero:
             self._evaluation.advance()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Online training has no batches before this; the guards' answers come after it."""
+        self._evaluates = True
 
     def on_log(
         self,
@@ -230,11 +235,13 @@ class ProgressLine(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._end_evaluation()
-        if not self.out or not state.is_world_process_zero:
-            return
-        laps = {"step": self._step_seconds, "evaluation": self._evaluation_seconds}
-        means = {f"{kind}_seconds": fmean(each) for kind, each in laps.items() if each}
-        note_cost(self.out, **means)
+        if self.out and self._step_seconds and state.is_world_process_zero:
+            loop, evaluating = time.monotonic() - self._started, sum(self._evaluation_seconds)
+            # With what passes between two steps, such as saving a checkpoint.
+            step = (loop - evaluating) / len(self._step_seconds)
+            note_cost(self.out, loop_seconds=loop, step_seconds=step)
+            if evaluating:
+                note_cost(self.out, evaluation_seconds=fmean(self._evaluation_seconds))
 
     def _end_lap(self) -> float:
         before, self._lap_start = self._lap_start, time.monotonic()
@@ -242,9 +249,9 @@ class ProgressLine(TrainerCallback):
 
     def _end_evaluation(self) -> None:
         seconds = self._end_lap()
-        if self._evaluation is not None:
+        if self._evaluates:
             self._evaluation_seconds.append(seconds)
-            self._evaluation = None
+        self._evaluates, self._evaluation = False, None
 
     def _time_left(self, args: Any, state: Any) -> str | None:
         if not self._step_seconds:
