@@ -33,10 +33,11 @@ def run_pilot(words: list[str]) -> int:
     """Run both pilots and estimate. Returns the exit code of the runs."""
     whole = compose_one(words)
     small, large = (compose_one([*words, *lower_sizes(whole, prompts)]) for prompts in (FEW, MANY))
+    small = small.model_copy(update={"until": "train@1"})
     resolve = functools.cache(resolve_commit)
     whole, small, large = (pin_revisions(cfg, resolve) for cfg in (whole, small, large))
     started = time.monotonic()
-    if code := run_point(small.model_copy(update={"until": "train@1"})):
+    if code := run_point(small):
         return code
     run_dir = None if large.dry_run else make_run_dir(large)
     if code := run_point(large, run_dir):
