@@ -145,5 +145,7 @@ def _compute_pace(made: store.Manifest) -> Pace:
     """By its last attempt. One that was killed noted nothing, and its seconds count nowhere."""
     cost = made["cost"]
     tokens = cost["tokens"] / cost["steps"] / cost["step_seconds"]
+    rows = cost.get("completions") or cost["pairs"] * made["config"]["epochs"]
     rest = sum(cost["phases"].values()) - cost["loop_seconds"]  # below 0 if no step was left
-    return Pace(tokens, cost.get("evaluation_seconds", 0.0), max(rest, 0.0))
+    evaluation = cost.get("evaluation_seconds", 0.0)
+    return Pace(tokens, evaluation, max(rest, 0.0), cost["tokens"] / rows)

@@ -35,6 +35,7 @@ class Pace:
     tokens: float  # a second, between evaluations
     evaluation: float  # seconds of one evaluation
     rest: float  # seconds outside its loop: opening, checking and saving the model
+    row: float  # tokens of a row
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,11 @@ class TrainingFit:
         if self.shape is None or self.rows is None:
             return None
         if self.pace:
+            tokens: float = self.rows.tokens
+            if not self.rows.lengths:  # then each row counts as the longest one
+                tokens = min(tokens, self.rows.count * self.cfg.epochs * self.pace.row)
             evaluating = self.evaluations * self.pace.evaluation
-            return self.pace.rest + self.rows.tokens / self.pace.tokens + evaluating
+            return self.pace.rest + tokens / self.pace.tokens + evaluating
         if self.cfg.is_online:  # most of its time is sampling, which only a measurement knows
             return None
         speed = hardware.estimate_speed()

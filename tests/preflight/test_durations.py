@@ -215,16 +215,17 @@ def test_references_and_marks_are_told_by_rows(planned):
 def test_a_training_s_time_has_its_looks_in_it(planned):
     steps = steps_of(planned)
     cfg = steps["train@1"].config
-    tokens = 2 * 100 * steps["pair@2"].config.pairs_per_prompt * cfg.max_length * cfg.epochs
+    rows = 100 * steps["pair@2"].config.pairs_per_prompt
     taken = 2 + 100 // cfg.batch  # steps, and so evaluations with eval_every=1
     assert cfg.eval_every > taken, "one evaluation before the first step, and one at the end"
     cost = {"tokens": 1000, "steps": 4, "step_seconds": 25.0, "evaluation_seconds": 30.0}
     cost |= {"loop_seconds": 160.0, "phases": {"load": 15.0, "work": 185.0}}
+    cost["pairs"] = 1000 / cfg.epochs / 20  # of 20 tokens each
     # An earlier attempt was killed after 300 s. In the last one 1000 tokens took 100 s, evaluations
     # 60 s, and opening and saving 40 s, which more tokens do not lengthen.
     build(planned, steps["train@1"], {**cost, "parameters": PARAMETERS}, seconds=500)
     assert durations_of(planned).estimate(steps["train@2"]).seconds == pytest.approx(
-        tokens / 10 + 60 + 40, rel=1e-6
+        rows * cfg.epochs * 20 / 10 + 60 + 40, rel=1e-6
     )
     shown = describe_memory(planned)
     assert any("as measured before, of it 1.0 min in 2 evaluations" in line for line in shown)
