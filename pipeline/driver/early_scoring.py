@@ -38,6 +38,6 @@ def has_shards_to_score(samples: Path) -> bool:
     work = store.find_work_folder(samples)
     try:
         finished = len(json.loads((work / "shards.json").read_text()))
-    except (OSError, ValueError):
+        return finished < sum(1 for _ in (work / "scratch" / "asked").glob("*.parquet"))
+    except (OSError, ValueError):  # not begun, or published in this moment
         return False
-    return finished < sum(1 for _ in (work / "scratch" / "asked").glob("*.parquet"))

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import store
+from pipeline.driver.early_scoring import has_shards_to_score
 from tests.stages.test_sample import SCRIPTED, Drawn
 
 SCORED = [*SCRIPTED, "until=score@1", "sample.per_round=60", "sample.shard=2"]
@@ -44,3 +46,17 @@ def test_a_killed_run_scores_again_and_ends_with_the_same(tmp_path):
     drawn["killed"].run(*SCORED)
     drawn["whole"].run(*SCORED)
     assert drawn["killed"].files() == drawn["whole"].files()
+
+
+def test_answers_that_are_published_while_they_are_counted_are_not_scored_early(
+    tmp_path, monkeypatch
+):
+    work = store.partial_folder(tmp_path / "sample" / "abc")
+    work.mkdir(parents=True)
+    (work / "shards.json").write_text("[]")
+
+    def lose(folder: Path, pattern: str):
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(Path, "glob", lose)
+    assert not has_shards_to_score(tmp_path / "sample" / "abc")
