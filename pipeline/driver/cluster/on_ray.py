@@ -126,8 +126,11 @@ class Ray:
                 probe.unlink(missing_ok=True)
 
     def _check_answer(self, host: str, answer: Any) -> None:
+        lost = self._ray.exceptions.TaskUnschedulableError, self._ray.exceptions.NodeDiedError
         try:
             seen = self._ray.get(answer, timeout=PATIENCE)
+        except lost:  # Ray lists a node for some seconds after its end
+            return
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(
