@@ -173,7 +173,10 @@ def describe_place(path: str | Path) -> str:
     place = Path(path)
     with suppress(RuntimeError):  # `~name` of no user
         place = place.expanduser()
-    if not str(path) or place.exists():
+    try:
+        if not str(path) or place.exists():
+            return ""
+    except OSError:  # nothing can be said of it
         return ""
     parts = [] if place.is_absolute() else [f"looked for {place.absolute()}"]
     if near := _find_near_name(place):

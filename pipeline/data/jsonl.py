@@ -80,7 +80,10 @@ def describe_faults(bad: Iterable[tuple[str, str]]) -> str:
 
 
 def advise_on_bad_rows(usable: int, skip: str | None, otherwise: str) -> str:
-    """`skip`: the knob that leaves bad rows out, where there is one. `otherwise`: for bad files."""
+    """`skip`: the knob that leaves bad rows out, where there is one.
+
+    `otherwise`: what to do besides fixing them where no row can be used.
+    """
     if not usable:
         return f"  That is every row: fix them, or {otherwise}."
     others = f", or leave them out and count them with {skip}=skip" if skip else ""

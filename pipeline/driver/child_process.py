@@ -104,6 +104,13 @@ def start_worker(log: Path) -> StepWorker:
     return StepWorker(process, ours)
 
 
+def watch_end(socket_number: int) -> select.poll:
+    """Its `poll` reports that the other end is closed, and nothing else."""
+    watch = select.poll()
+    watch.register(socket_number, 0)  # no event but the end, which is always reported
+    return watch
+
+
 def follow_driver() -> None:
     """Fork a watcher that kills this process group when the driver or this worker ends.
 
@@ -116,8 +123,7 @@ def follow_driver() -> None:
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    driver = select.poll()
-    driver.register(0, 0)  # no event but the end, which is always reported
+    driver = watch_end(0)
     while os.getppid() == worker and not driver.poll(100):
         continue
     try:

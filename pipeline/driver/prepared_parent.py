@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.driver.child_process import ENVIRONMENT, STAGES, StepWorker, start_worker
+from pipeline.driver.child_process import ENVIRONMENT, STAGES, StepWorker, start_worker, watch_end
 from pipeline.step import Step
 
 IS_SAFE = sys.platform == "linux"
@@ -214,12 +214,6 @@ def serve_forks(driver: socket.socket) -> socket.socket | None:
             send(driver, pid=pid)
 
 
-def has_ended(driver: socket.socket) -> bool:
-    hangup = select.poll()
-    hangup.register(driver, 0)  # no event but the end, which is always reported
-    return bool(hangup.poll(0))
-
-
 def report_ended(driver: socket.socket) -> None:
     with suppress(ChildProcessError):
         while True:
@@ -237,7 +231,7 @@ def send(driver: socket.socket, **news: Any) -> None:
 def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also while it loads
     with socket.socket(fileno=os.dup(0)) as driver:
-        if has_ended(driver):  # before the line above: then no signal comes
+        if watch_end(driver.fileno()).poll(0):  # before the line above: then no signal comes
             return
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ |= {name: value for name, value in CUDA_CHECK.items() if name not in os.environ}

@@ -471,7 +471,7 @@ def refused(capsys, *words) -> str:
 
 
 def test_what_is_not_a_run_is_refused_with_what_to_give(tmp_path, capsys):
-    for place in (tmp_path, tmp_path / "nowhere"):
+    for place in (tmp_path, tmp_path / "nowhere", "~nosuch/run"):
         error = refused(capsys, place)
         assert f"{place}: no run here" in error and "strop doctor runs/RECIPE/TIME" in error
 

@@ -19,6 +19,7 @@ from pipeline.commands.new.recipe import MAX_LINES, write_recipe
 from pipeline.commands.pilot.__main__ import FEW, MANY
 from pipeline.config.compose import Arguments, compose
 from pipeline.data.prompts import read_prompts
+from pipeline.errors import describe_place
 from pipeline.plan import plan
 from pipeline.resources.model_shape import GIB
 from tests.support.house import HOUSE
@@ -239,6 +240,9 @@ def test_a_file_whose_name_is_near_is_named(here):
     code, shown = type_on_a_terminal("./model", "askd.jsonl", "asked.jsonl", "regex x", "", "")
     assert code == 0
     assert f"(looked for {here}/askd.jsonl; there is asked.jsonl)" in shown
+    Path("dangling.jsonl").symlink_to("nowhere")
+    assert describe_place("dangling.jsonl") == f" (looked for {here}/dangling.jsonl)"
+    assert describe_place(f"/{'x' * 300}") == ""
 
 
 NONSENSE = [

@@ -164,6 +164,19 @@ def test_a_pilot_is_of_one_whole_run():
         compose_one(["recipes=smoke", "until=score"])
 
 
+def test_of_the_smaller_one_only_what_it_built_is_measured(tmp_path, monkeypatch):
+    """Where both have as many prompts, its report would be the larger one's."""
+    monkeypatch.chdir(tmp_path)
+    measured = []
+    monkeypatch.setattr(pilot, "run_point", lambda cfg, folder=None: 0)
+    monkeypatch.setattr(pilot, "measure_steps", lambda cfg: measured.append(cfg.until) or [])
+    for name in ("estimate", "format_lines"):
+        monkeypatch.setattr(pilot, name, lambda *_: [])
+    monkeypatch.setattr(pilot, "measure_overhead", lambda *_: 0)
+    assert pilot.run_pilot(WORDS) == 0
+    assert measured == ["train@1", None]
+
+
 def test_the_estimate_s_place_is_told_as_a_run_s_is(tmp_path, monkeypatch):
     """In the larger pilot's own folder, whatever runs/latest is."""
     monkeypatch.chdir(tmp_path)

@@ -54,7 +54,6 @@ def test_answers_that_are_published_while_they_are_counted_are_not_scored_early(
     work = store.partial_folder(tmp_path / "sample" / "abc")
     work.mkdir(parents=True)
     (work / "shards.json").write_text("[]")
-
     glob = Path.glob
 
     def lose(folder: Path, pattern: str):

@@ -29,6 +29,9 @@ class OnlineTrainer(NonzeroWarmup):
     control: Any
     generation_config: Any
     generation_kwargs: dict[str, Any]
+    is_deepspeed_enabled: bool
+    is_fsdp_enabled: bool
+    model: Any
     state: Any
     temperature: float
 
@@ -46,14 +49,13 @@ class OnlineTrainer(NonzeroWarmup):
         self.beta = kl_beta
         self.ref_model = self._prepare_reference(ref_model) if ref_model is not None else None
         self.eos_token_ids = stop_ids
-        trainer: Any = self
         if not self.args.use_vllm:
             self.generation_kwargs["eos_token_id"] = stop_ids
             self.generation_config.eos_token_id = stop_ids
-            if trainer.is_fsdp_enabled:
+            if self.is_fsdp_enabled:
                 # Each forward pass gathers the weights of all processes, so one whose answers have
                 # ended takes part until all have. transformers does this for ZeRO-3 unasked.
-                trainer.model.generate = partial(trainer.model.generate, synced_gpus=True)
+                self.model.generate = partial(self.model.generate, synced_gpus=True)
 
     def _prepare_reference(self, model: Any) -> Any:
         """As TRL prepares the one that it loads."""
@@ -61,10 +63,9 @@ class OnlineTrainer(NonzeroWarmup):
             disable_dropout_in_model(model)
         cast = {"cast_lm_head_to_fp32": True} if _casts_head(self.args) else {}
         add_fused_lm_head(model, temperature=self.temperature, **cast)
-        trainer: Any = self
-        if trainer.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             return prepare_deepspeed(model, self.accelerator)
-        if trainer.is_fsdp_enabled:
+        if self.is_fsdp_enabled:
             return prepare_fsdp(model, self.accelerator)
         return self.accelerator.prepare_model(model, evaluation_mode=True)
 
