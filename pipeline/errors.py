@@ -176,7 +176,7 @@ def describe_place(path: str | Path) -> str:
     try:
         if not str(path) or place.exists():
             return ""
-    except OSError:  # nothing can be said of it
+    except OSError:  # such as a name that is too long
         return ""
     parts = [] if place.is_absolute() else [f"looked for {place.absolute()}"]
     if near := _find_near_name(place):
