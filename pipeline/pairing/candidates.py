@@ -70,7 +70,7 @@ def join_candidates(
         samples = samples.with_columns(score=pl.lit(None, pl.Float64))
     else:
         samples = samples.with_columns(find_scores(samples["sample_id"], scores, scorer))
-    prompts, numbers, order = number_prompts(samples["prompt_id"])
+    prompts, numbers, order = number_prompts(samples["prompt_id"], samples["source"])
     return PairCandidates(samples.with_columns(p=numbers), prompts, order)
 
 
@@ -85,27 +85,38 @@ def find_scores(ids: pl.Series, scores: pl.DataFrame, scorer: str) -> pl.Series:
     return align_scores(ids, own)
 
 
-def number_prompts(ids: pl.Series) -> tuple[pl.Series, np.ndarray, np.ndarray | None]:
+def number_prompts(
+    ids: pl.Series, sources: pl.Series
+) -> tuple[pl.Series, np.ndarray, np.ndarray | None]:
     """The sorted prompts, each sample's place among them, and the samples' order by it.
 
     The samples of one model are in this order already. Those of several are a sorted run each,
     which the stable sort merges in linear time.
     """
-    new = np.append(True, (ids[1:] != ids[:-1]).to_numpy())[: len(ids)]
-    firsts, lengths = ids.filter(pl.Series(new)), np.diff(np.flatnonzero(new), append=len(ids))
-    if firsts.is_sorted():
-        return firsts, np.repeat(np.arange(len(firsts), dtype=np.uint32), lengths), None
-    prompts, places = _rank_prompts(firsts)
+    run = _find_run(ids, sources)
+    own = ids[:run]
+    new = np.append(True, (own[1:] != own[:-1]).to_numpy())[:run]
+    prompts, lengths = own.filter(pl.Series(new)), np.diff(np.flatnonzero(new), append=run)
+    if is_in_order := prompts.is_sorted():
+        places = np.arange(len(prompts), dtype=np.uint32)
+    else:
+        places = prompts.rank("dense").to_numpy() - np.uint32(1)
+        prompts = prompts.unique().sort()
     numbers = np.repeat(places, lengths)
+    if run == len(ids) and is_in_order:
+        return prompts, numbers, None
+    numbers = np.tile(numbers, len(ids) // run)
     return prompts, numbers, np.argsort(numbers, kind="stable")
 
 
-def _rank_prompts(ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
-    """The sorted ids without repeats, and the place of each id among them."""
-    run = int(np.append(np.flatnonzero((ids == ids[0]).to_numpy()), len(ids))[1])
-    if ids[:run].is_sorted() and ids[run:].equals(ids[:-run]):  # all models answered all prompts
-        return ids[:run], np.arange(len(ids), dtype=np.uint32) % np.uint32(run)
-    return ids.unique().sort(), ids.rank("dense").to_numpy() - np.uint32(1)
+def _find_run(ids: pl.Series, sources: pl.Series) -> int:
+    """How many rows are enough to know all: the first model's, where all answered alike.
+
+    Otherwise all rows.
+    """
+    run = int(np.append(np.flatnonzero((sources != sources[:1]).to_numpy()), len(ids))[0])
+    alike = run == len(ids) or (len(ids) % run == 0 and ids[run:].equals(ids[:-run]))
+    return run if alike else len(ids)
 
 
 def align_scores(ids: pl.Series, own: pl.DataFrame) -> pl.Series:

@@ -60,10 +60,11 @@ def propose_pairs(cfg: PairRound, candidates: PairCandidates) -> Proposal:
     rows = candidates.rows
     codes, reasons = judge_samples(cfg, candidates)
     kept = candidates.list_rows(codes == 0)
-    prompts = describe_prompts(cfg, candidates, kept)
-    fit = prompts["code"].to_numpy() == 0
+    numbers = rows["p"].to_numpy()[kept]
+    prompts = describe_prompts(cfg, candidates, kept, numbers)
+    fit = (prompts["code"].to_numpy() == 0)[numbers]
     extremes = {"max": prompts["high"].to_numpy(), "min": prompts["low"].to_numpy()}
-    usable = strategies.UsableSamples(rows, kept[fit[rows["p"].to_numpy()[kept]]], extremes)
+    usable = strategies.UsableSamples(rows, kept[fit], numbers[fit], extremes)
     pairs = strategies.propose(cfg, usable)
     prompts = _flag_unpaired(prompts, pairs)
     return Proposal(
@@ -99,42 +100,44 @@ def list_dropped_samples(
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def describe_prompts(cfg: PairRound, candidates: PairCandidates, kept: np.ndarray) -> pl.DataFrame:
+def describe_prompts(
+    cfg: PairRound, candidates: PairCandidates, kept: np.ndarray, numbers: np.ndarray
+) -> pl.DataFrame:
     """One row for each prompt: usable samples, highest and lowest score, pass rate, reason code.
 
-    `kept`: the numbers of the usable rows, in the order of prompts.
+    `kept`: the numbers of the usable rows, in the order of prompts. `numbers`: their prompts.
     """
     rows, prompts = candidates.rows, candidates.prompts
-    starts, numbers = strategies.find_groups(rows["p"].to_numpy()[kept])
+    starts, answered = strategies.find_groups(numbers)
     score = rows["score"].to_numpy()[kept]
     found = {"usable": np.zeros(len(prompts), dtype=np.uint32)}
-    found["usable"][numbers] = np.diff(np.append(starts, len(score)))
+    found["usable"][answered] = np.diff(np.append(starts, len(score)))
     band = cfg.filters.pass_rate
     reduced: dict[str, Any] = {"high": (np.maximum, score), "low": (np.minimum, score)}
     reduced |= {"pass_rate": (np.add, (score >= band.threshold).astype(float))} if band else {}
     for name, (reduce, values) in reduced.items():
         found[name] = np.full(len(prompts), np.nan)
         if len(starts):
-            found[name][numbers] = reduce.reduceat(values, starts)
+            found[name][answered] = reduce.reduceat(values, starts)
     table = pl.DataFrame({"prompt_id": prompts, **found})
     if band:
         table = table.with_columns(pl.col("pass_rate") / pl.col("usable"))
     if isinstance(cfg.strategy, BySource):
-        table = table.with_columns(answered=_find_answered(cfg.strategy, rows, kept, len(prompts)))
+        both = _find_answered(cfg.strategy, rows["source"][kept], numbers, len(prompts))
+        table = table.with_columns(answered=both)
     return table.with_columns(
         code=filters.find_first_reasons(table, filters.build_tests(cfg, filters.PROMPTS))
     )
 
 
 def _find_answered(
-    strategy: BySource, rows: pl.DataFrame, kept: np.ndarray, count: int
+    strategy: BySource, source: pl.Series, numbers: np.ndarray, count: int
 ) -> np.ndarray:
-    """Which prompts have a usable sample of each source that the strategy names."""
+    """Which of `count` prompts have a usable sample of each source that the strategy names."""
     answered = np.ones(count, dtype=bool)
     for name in strategy.names:
-        is_own = (rows["source"][kept] == name).to_numpy()
         has = np.zeros(count, dtype=bool)
-        has[rows["p"].to_numpy()[kept[is_own]]] = True
+        has[numbers[(source == name).to_numpy()]] = True
         answered &= has
     return answered
 
@@ -195,7 +198,8 @@ def add_sides(cfg: PairRound, rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.Dat
 def _side_columns(
     metadata: pl.DataFrame, at: pl.Series, names: dict[str, str], side: str
 ) -> list[pl.Series]:
-    picked = metadata[at].with_columns(pl.col("source").cast(pl.String))
+    picked = metadata[at]
+    picked = picked.with_columns(source=sources.name_sources(picked["source"]))
     return [picked[column].alias(f"{side}_{name}") for name, column in names.items()]
 
 

@@ -24,12 +24,13 @@ class UsableSamples:
 
     rows: pl.DataFrame  # all candidates
     usable: np.ndarray  # the numbers of these samples, in the order of prompts
+    numbers: np.ndarray  # of their prompts
     extremes: Mapping[str, np.ndarray]  # of each prompt: its `max` and `min` score
 
     def table(self, *columns: str) -> pl.DataFrame:
         """`row, p, score` and these columns. Other columns are not copied."""
         at = pl.Series("row", self.usable.astype(np.uint32))
-        p = pl.Series("p", self.rows["p"].to_numpy()[self.usable]).set_sorted()
+        p = pl.Series("p", self.numbers).set_sorted()
         return self.rows.select("score", *columns)[at].insert_column(0, at).insert_column(1, p)
 
     @property

@@ -121,7 +121,8 @@ def test_without_scores_every_prompt_that_both_answered_has_a_pair(answers, rand
     rows = samples[random.sample(range(samples.height), samples.height)]
     candidates = join_candidates(rows, None, "rules")
     listed = candidates.list_rows(usable(cfg, rows))
-    found = strategies.propose(cfg, strategies.UsableSamples(candidates.rows, listed, {}))
+    numbers = candidates.rows["p"].to_numpy()[listed]
+    found = strategies.propose(cfg, strategies.UsableSamples(candidates.rows, listed, numbers, {}))
     known = unscored(rows).filter(pl.Series(usable(cfg, rows)))
     by_prompt = {key[0]: set(part["source"]) for key, part in known.group_by("prompt_id")}
     both = {prompt for prompt, written in by_prompt.items() if {"strong", "weak"} <= written}
@@ -160,7 +161,10 @@ def test_prompts_that_one_source_alone_answered_are_counted():
 names = st.sampled_from([f"p{i}" for i in range(9)])
 # One model after the other: all the same prompts, or others of each, or one a part of them.
 by_model = st.builds(
-    lambda prompts, times, more: prompts * times + more,
+    lambda prompts, times, more: (
+        [(prompt, model) for model in range(times) for prompt in prompts]
+        + [(prompt, times) for prompt in more]
+    ),
     st.lists(names, max_size=9).map(sorted),
     st.integers(1, 4),
     st.lists(names, max_size=9).map(sorted),
@@ -168,11 +172,15 @@ by_model = st.builds(
 
 
 @thoroughly
-@given(by_model | st.lists(names, max_size=30))
-def test_prompts_are_numbered_whatever_their_order(prompts):
-    ids = pl.Series("prompt_id", prompts, pl.String)
-    sorted_ids, numbers, order = number_prompts(ids)
+@given(by_model | st.lists(st.tuples(names, st.integers(0, 3)), max_size=30))
+def test_prompts_are_numbered_whatever_their_order(rows):
+    prompts, models = [prompt for prompt, _ in rows], [POOL[model % len(POOL)] for _, model in rows]
+    ids, sources = (
+        pl.Series("prompt_id", prompts, pl.String),
+        pl.Series(models, dtype=pl.Enum(POOL)),
+    )
+    sorted_ids, numbers, order = number_prompts(ids, sources)
     assert sorted_ids.to_list() == sorted({*prompts})
     assert numbers.tolist() == (ids.rank("dense") - 1).to_list()
-    rows = range(len(ids)) if order is None else order.tolist()
-    assert [*rows] == sorted(range(len(ids)), key=lambda row: prompts[row])
+    listed = range(len(ids)) if order is None else order.tolist()
+    assert [*listed] == sorted(range(len(ids)), key=lambda row: prompts[row])
