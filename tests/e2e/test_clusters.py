@@ -36,7 +36,7 @@ class Cluster(NamedTuple):
 
     words: list[str]
     variables: dict[str, str]
-    losses: dict[str, Callable[[], object]]
+    losses: dict[str, Callable[[random.Random], bool]]
 
 
 @pytest.fixture(scope="module", params=["ray", "slurm"])
@@ -46,12 +46,12 @@ def cluster(request, tmp_path_factory):
     if request.param == "ray":
         with ray_cluster.run_ray() as nodes:
             words = ["cluster=ray", f"cluster.address={nodes.address}"]
-            yield Cluster(words, {}, {"node": lambda: nodes.lose() or True})
+            yield Cluster(words, {}, {"node": lambda _: nodes.lose() or True})
         return
     with slurm.run_slurm(tmp_path_factory.mktemp("slurm") / "slurm") as environment:
         losses = {
-            "cancelled job": partial(slurm.tell_a_job, environment, "scancel"),
-            "requeued job": partial(slurm.tell_a_job, environment, "scontrol", "requeue"),
+            "cancelled job": partial(slurm.lose_a_job, environment, ["scancel"]),
+            "requeued job": partial(slurm.lose_a_job, environment, ["scontrol", "requeue"]),
         }
         variables = {"SLURM_CONF": environment["SLURM_CONF"]}
         yield Cluster(["cluster=slurm"], variables, losses)
@@ -182,15 +182,15 @@ def run_under_losses(there: Remote, cluster: Cluster, chance: random.Random) -> 
         before = lost.total()
         driver = there.start(*SCRIPTED, *cluster.words, *TWO_MACHINES, **SLOWLY)
         losses = {
-            "driver": lambda driver=driver: driver.kill() or True,
-            "process": lambda: kill_any(there.folder, chance),
+            "driver": lambda _, driver=driver: driver.kill() or True,
+            "process": partial(kill_any, there.folder),
             **cluster.losses,
         }
         while driver.poll() is None:
             if lost.total() < LOSSES_OF_A_RUN and made_progress(there, driver, chance):
                 done |= read_times(there)
                 kind = chance.choice([*losses])
-                lost[kind] += bool(losses[kind]())
+                lost[kind] += losses[kind](chance)
             time.sleep(0.2)
         output, _ = driver.communicate()
         if driver.returncode == 0:

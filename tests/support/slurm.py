@@ -90,12 +90,12 @@ def ask(environment: dict[str, str], *words: str) -> str:
     return subprocess.run(words, env=environment, capture_output=True, text=True).stdout
 
 
-def tell_a_job(environment: dict[str, str], *words: str) -> bool:
-    """Any of those that run; False if none does."""
+def lose_a_job(environment: dict[str, str], words: list[str], chance: random.Random) -> bool:
+    """Do this to any of the jobs that run; False if none does."""
     jobs = ask(environment, "squeue", "--noheader", "--states=RUNNING", "--format=%A").split()
-    return (
-        bool(jobs) and not subprocess.run([*words, random.choice(jobs)], env=environment).returncode
-    )
+    if not jobs:
+        return False
+    return not subprocess.run([*words, chance.choice(sorted(jobs))], env=environment).returncode
 
 
 def wait_for(condition, seconds: float = 300):
