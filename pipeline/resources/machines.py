@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,10 @@ def find_invitation(work: Path) -> Invitation | None:
 
 
 def _read(folder: Path) -> Invitation:
-    return Invitation(folder, **json.loads((folder / INVITATION).read_text()))
+    """Another version of the software may have written other fields: its `code` is refused then."""
+    call = json.loads((folder / INVITATION).read_text())
+    names = [field.name for field in fields(Invitation) if field.name != "folder"]
+    return Invitation(folder, **{name: call.get(name) for name in names})
 
 
 # ── on the first machine ──────────────────────────────────────────────────────────────────────────

@@ -304,6 +304,14 @@ def test_who_waits_for_a_training_that_ends_leaves_and_frees_its_number(tmp_path
         assert not found.is_open()
 
 
+def test_an_invitation_of_another_version_can_be_read_and_says_whose_it_is(tmp_path):
+    folder = tmp_path / "scratch" / "machines"
+    folder.mkdir(parents=True)
+    write_json(folder / "invitation.json", {"hosts": 2, "attempt": "abc", "code": "other"})
+    found = machines.find_invitation(tmp_path)
+    assert found is not None and found.code == "other" and found.is_open()
+
+
 KTO = {"trainer": "kto", "loss": ["kto"], "reference_logps": "online", "micro_batch": "auto"}
 AOT = {"loss": ["aot"], "micro_batch": "auto"}
 MEET = {"machines": 2, "address": "head", "port": 6000}
