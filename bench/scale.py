@@ -9,7 +9,8 @@ python bench/scale.py [workers] [rows] [shards] [NAME=VALUE …]
     `words="cluster=ray …"` are added to the run, and `join=false` starts no workers: the run finds
     its own, as many as `{workers}` in its words asks for.
 `rows`: `many=200000` prompts with 8 answers each over `less=100000`: the peak memory of the driver
-    and of the stage, and the seconds for each row. The goal is for many=1000000.
+    and of the stage, and the seconds for each row. The goal is for many=1000000, here or with
+    `words="cluster=ray …"`.
 `shards`: `shards=2000` of them, claimed and published by `processes=16`: none lost, none twice.
     The seconds for each shard, over those for a tenth of the shards. The goal is for shards=10000
     and processes=64.
@@ -138,20 +139,23 @@ def make_environment(more: dict[str, str]) -> dict[str, str]:
 
 
 def measure_rows(knobs: dict[str, str], folder: Path) -> dict[str, float]:
-    less, many = (measure_peaks(folder / name, int(knobs[name])) for name in ("less", "many"))
+    words = shlex.split(knobs["words"].format(workers=2))
+    less, many = (
+        measure_peaks(folder / name, int(knobs[name]), words) for name in ("less", "many")
+    )
     rows = int(knobs["many"]) / int(knobs["less"])
-    return {
-        "driver_memory": many["driver"] / less["driver"],
-        "stage_memory": many["stage"] / less["stage"],
-        "seconds_per_row": many["seconds"] / less["seconds"] / rows,
-    }
+    ratios = {"seconds_per_row": many["seconds"] / less["seconds"] / rows}
+    # On a cluster the stage is no child of the driver: its memory is not measured there.
+    places = "driver", *(["stage"] if less["stage"] else [])
+    return ratios | {f"{place}_memory": many[place] / less[place] for place in places}
 
 
-def measure_peaks(folder: Path, prompts: int) -> dict[str, float]:
+def measure_peaks(folder: Path, prompts: int, words: list[str]) -> dict[str, float]:
     """MB of the driver and of its worker, while only `sample` runs, and the stage's seconds."""
     folder.mkdir()
     environment = make_environment({"SCALED_PROMPTS": str(prompts)})
-    command = [sys.executable, "-m", "pipeline", *RUN, f"sample.settings.draw.n={ANSWERS}"]
+    run = [*RUN, f"sample.settings.draw.n={ANSWERS}", *words]
+    command = [sys.executable, "-m", "pipeline", *run]
     for until in ("until=prompts", "until=sft"):
         subprocess.run(
             [*command, until], env=environment, cwd=folder, check=True, stdout=subprocess.DEVNULL
