@@ -13,10 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
 
+from tests.driver.test_sweep import GRID, list_trainings_at_once
 from tests.e2e.test_smoke import SMALL as SMALL_SMOKE
 from tests.stages.test_sample import SCRIPTED, Drawn
 from tests.support import ray_cluster, slurm
@@ -57,7 +58,7 @@ def cluster(request, tmp_path_factory):
         yield Cluster(["cluster=slurm"], variables, losses)
 
 
-class Remote(Drawn):
+class RemoteToys(Toys):
     """Runs with the variables of a cluster."""
 
     variables: dict[str, str]
@@ -66,7 +67,14 @@ class Remote(Drawn):
         return super().environment(**toy) | self.variables
 
 
-def make(kind: type[Toys], folder: Path, variables: dict[str, str]) -> Toys:
+class Remote(RemoteToys, Drawn):
+    pass
+
+
+KindT = TypeVar("KindT", bound=RemoteToys)
+
+
+def make(kind: type[KindT], folder: Path, variables: dict[str, str]) -> KindT:
     folder.mkdir()
     toys = kind(folder)
     toys.variables = variables
@@ -160,6 +168,19 @@ def test_more_than_any_node_has_is_refused_before_anything_starts(tmp_path, clus
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 2 and "sample asks for 64 cores" in output
     assert not (there.folder / "store" / "sample").exists()
+
+
+@pytest.mark.timeout(3600)
+def test_the_points_of_a_sweep_train_side_by_side_and_are_those_of_one_machine(tmp_path, cluster):
+    words, variables, _ = cluster
+    here, there = (make(RemoteToys, tmp_path / name, variables) for name in ("here", "there"))
+    for toys, more in ((here, []), (there, words)):
+        process = toys.start(*GRID, *more, pause="train:8")
+        output, _ = process.communicate(timeout=1700)
+        assert process.returncode == 0, output
+    assert there.files() == here.files()
+    assert list_trainings_at_once(there) > 1 == list_trainings_at_once(here)
+    assert len(there.notes("start")) == len(here.notes("start")), "each step is built once"
 
 
 @pytest.mark.timeout(7200)
