@@ -34,6 +34,9 @@ class ScriptedTokenizer:
     def decode(self, completion: Completion) -> str:
         return self.decode_raw(completion.token_ids)
 
+    def decode_all(self, completions: list[Completion]) -> list[str]:
+        return [self.decode(one) for one in completions]
+
     def check_prompt_prefix(self, messages: list[Message], kwargs: dict[str, Any]) -> None:
         """Nothing to check: without a template a prompt never changes."""
 

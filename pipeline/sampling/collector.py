@@ -209,8 +209,11 @@ class SampleCollector:
             self._send_report()
 
     def _fill_rows(self, arrived: list[tuple[dict[str, Any], Completion]]) -> None:
+        without_text = [completion for _, completion in arrived if completion.text is None]
+        texts = iter(self.tokenizer.decode_all(without_text))
         for row, completion in arrived:
-            row |= self._fill_columns(row, completion)
+            text = next(texts) if completion.text is None else completion.text
+            row |= self._fill_columns(row, completion, text)
 
     def _find_group(self, shard: str) -> str:
         return self._group_of.get(shard, shard)
@@ -248,9 +251,9 @@ class SampleCollector:
                 "  Try dtype=float32; check the checkpoint."
             )
 
-    def _fill_columns(self, row: dict[str, Any], completion: Completion) -> dict[str, Any]:
-        text = completion.text
-        text = self.tokenizer.decode(completion) if text is None else text
+    def _fill_columns(
+        self, row: dict[str, Any], completion: Completion, text: str
+    ) -> dict[str, Any]:
         return {
             "completion": text,
             **self._fill_tokens(row, completion, text),

@@ -72,7 +72,7 @@ class EvalGenerations:
             policy_logps = self._compute_logps(trainer.model, drawn)
             reference_logps = self._compute_reference_logps(trainer, drawn)
         free_device_memory()
-        texts = [self.engine.tokenizer.decode(one) for one in drawn]
+        texts = self.engine.tokenizer.decode_all(drawn)
         # The mean log-ratio of answers sampled from the policy estimates KL(policy ‖ reference).
         kl = fmean(p - r for p, r in zip(policy_logps, reference_logps, strict=True))
         figures = {KL: kl, TOKENS: fmean(len(one.token_ids) for one in drawn)}
