@@ -297,21 +297,24 @@ class SampleCollector:
         return True
 
     def _count_result(self, result: Completion | FailedRequest, prompt_is_done: bool) -> None:
-        billed = result.billed
+        news, billed = self._news, result.billed
         if tokens := self._unfinished.pop(result.sample_id, 0):
-            finished = self._count_by_length([tokens])
-            self._news.subtract(finished)
-            self._reported_unfinished.subtract(finished)
-        self._news.update(
-            prompts=prompt_is_done, billed_prompt_tokens=billed.read, billed_tokens=billed.written
-        )
+            name = f"{UNFINISHED_BIN}{find_bin(tokens, self.cfg.limits.completion)}"
+            for counts in (news, self._reported_unfinished):
+                counts[name] -= 1
+                counts[UNFINISHED_TOKENS] -= tokens
+        news["prompts"] += prompt_is_done
+        news["billed_prompt_tokens"] += billed.read
+        news["billed_tokens"] += billed.written
         if isinstance(result, FailedRequest):
-            self._news["failed"] += 1
+            news["failed"] += 1
             return
         truncated, length = result.finish_reason == "length", len(result.token_ids)
-        self._news.update(completions=1, tokens=length, truncated=truncated)
+        news["completions"] += 1
+        news["tokens"] += length
+        news["truncated"] += truncated
         if not truncated:
-            self._news[f"{ENDED_BIN}{find_bin(length, self.cfg.limits.completion)}"] += 1
+            news[f"{ENDED_BIN}{find_bin(length, self.cfg.limits.completion)}"] += 1
 
     def report_unfinished(self, unfinished: Mapping[str, int]) -> None:
         """Report the tokens so far of each unfinished completion, by sample id."""
