@@ -45,10 +45,10 @@ def _check_names(cfg: "Config") -> Iterator[str]:
         if name == REVISED and not cfg.revise:
             yield f"{knob}={REVISED}: nothing is revised. Give revise=default too."
         elif name and name not in answering:
-            known = suggest(name, answering)
+            add = f" To add it: +member@sample.pool.{name}=checkpoint sample.pool.{name}.model=…"
             yield (
-                f"{knob}={name}: no model of this name answers. {known}."
-                f" To add it: +member@sample.pool.{name}=checkpoint sample.pool.{name}.model=…"
+                f"{knob}={name}: no model of this name answers. {suggest(name, answering)}."
+                f"{'' if name in TAKEN else add}"
             )
     needed, sources = cfg.pair.at_least_one, cfg.pair.sources
     if needed and sources and needed not in sources:
@@ -72,8 +72,9 @@ def _check_use(cfg: "Config") -> Iterator[str]:
             f"revise: the strategy pairs {' with '.join(sources)} alone, so the revised answers are"
             f" in no pair. Give revise=none, or pair.strategy.chosen={REVISED}."
         )
+    known = {POLICY, REVISED, *cfg.sample.pool}
     for name in cfg.sample.pool:
-        if sources and name not in sources:
+        if sources and name not in sources and known.issuperset(sources):  # none is a typing error
             yield (
                 f"sample.pool.{name}: the strategy pairs {' with '.join(sources)} alone, so its"
                 f" answers are in no pair. Leave it out (~member@sample.pool.{name}), or choose"

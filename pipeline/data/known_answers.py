@@ -126,7 +126,7 @@ def _check_ties(place: Path, known: list[KnownAnswers]) -> None:
 
 def _read_labels(place: Path) -> KnownAnswersFile:
     pairs = read_human_comparisons(place)
-    subset = place.parent.name if place.stem == LABELS_NAME else place.stem
+    subset = place.absolute().parent.name if place.stem == LABELS_NAME else place.stem
     rows = [row for pair in pairs if (row := _rank_pair(place, subset, pair))]
     return KnownAnswersFile(rows, len(pairs) - len(rows))
 

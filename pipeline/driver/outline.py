@@ -131,7 +131,7 @@ def _check_store(root: Path) -> None:
     if not any((root / name).exists() for name in (STORE_MARKER, *MADE_BY)):
         raise UserError(
             f"store: {root} is to be read, and no store is there.\n"
-            "  Mount its disk, or leave it out of the list: store=[mine,team]."
+            "  Mount its disk, or leave it out of the stores that you give."
         )
 
 

@@ -213,6 +213,18 @@ def test_the_error_of_the_mean_of_subsets_is_smaller_than_theirs():
     assert overall.mean - overall.low == pytest.approx((one.mean - one.low) / 2)
 
 
+@pytest.mark.parametrize(("prompts", "low"), [(2, 0.158), (20, 0.832), (200, 0.982)])
+def test_a_few_right_answers_leave_a_doubt(prompts, low):
+    """The exact binomial interval's end, as tables have it."""
+    right = [ScoredAnswers("s", f"{at}", [1.0], [0.0]) for at in range(prompts)]
+    wrong = [ScoredAnswers("s", f"{at}", [0.0], [1.0]) for at in range(prompts)]
+    [best], [worst] = (measure_accuracy(rows).values() for rows in (right, wrong))
+    assert (best.accuracy.mean, best.accuracy.high) == (1.0, 1.0)
+    assert (worst.accuracy.mean, worst.accuracy.low) == (0.0, 0.0)
+    assert best.accuracy.low == pytest.approx(low, abs=5e-4)
+    assert worst.accuracy.high == pytest.approx(1 - low, abs=5e-4)
+
+
 # ── bad input ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -268,7 +280,10 @@ def check_run(words: list[str]) -> list[str]:
 
 
 def test_a_run_asks_for_a_record_of_the_very_scorer(server, words, tmp_path, capsys):
-    file = write_rows(tmp_path / "rb2.jsonl", as_rows(*[row for row in ROWS if row[1] == "Focus"]))
+    # All right, and enough of them for a lower end of 0.74.
+    right = [(f"{at}", "Focus", [GOOD[3]], [GOOD[2], "y", "z"]) for at in range(12)]
+    file = write_rows(tmp_path / "rb2.jsonl", as_rows(*right))
+    few = write_rows(tmp_path / "few.jsonl", as_rows(*right[:2]))
     mounted = ["+scorer@score.scorers.rubric=rubric", *words[1:], "pair.scorer=rubric"]
     asks = [*mounted, "pair.min_scorer_accuracy=0.7"]
     assert check_run(mounted) == []
@@ -276,6 +291,9 @@ def test_a_run_asks_for_a_record_of_the_very_scorer(server, words, tmp_path, cap
         check_run(asks)
     [warning] = check_run([*asks, "pair.unqualified=warn"])
     assert warning.startswith("! pair.scorer=rubric: ")
+    run_qualify(capsys, few, *words)
+    with pytest.raises(UserError, match=r"its accuracy on \S*few\.jsonl is 1\.000 \(95 %: 0\.158"):
+        check_run(asks)
     run_qualify(capsys, file, *words)
     assert check_run(asks) == check_run([*asks, "score.scorers.rubric.gold=false"]) == []
     with pytest.raises(UserError, match="no record"):

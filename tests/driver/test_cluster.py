@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import write_json
-from pipeline.driver.cluster import launcher, on_slurm, sbatch
+from pipeline.driver.cluster import launcher, on_ray, on_slurm, sbatch
 from pipeline.driver.cluster.launcher import ClusterWorker
 from pipeline.driver.cluster.needs import Needs, StepNeeds, check_machines, find_needs
 from pipeline.driver.cluster.node import run_module
@@ -266,6 +266,28 @@ def test_a_job_file_can_be_read_and_names_what_was_asked(programs, tmp_path):
     for line in ("#SBATCH --account=us", "#SBATCH --requeue", "export A=1", "module load cuda"):
         assert line in text.splitlines()
     assert any("sbatch --parsable --array=1-3" in call for call in fake_slurm.read_calls(programs))
+
+
+def test_a_folder_with_a_space_is_one_word_to_sbatch(programs, tmp_path, monkeypatch):
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    on_slurm.connect(composed(*SMALL, "cluster=slurm").cluster).start(make_task(folder, "this"))
+    lines = (folder / "cluster" / "000-sample-abc.sbatch").read_text().splitlines()
+    assert {f'#SBATCH --chdir="{folder}"', f'#SBATCH --output="{folder}/log"'} <= {*lines}
+
+
+def test_a_cluster_of_ray_that_does_not_answer_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(launcher, "_connected", {})
+    monkeypatch.setattr(on_ray, "find_spec", lambda _: True)
+    monkeypatch.setitem(sys.modules, "ray", None)  # it is not asked
+    for address in ("localhost:1", "ray://localhost:1"):
+        cfg = composed(*SMALL, "cluster=ray", f"cluster.address={address}").cluster
+        started = time.monotonic()
+        for _ in range(2):
+            with pytest.raises(UserError, match=f"{address}: no Ray cluster answers there"):
+                launcher.connect(cfg)
+        assert time.monotonic() - started < 5
 
 
 def test_the_job_of_several_machines_starts_what_joins_on_the_others(programs, tmp_path):

@@ -157,7 +157,7 @@ def test_what_is_no_list_of_stores_is_refused(given, fault):
     ("given", "fault"),
     [
         ("[mine,gone]", "store: gone is to be read, and no store is there"),
-        ("[mine,empty]", "Mount its disk, or leave it out of the list: store=[mine,team]"),
+        ("[mine,empty]", "Mount its disk, or leave it out of the stores that you give"),
         ("[file,team]", "store=file: cannot be written (File exists)"),
     ],
 )

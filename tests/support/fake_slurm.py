@@ -26,7 +26,7 @@ sbatch)
         echo "allocation failure: $fault" >&2; exit 1
     fi
     number=$(( $(ls "$state" | grep -c pid) + 1 ))
-    output=$(sed -n 's/^#SBATCH --output=//p' "$file")
+    output=$(sed -n 's/^#SBATCH --output=//p' "$file" | tr -d '"')
     touch "$state/$number.pid"
     if [ -z "$FAKE_PENDING" ]; then
         case "$file" in

@@ -76,17 +76,25 @@ class Cluster(Protocol):
         ...
 
 
-_connected: dict[str, Cluster] = {}  # the points of a sweep share one
+_connected: dict[str, Cluster | UserError] = {}  # the points of a sweep share one
 
 
 def connect(cfg: ClusterConfig) -> Cluster | None:
-    """The cluster, which has to answer; None where this machine builds the steps."""
+    """The cluster, which has to answer; None where this machine builds the steps.
+
+    It is asked once: one that does not answer takes up to a minute.
+    """
     if cfg.kind == "local":
         return None
     key = cfg.model_dump_json(exclude={"resources"})
     if key not in _connected:
-        _connected[key] = import_module(f"{__package__}.on_{cfg.kind}").connect(cfg)
-    return _connected[key]
+        try:
+            _connected[key] = import_module(f"{__package__}.on_{cfg.kind}").connect(cfg)
+        except UserError as error:
+            _connected[key] = error
+    if isinstance(found := _connected[key], UserError):
+        raise found
+    return found
 
 
 # ── before anything is built ──────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ Plain `ray` is enough: neither ray[data], whose blocks our shards do not need, n
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ from pipeline.errors import UserError, pluralize
 from pipeline.hashing import hash_code
 
 PAUSE = 0.2  # seconds between two questions to Ray
+PROBE = 10.0  # seconds for its head to take a connection
 PATIENCE = 60.0  # seconds for a node's answer
 GIB = 1 << 30
 # Variables of the driver that mean something else on another node.
@@ -34,6 +36,7 @@ def connect(cfg: RayCluster) -> "Ray":
             "cluster=ray: the package ray is not installed.\n"
             "  Type `pip install 'strop[ray]'`, or give cluster=local."
         )
+    _check_answers(cfg.address)
     import ray
 
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
@@ -46,6 +49,17 @@ def connect(cfg: RayCluster) -> "Ray":
         for number, handler in handlers.items():  # Ray has replaced that of SIGTERM
             signal.signal(number, handler)
     return Ray(cfg)
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself asks for minutes where nothing listens."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # such as `auto`
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE).close()
+    except OSError as error:
+        raise UserError(_explain_refusal(address, error)) from error
 
 
 def _explain_refusal(address: str, error: Exception) -> str:

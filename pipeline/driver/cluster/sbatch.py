@@ -1,5 +1,6 @@
 """Slurm job files that a person can read, and how they are submitted."""
 
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping
@@ -13,19 +14,24 @@ SIGTERM_CODE = 128 + 15  # bash's, where the signal came between the end and its
 
 def render_head(name: str, output: str, options: Mapping[str, object], machines: int = 1) -> str:
     """`options`: sbatch's, without those that are None."""
-    given = [f"#SBATCH {option}={value}" for option, value in options.items() if value is not None]
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            f"#SBATCH --job-name=strop-{name}",
-            f"#SBATCH --chdir={Path.cwd()}",
-            f"#SBATCH --output={output}",
-            f"#SBATCH --nodes={machines}",
-            f"#SBATCH --ntasks={machines}",
-            *given,
-            "",
-        ]
-    )
+    own = {
+        "--job-name": f"strop-{name}",
+        "--chdir": Path.cwd(),
+        "--output": output,
+        "--nodes": machines,
+        "--ntasks": machines,
+    }
+    given = [
+        f"#SBATCH {option}={_quote(str(value))}"
+        for option, value in {**own, **options}.items()
+        if value is not None
+    ]
+    return "\n".join(["#!/bin/bash", *given, ""])
+
+
+def _quote(value: str) -> str:
+    """sbatch splits its lines at spaces that are not within quotes."""
+    return f'"{value}"' if re.search(r"\s", value) else value
 
 
 REQUEUE_HEAD = f"""#SBATCH --open-mode=append

@@ -12,7 +12,7 @@ subsets.
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.report.analysis.agreement import BOOTSTRAP, mean
@@ -111,7 +111,21 @@ def _measure_subset(rows: list[ScoredAnswers]) -> Accuracy:
         counts["failed"] = failed
     means = [sum(each) / len(each) for each in credits.values()]
     flips = mean(row.flip_rate for row in complete if row.flip_rate is not None)
-    return Accuracy(estimate_mean(means, BOOTSTRAP), dict(counts), flips)
+    return Accuracy(_estimate_accuracy(means), dict(counts), flips)
+
+
+def _estimate_accuracy(credits: list[float]) -> Estimate:
+    """Where all prompts are right, or all wrong, no resample differs: the exact binomial interval.
+
+    At an accuracy of `low`, n of n prompts are right with a chance of low^n.
+    """
+    found, n = estimate_mean(credits, BOOTSTRAP), len(credits)
+    reached = ((1 - BOOTSTRAP.level) / 2) ** (1 / max(n, 1))
+    if n > 1 and {*credits} == {1.0}:
+        return replace(found, low=reached)
+    if n > 1 and {*credits} == {0.0}:
+        return replace(found, high=1 - reached)
+    return found
 
 
 def _rate_rows(rows: list[ScoredAnswers]) -> Iterator[Rating]:
