@@ -18,6 +18,8 @@ BlockT = TypeVar("BlockT", bound=BaseModel)
 KeyPath = tuple[str, ...]
 # What score= offers, the most frequent first; score=rules knows the playground alone.
 SCORES = "reward, rubric, pairwise, ifeval, math, code, function, labels, length, regex, json"
+# Blocks whose entries the user names: the group of the files to mount there, and what one is.
+MOUNTED = {("scorers",): ("scorer", "scorer"), ("pool",): ("member", "model")}
 MAX_GUESSES = 3
 # Knobs of a training that others have, by the name that they use.
 UNSUPPORTED = {"parallel": NO_CONTEXT_PARALLEL}
@@ -229,10 +231,11 @@ def _describe_error(
             fault = f"{group} is none, which takes no knobs. Choose another file of conf/{group}/."
         case "missing":
             fault = f"{key} is missing."
-        case "union_tag_not_found" if path[-2:-1] == ("scorers",):
+        case "union_tag_not_found" if path[-2:-1] in MOUNTED:
+            group, noun = MOUNTED[path[-2:-1]]
             fault = (
-                f"{key} has knobs, and no scorer of this name is chosen. Leave them out,"
-                f" or give +scorer@{key}=FILE."
+                f"{key} has knobs, and no {noun} of this name is chosen. Leave them out,"
+                f" or give +{group}@{key}=FILE."
             )
         case "union_tag_not_found":
             fault = f"{key}.kind is missing."

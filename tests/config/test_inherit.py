@@ -117,6 +117,11 @@ def test_every_scorer_that_one_word_chooses_is_offered():
             ["score=math", "score.scorers.function.function=./f.py:f"],
             "score.scorers.function has knobs, and no scorer of this name is chosen",
         ),
+        (
+            ["score=math", "sample.pool.stronk.share=0.5"],
+            "sample.pool.stronk has knobs, and no model of this name is chosen. Leave them out, or"
+            " give +member@sample.pool.stronk=FILE",
+        ),
         ([], "score.scorers is empty. Choose who scores: score=reward, rubric, "),
     ],
 )
