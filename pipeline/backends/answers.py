@@ -8,7 +8,12 @@ from pipeline.artifacts import Model
 from pipeline.backends import Completion, CompletionRequest, FailedRequest, OnTokens
 from pipeline.backends.chat import ModelTokenizer
 from pipeline.config import AnswersFile, Limits
-from pipeline.data.published_answers import read_published_answers
+from pipeline.data.published_answers import (
+    describe_other_questions,
+    find_answer,
+    list_questions,
+    read_published_answers,
+)
 from pipeline.errors import StageError
 
 
@@ -32,21 +37,15 @@ class AnswersReader:
                 found += isinstance(result, Completion)
                 yield result
         if not found:
-            raise StageError(
-                f"{self.knob}.file={self.cfg.file}: none of its {len(self.answers)} questions is"
-                " among the prompts that it is compared on.\n"
-                "  Give the answers of this evaluation's own prompts, or this benchmark's questions"
-                " as prompts.evaluation."
-            )
+            raise StageError(describe_other_questions(self.cfg, self.knob, len(self.answers)))
 
     def _find_answer(self, request: CompletionRequest) -> Completion | FailedRequest:
-        asked = [message["content"] for message in request.messages if message["role"] == "user"]
-        answers = self.answers.get(asked[0].strip(), []) if asked else []
-        if len(answers) < len(asked):
+        asked = list_questions(request.messages)
+        text = find_answer(self.answers, asked)
+        if text is None:
             what = f"turn {len(asked)} of this prompt" if len(asked) > 1 else "this prompt"
             reason = f"{Path(self.cfg.file).name} does not answer {what}"
             return FailedRequest(request.sample_id, reason)
-        text = answers[len(asked) - 1]
         ids = [*self.tokenizer.encode_literal(text), self.tokenizer.eos]
         return Completion(request.sample_id, ids, None, "stop", text)
 

@@ -1,6 +1,6 @@
 """Answers as benchmarks publish them, by question: AlpacaEval, FastChat (MT-Bench), Arena-Hard."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,34 @@ def read_published_answers(cfg: AnswersFile, knob: str) -> dict[str, list[str]]:
                 f"{knob}.file={cfg.file}: {where}: it names its question by {question[0]} alone.\n"
                 f"  Give the file of the questions: {knob}.questions=FILE."
             )
+    if not found:
+        where = f"none of its questions is in {cfg.questions}" if cfg.questions else ""
+        raise UserError(
+            f"{knob}.file={cfg.file}: {where or 'it holds no answer'}.\n"
+            f"  Expected rows such as {SHAPES}."
+        )
     return found
+
+
+def list_questions(messages: Sequence[Mapping[str, str]]) -> list[str]:
+    """What the user asks in a prompt, turn by turn."""
+    return [message["content"] for message in messages if message["role"] == "user"]
+
+
+def find_answer(answers: Mapping[str, list[str]], asked: Sequence[str]) -> str | None:
+    """The answer to the last of these turns: answers are found by the first."""
+    found = answers.get(asked[0].strip(), []) if asked else []
+    return found[len(asked) - 1] if 0 < len(asked) <= len(found) else None
+
+
+def describe_other_questions(cfg: AnswersFile, knob: str, count: int) -> str:
+    """The error where none of the `count` answered questions is asked."""
+    return (
+        f"{knob}.file={cfg.file}: none of its {count} questions is among the prompts that it is"
+        " compared on.\n"
+        "  Give the answers of this evaluation's own prompts, or this benchmark's questions as"
+        " prompts.evaluation."
+    )
 
 
 def read_reference_answers(file: str, knob: str) -> dict[str, list[str]]:

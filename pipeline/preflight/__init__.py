@@ -14,6 +14,7 @@ from pipeline.config import (
 from pipeline.errors import run_all
 from pipeline.models.checkpoint import check_files
 from pipeline.models.gguf import check_source
+from pipeline.preflight.answers import check_answers, list_answer_checks
 from pipeline.preflight.context_length import check_context
 from pipeline.preflight.environment import check_engine, check_keys, check_packages
 from pipeline.preflight.inputs import check_lengths, check_offline, check_prompts
@@ -43,6 +44,7 @@ def list_checks(coming: Iterable[Step], is_here: bool = True) -> Iterator[Callab
         if isinstance(step.config, MergePoint) and all(map(exists, step.config.models)):
             yield partial(check_models, step)
         yield from list_row_checks(step, coming)
+        yield from list_answer_checks(step)
         yield from list_checkpoint_checks(step.config)
         if isinstance(step.config, SampleRequest):
             yield partial(check_context, step, step.config)
@@ -70,5 +72,6 @@ def list_artifact_checks(
 ) -> Iterator[Callable[[], object]]:
     coming = list(unfold_online(coming))
     yield partial(check_prompts, made, folder_of(made), coming)
+    yield partial(check_answers, made, folder_of(made), coming)
     yield partial(check_offline, made, folder_of(made), coming)
     yield partial(check_lengths, made, folder_of, coming)

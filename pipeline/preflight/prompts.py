@@ -40,8 +40,11 @@ def list_prompt_checks(
                         if (scorer.function, prompts.columns) not in called:
                             yield partial(check_call, knob, scorer, prompts)
                         called.add((scorer.function, prompts.columns))
-                case PairRound(strategy=Demonstration() as strategy):
-                    yield partial(check_demonstrations, strategy, summarize(part).columns)
+                case PairRound(strategy=strategy, budget=budget):
+                    if isinstance(strategy, Demonstration):
+                        yield partial(check_demonstrations, strategy, summarize(part).columns)
+                    if budget.balance:
+                        yield partial(check_balance, budget.balance, summarize(part).columns)
                 case ReportConfig() as cfg:
                     yield partial(check_slices, cfg, summarize(part).columns)
                 case DuelConfig() as duel:
@@ -95,6 +98,15 @@ def check_demonstrations(cfg: Demonstration, known: Collection[str]) -> None:
             f"pair=demonstration reads the prompts' column {cfg.column}, and no prompt has it (they"
             f" have {', '.join(sorted(known)) or 'only their text'}).\n"
             "  Give prompts with that column, or pair.strategy.column=ANOTHER."
+        )
+
+
+def check_balance(column: str, known: Collection[str]) -> None:
+    if column not in known:
+        raise UserError(
+            f"pair.budget.balance reads the prompts' column {column}, and no prompt has it (they"
+            f" have {', '.join(sorted(known)) or 'only their text'}).\n"
+            "  Give prompts with that column, or pair.budget.balance=null."
         )
 
 

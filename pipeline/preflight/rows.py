@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.config import (
     AnswerJudge,
+    AnswersFile,
     DuelConfig,
     EvaluationQuestions,
     FilePrompts,
@@ -63,21 +64,21 @@ def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[],
             yield partial(check_given_prompts, step, cfg, coming)
             if data := _find_excluded(cfg):
                 yield partial(_read_demonstrations, data, "prompts.demonstrations")
-        case EvaluationQuestions(rows=rows) as cfg if _is_read_here(rows.source):
+        case EvaluationQuestions(rows=rows) as cfg if is_read_here(rows.source):
             yield partial(check_questions, step, cfg, coming)
-        case SftTraining(data=JsonlDemonstrations() as data) if _is_small(data.path):
+        case SftTraining(data=JsonlDemonstrations() as data) if is_small(data.path):
             yield partial(_read_demonstrations, data, f"{step.knob}.data")
-        case TrainConfig(rehearsal=RehearsalConfig(data=JsonlDemonstrations() as data)) if (
-            _is_small(data.path)
+        case TrainConfig(rehearsal=RehearsalConfig(data=JsonlDemonstrations() as data)) if is_small(
+            data.path
         ):
             yield partial(_read_demonstrations, data, f"{step.knob}.rehearsal.data")
-        case OfflineConfig(source=source) as cfg if _is_read_here(source):
+        case OfflineConfig(source=source) as cfg if is_read_here(source):
             yield partial(_read_preferences, cfg, "offline")
-        case RewardTraining(data=UserPreferences() as data) if _is_read_here(data.source):
+        case RewardTraining(data=UserPreferences() as data) if is_read_here(data.source):
             yield partial(_read_preferences, data, "reward.data")
-        case PairRound(edits=str(path)) as cfg if _is_small(path):
+        case PairRound(edits=str(path)) as cfg if is_small(path):
             yield partial(_read_edits, cfg.edits_knob, path)
-        case RevisionRequest(principles=str(path)) as cfg if _is_small(path):
+        case RevisionRequest(principles=str(path)) as cfg if is_small(path):
             yield partial(read_principles, cfg, step.knob)
 
 
@@ -85,7 +86,7 @@ def _find_excluded(cfg: PromptsConfig) -> JsonlDemonstrations | None:
     """The file of demonstrations that training prompts are compared with, if it is read here."""
     match cfg:
         case UserPrompts(exclude=[_, *_], demonstrations=JsonlDemonstrations() as data):
-            return data if _is_small(data.path) else None
+            return data if is_small(data.path) else None
     return None
 
 
@@ -103,7 +104,7 @@ def describe_unread(coming: Sequence[Step]) -> Iterator[str]:
         )
     for knob, path in dict.fromkeys(place for step in coming for place in _list_places(step)):
         place = Path(path).expanduser()
-        if place.exists() and not _is_small(path):
+        if place.exists() and not is_small(path):
             yield (
                 f"  {knob}={path}: not checked here ({_describe_size(place)});"
                 " its step refuses broken rows and missing columns"
@@ -119,7 +120,7 @@ def _describe_size(place: Path) -> str:
 def _list_places(step: Step) -> Iterator[tuple[str, str]]:
     match step.config:
         case InstructionPrompts() | FilePrompts() | HubPrompts() as cfg:
-            for knob, rows in _list_sets(cfg).items():
+            for knob, rows in list_sets(cfg).items():
                 if isinstance(rows.source, FileRows):
                     yield f"{knob}.path" if knob == "prompts" else knob, rows.source.path
         case SftTraining(data=JsonlDemonstrations(path=path)):
@@ -130,13 +131,15 @@ def _list_places(step: Step) -> Iterator[tuple[str, str]]:
             yield "offline.source.path", path
         case RewardTraining(data=UserPreferences(source=FileRows(path=path))):
             yield "reward.data.source.path", path
+        case AnswersFile(file=path):
+            yield f"{step.knob}.file", path
 
 
 def warn_of_one_sided_sets(coming: Sequence[Step]) -> Iterator[str]:
     """A warning for each safety set that has harmful requests alone, or none."""
     for step in coming:
         match step.config:
-            case EvaluationQuestions(rows=rows) if _is_read_here(rows.source) and _is_safety_set(
+            case EvaluationQuestions(rows=rows) if is_read_here(rows.source) and _is_safety_set(
                 step, coming
             ):
                 try:
@@ -163,7 +166,7 @@ def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) 
         faults += collect_faults([lambda: known.update(prompts=_summarize_generated(cfg))])
     else:
         on_bad_row["prompts"] = cfg.on_bad_row
-    sets = {knob: rows for knob, rows in _list_sets(cfg).items() if _is_read_here(rows.source)}
+    sets = {knob: rows for knob, rows in list_sets(cfg).items() if is_read_here(rows.source)}
     faults += collect_faults(
         partial(summarize, knob, rows, on_bad_row.get(knob, "fail")) for knob, rows in sets.items()
     )
@@ -263,7 +266,7 @@ def _read_columns(rows: PromptRows, knob: str) -> dict[str, dict[str, Any]]:
     return {key: json.loads(text) for key, text in pairs}
 
 
-def _list_sets(cfg: PromptsConfig) -> dict[str, PromptRows]:
+def list_sets(cfg: PromptsConfig) -> dict[str, PromptRows]:
     """The training prompts, evaluation sets and splits that are files, by their knobs."""
     own = {"prompts": cfg.prompt_rows} if isinstance(cfg, FilePrompts | HubPrompts) else {}
     evaluation = {f"prompts.evaluation.{name}": rows for name, rows in cfg.evaluation.items()}
@@ -317,8 +320,8 @@ def _summarize_sets(cfg: PromptsConfig) -> dict[str, PromptSummary]:
     """The sets that are read here and not refused, by their knobs."""
     found = {}
     on_bad_row = {"prompts": cfg.on_bad_row} if isinstance(cfg, FilePrompts) else {}
-    for knob, rows in _list_sets(cfg).items():
-        if _is_read_here(rows.source):
+    for knob, rows in list_sets(cfg).items():
+        if is_read_here(rows.source):
             with suppress(UserError):
                 found[knob] = _summarize_rows(rows, knob, on_bad_row.get(knob, "fail"))
     return found
@@ -378,11 +381,11 @@ def _read_edits(knob: str, path: str) -> None:
 # ── what is read here ─────────────────────────────────────────────────────────────────────────────
 
 
-def _is_read_here(source: FileRows | HubRows) -> bool:
-    return isinstance(source, FileRows) and _is_small(source.path)
+def is_read_here(source: FileRows | HubRows) -> bool:
+    return isinstance(source, FileRows) and is_small(source.path)
 
 
-def _is_small(path: str) -> bool:
+def is_small(path: str) -> bool:
     """False for a missing file too, which has its own error."""
     place = Path(path).expanduser()
     return (
