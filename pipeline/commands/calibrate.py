@@ -7,7 +7,7 @@ calibration.json (out=PATH).
 
 import hashlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -56,6 +56,7 @@ def main(arguments: list[str]) -> int:
     check_out(out, file)
     judged = read_human_comparisons(file)
     blocks = compose_block(Arguments.parse(words.overrides), CalibrateConfig)
+    check_scorers(names, blocks.score)
     filled = fill_reward_model(blocks.score.scorers, blocks.reward)
     cfg = blocks.score.model_copy(update={"scorers": filled})
     verdicts = {name: collect_verdicts(cfg, name, judged) for name in names}
@@ -63,6 +64,14 @@ def main(arguments: list[str]) -> int:
     write_json(out, {"file": file.name, **results})
     print("\n".join([*format_lines(results), str(out)]))
     return 0
+
+
+def check_scorers(names: Iterable[str], cfg: ScoreConfig) -> None:
+    """Refuse an unknown name before any scorer is asked: the first may be slow, or paid for."""
+    for name in names:
+        if name not in cfg.scorers:
+            known = suggest(name, list(cfg.scorers))
+            raise UserError(f"scorer={name}: score.scorers has no such scorer. {known}")
 
 
 def check_out(out: Path, file: Path) -> None:
@@ -97,9 +106,6 @@ def collect_verdicts(
     cfg: ScoreConfig, name: str, judged: list[HumanComparison]
 ) -> tuple[Verdicts, Verdicts]:
     """A scorer's verdicts with the answers in the file's order, and with each pair swapped."""
-    if name not in cfg.scorers:
-        known = suggest(name, list(cfg.scorers))
-        raise UserError(f"scorer={name}: score.scorers has no such scorer. {known}")
     answers = [answer for pair in judged for answer in make_answers(pair)]
     swapped = [answer for pair in judged for answer in reversed(make_answers(pair))]
     scores, swapped_scores = (collect_scores(cfg, name, each) for each in (answers, swapped))

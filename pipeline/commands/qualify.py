@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.calibrate import align_columns, collect_scores
+from pipeline.commands.calibrate import align_columns, check_scorers, collect_scores
 from pipeline.commands.table import parse_words, reports_errors
 from pipeline.config import Block, RewardConfig, ScoreConfig, StoreFolders, list_stores
 from pipeline.config.compose import Arguments, compose_block
 from pipeline.data.known_answers import KnownAnswers, read_known_answers
-from pipeline.errors import StageError, UserError, pluralize, suggest
+from pipeline.errors import StageError, UserError, pluralize
 from pipeline.hashing import ContentCache, resolve_commit
 from pipeline.preflight.qualification import (
     fill_reward_model,
@@ -60,6 +60,7 @@ def main(arguments: list[str]) -> int:
         )
     cfg = compose_block(Arguments.parse(words.overrides), QualifyConfig)
     names = [name for name in words.knob("scorer").split(",") if name]
+    check_scorers(names, cfg.score)
     for name in names or [next(iter(cfg.score.scorers))]:
         hashes = ContentCache(list_stores(cfg.store)[0] / ".contents.json")
         scorer = _Scorer(cfg, name, hashes)
@@ -81,9 +82,6 @@ class _Scorer:
     """One scorer, as a run would open it: with the commits of its models and the run's reward."""
 
     def __init__(self, cfg: QualifyConfig, name: str, hashes: ContentCache):
-        if name not in cfg.score.scorers:
-            known = suggest(name, list(cfg.score.scorers))
-            raise UserError(f"scorer={name}: score.scorers has no such scorer. {known}")
         self.name, knob = name, f"score.scorers.{name}"
         filled = fill_reward_model(cfg.score.scorers, cfg.reward)
         scorers = pin_revisions(select_scorers(filled, name), cache(resolve_commit))

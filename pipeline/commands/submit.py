@@ -16,7 +16,11 @@ from pipeline.commands.table import Words, describe_usage, parse_words, reports_
 from pipeline.config import Config
 from pipeline.config.compose import Arguments, compose
 from pipeline.driver.cluster import sbatch
+from pipeline.driver.outline import outline_plan, select_targets
+from pipeline.driver.run import find_faults
 from pipeline.errors import DONE, INTERRUPTED, UserError
+from pipeline.plan import plan
+from pipeline.preflight.training_fits import TrainingFits
 
 # What each of our knobs is for sbatch.
 OPTIONS = {
@@ -29,17 +33,38 @@ OPTIONS = {
     "constraint": "--constraint",
 }
 
+# What Slurm reads, and how we ask for it.
+READABLE = {
+    "machines": ("0*[1-9][0-9]{0,3}", "a whole number from 1 to 9999"),
+    "gpus": (
+        r"(([a-zA-Z][\w.-]*:)?[0-9]+)(,[a-zA-Z][\w.-]*:[0-9]+)*",
+        "a whole number from 0, or with a type, such as a100:2",
+    ),
+    "cpus": ("0*[1-9][0-9]*", "a whole number from 1"),
+    "memory": ("[0-9]+[kmgtKMGT]?", "a number such as 64G or 64000M; without a unit it is of MiB"),
+    "time": (
+        "(?i:[0-9]+(:[0-9]{1,2}){0,2}|[0-9]+-[0-9]{1,2}(:[0-9]{1,2}){0,2}|unlimited|infinite)",
+        "minutes, or H:MM:SS, such as 8:00:00, or D-HH:MM:SS",
+    ),
+}
+
 
 @reports_errors
 def main(arguments: list[str]) -> int:
     words = parse_words("submit", arguments)
-    helpers = _read_machines(words) - 1
+    _check_options(words)
+    helpers = int(words.knob("machines")) - 1
+    prolog = _read_prolog(words)
     points, _ = compose(Arguments.parse(words.overrides))
+    for point in points:
+        _check_plan(point, has_prolog=bool(prolog))
+    if "--dry-run" not in words.flags:
+        _check_sbatch()
     folder = make_new_folder(Path("jobs") / points[0].recipe.replace("/", "-"))
     run, help_ = folder / "run.sbatch", folder / "help.sbatch"
-    write_text(run, render_run(words, points[0], folder))
+    write_text(run, render_run(words, points[0], folder, prolog))
     if helpers:
-        write_text(help_, render_helper(words, points[0], folder))
+        write_text(help_, render_helper(words, points[0], folder, prolog))
     if "--dry-run" in words.flags:
         print(f"Nothing was submitted. To submit it: {_format_submit(run)}")
         print(run.read_text() + (help_.read_text() if helpers else ""), end="")
@@ -52,21 +77,41 @@ def main(arguments: list[str]) -> int:
     return DONE
 
 
-def _read_machines(words: Words) -> int:
-    count = words.knob("machines")
-    if not re.fullmatch("[0-9]{1,4}", count) or not int(count):
+def _check_options(words: Words) -> None:
+    """Slurm would name its own options, and only once the job files are written."""
+    faults = [
+        f"{knob}={value}: expected {expected}."
+        for knob, (pattern, expected) in READABLE.items()
+        if (value := words.knob(knob)) and not re.fullmatch(pattern, value, re.ASCII)
+    ]
+    if faults:
+        raise UserError("\n".join([*faults, f"  {describe_usage('submit')}"]))
+
+
+def _check_plan(cfg: Config, has_prolog: bool) -> None:
+    """As `strop plan`, but for what only the machines of the job can tell."""
+    cfg = cfg.model_copy(update={"dry_run": True})  # nothing is written
+    run_plan = outline_plan(cfg, select_targets(plan(cfg), cfg.until))
+    # A prolog may bring packages and keys that are not here.
+    fits = TrainingFits(run_plan, is_here=False)
+    faults = run_plan.faults if has_prolog else find_faults(cfg, run_plan, fits)
+    if faults:
+        raise UserError(*faults)
+
+
+def _check_sbatch() -> None:
+    if shutil.which("sbatch") is None:
         raise UserError(
-            f"machines={count}: expected a whole number from 1 to 9999.\n"
-            f"  {describe_usage('submit')}"
+            "strop submit: no sbatch here, so this machine submits no Slurm jobs.\n"
+            "  Type this on the cluster's login machine; --dry-run shows the jobs without it."
         )
-    return int(count)
 
 
 def _format_submit(file: Path) -> str:
     return shlex.join(["sbatch", str(file)])
 
 
-def render_run(words: Words, cfg: Config, folder: Path) -> str:
+def render_run(words: Words, cfg: Config, folder: Path, prolog: str) -> str:
     command = shlex.join([sys.executable, "-m", "pipeline", "run", *words.overrides])
     job = shlex.quote(str(folder / "run.sbatch"))
     waits_for_batch = (
@@ -75,16 +120,16 @@ def render_run(words: Words, cfg: Config, folder: Path) -> str:
     )
     return (
         f"{_render_head(words, cfg, folder, 'run')}{sbatch.REQUEUE_HEAD}\n"
-        f"{_render_prolog(words)}{sbatch.render_requeued(command, *waits_for_batch)}"
+        f"{prolog}{sbatch.render_requeued(command, *waits_for_batch)}"
     )
 
 
-def render_helper(words: Words, cfg: Config, folder: Path) -> str:
+def render_helper(words: Words, cfg: Config, folder: Path, prolog: str) -> str:
     """It waits long: the steps that it can help with are minutes or hours apart."""
     (cfg.runs / cfg.recipe).mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pipeline", "work", str(cfg.runs / cfg.recipe), "wait=3600"]
     return f"""{_render_head(words, cfg, folder, "help")}
-{_render_prolog(words)}exec {shlex.join(command)}
+{prolog}exec {shlex.join(command)}
 """
 
 
@@ -95,7 +140,7 @@ def _render_head(words: Words, cfg: Config, folder: Path, name: str) -> str:
     return sbatch.render_head(f"{cfg.recipe.replace('/', '-')}-{name}", output, options)
 
 
-def _render_prolog(words: Words) -> str:
+def _read_prolog(words: Words) -> str:
     """Free text, such as `module load cuda`."""
     file = words.knobs["prolog"]
     if file is None:
@@ -111,9 +156,4 @@ def _render_prolog(words: Words) -> str:
 
 def submit(words: list[str]) -> str:
     """Returns the job's number."""
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            "strop submit: no sbatch here, so this machine submits no Slurm jobs.\n"
-            "  Type this on the cluster's login machine; --dry-run shows the jobs without it."
-        )
     return sbatch.submit(words, describe_usage("submit"))

@@ -277,6 +277,7 @@ def parse_words(name: str, words: Iterable[str]) -> Words:
         elif word in command.flags:
             found.flags.add(word)
         elif command.takes_overrides and (equals or _follows_places(command, found, word)):
+            _check_override(name, word, found.overrides)
             found.overrides.append(word)
         elif _is_place(command, word):
             found.places.append(word)
@@ -297,6 +298,28 @@ def _follows_places(command: Command, found: Words, word: str) -> bool:
     has_all = len(found.places) == command.places[1]
     is_flag = bool(found.places) and word.startswith("-")
     return has_all or is_flag or found.overrides[-1:] in (["--config-dir"], ["-cd"])
+
+
+def _check_override(name: str, word: str, before: list[str]) -> None:
+    """Refuse what only looks like a word for the config: an unknown flag, or a knob misspelt.
+
+    Any other key that the config does not have is refused there, with the knobs that are like it.
+    """
+    from pipeline.config import Config
+    from pipeline.config.compose import FLAGS, is_top_key
+
+    command, (key, equals, _) = COMMANDS[name], word.partition("=")
+    if word.startswith("-") and before[-1:] not in (["--config-dir"], ["-cd"]):
+        if key not in FLAGS:
+            known = [*command.flags, *FLAGS]
+            raise _refuse(name, f"{word}: no such flag. {suggest(key, known)}")
+        return
+    knobs = [f"{knob}=" for knob in command.knobs]
+    is_plain = bool(equals) and key.isidentifier()  # no path, mount or removal
+    if is_plain and not is_top_key(key) and get_close_matches(f"{key}=", knobs):
+        of_config = [f"{knob}=" for knob in Config.model_fields]
+        known = [*knobs, *get_close_matches(f"{key}=", of_config)]
+        raise _refuse(name, f"{word}: not understood. {suggest(f'{key}=', known)}")
 
 
 def _is_place(command: Command, word: str) -> bool:

@@ -179,15 +179,40 @@ def _describe_unswept(arguments: Arguments, swept: str) -> str:
 
 
 def compose_block(arguments: Arguments, shape: type[BlockT]) -> BlockT:
-    """Only the blocks that a shape has, even where the rest of the config still lacks values."""
+    """Only the blocks that a shape has, even where the rest of the config still lacks values.
+
+    A recipe may set any knob of the config. A key that is none was meant to be another.
+    """
     overrides = _parse_overrides(arguments.overrides)
     composed = _compose_overrides(arguments, [override.input_line for override in overrides])
+    _refuse_unknown_keys(composed)
     values = {name: composed[name] for name in shape.model_fields}
     raw = {
         name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for name, value in values.items()
     }
     return validate(_record_composition(raw, composed.hydra), shape)
+
+
+def _refuse_unknown_keys(composed: DictConfig) -> None:
+    choices = composed.hydra.runtime.choices
+    keys = [str(key) for key in composed if key != "hydra" and not is_top_key(str(key))]
+    where = f"command line or recipes/{choices.recipes}.yaml" if choices.recipes else "command line"
+    values: Any = OmegaConf.to_container(OmegaConf.masked_copy(composed, keys), resolve=False)
+    faults = []
+    for key, value in values.items():
+        if renamed.rename((key,)) != (key,):
+            fault = renamed.describe_renamed((key,), iter_leaves(value, (key,)))
+        else:
+            fault = f"{key} is not a knob of the config. {suggest(key, [*Config.model_fields])}"
+        faults.append(f"{where}: {fault}")
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def is_top_key(key: str) -> bool:
+    """Whether a word may start with `key=`: a knob or block of the config, a group, or `scale`."""
+    return key in Config.model_fields or key == "scale" or (CONF / key).is_dir()
 
 
 def validate_point(composed: DictConfig, hydra: Any) -> Config:

@@ -254,6 +254,10 @@ def test_faults_of_the_words_and_of_the_judge(server, words, tmp_path, capsys):
     assert "no such file" in capsys.readouterr().err
     assert qualify.main([str(file), "scorer=nope", *words]) == 2
     assert "scorer=nope: score.scorers has no such scorer" in capsys.readouterr().err
+    assert qualify.main([str(file), "scorer=rubric,rubrik", *words]) == 2
+    shown = capsys.readouterr()
+    assert "scorer=rubrik: score.scorers has no such scorer. Did you mean rubric" in shown.err
+    assert not shown.out and not (tmp_path / "store" / "qualified").exists()
     assert qualify.main([str(file), *words, "score.scorers.rubric.engine.model=garbage"]) == 1
     shown = capsys.readouterr().err
     assert "scores failed" in shown and "score.max_failed=0.01" in shown

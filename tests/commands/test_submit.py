@@ -34,6 +34,7 @@ def test_a_dry_run_shows_both_jobs_and_submits_neither(here, capsys, monkeypatch
 def test_the_jobs_that_help_start_after_the_run(here, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(submit, "submit", lambda words: seen.append(words) or "17")
+    monkeypatch.setattr(submit.shutil, "which", lambda name: name)
     assert submit.main(["machines=3", *WORDS]) == 0
     assert seen[0] == ["jobs/smoke/run.sbatch"]
     assert seen[1] == ["--dependency=after:17", "--array=1-2", "jobs/smoke/help.sbatch"]
@@ -44,19 +45,57 @@ def test_the_jobs_that_help_start_after_the_run(here, monkeypatch, capsys):
     ("words", "fault"),
     [
         (["machines=none"], "machines=none: expected a whole number from 1"),
+        (["gpus=abc"], "gpus=abc: expected a whole number from 0"),
+        (["cpus=-3"], "cpus=-3: expected a whole number from 1"),
+        (["memory=lots"], "memory=lots: expected a number such as 64G or 64000M"),
+        (["time=8h"], "time=8h: expected minutes, or H:MM:SS"),
+        (["machnes=3"], "machnes=3: not understood. Did you mean machines="),
+        (["--dryrun"], "--dryrun: no such flag. Did you mean --dry-run"),
+        (["until=scor"], "until=scor: the plan has no such step. Did you mean score"),
+        (["prompts=file", "prompts.path=no.jsonl", "score=length"], "no.jsonl: no such file"),
         (["prolog=nowhere.sh"], "prolog=nowhere.sh: cannot be read as text"),
         (["train.bet=1"], "train.bet is not a knob"),
     ],
 )
 def test_what_cannot_be_submitted_is_refused(here, capsys, words, fault):
-    assert submit.main([*words, *WORDS]) == 2
+    assert submit.main(["--dry-run", *words, *WORDS]) == 2
     assert fault in capsys.readouterr().err
+    assert not (here / "jobs").exists()
+
+
+def test_what_slurm_does_not_read_is_named_at_once_with_the_usage(here, capsys):
+    assert submit.main(["gpus=-1", "cpus=0", "memory=64 G", "time=1:00:00:00", *WORDS]) == 2
+    shown = capsys.readouterr().err
+    for knob in ("gpus=-1", "cpus=0", "memory=64 G", "time=1:00:00:00"):
+        assert f"{knob}: expected " in shown
+    assert shown.count("Usage: strop submit [machines=1]") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["gpus=0", "memory=64000", "time=90"],
+        ["gpus=a100:2", "memory=64000M", "time=1-00:00:00"],
+        ["gpus=8", "memory=64g", "time=UNLIMITED"],
+    ],
+)
+def test_what_slurm_reads_is_accepted(here, words):
+    assert submit.main(["--dry-run", *words, *WORDS]) == 0
+
+
+def test_a_prolog_may_bring_what_is_missing_here(here, monkeypatch, capsys):
+    (here / "prolog.sh").write_text("export KEY=x\n")
+    monkeypatch.setattr(submit, "find_faults", lambda *plan: ["no key"])
+    assert submit.main(["--dry-run", *WORDS]) == 2
+    assert "no key" in capsys.readouterr().err
+    assert submit.main(["--dry-run", "prolog=prolog.sh", *WORDS]) == 0
 
 
 def test_without_slurm_and_with_an_unknown_partition_it_says_what_to_do(here, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(here))
     assert submit.main(WORDS) == 2
     assert "no sbatch here" in capsys.readouterr().err
+    assert not (here / "jobs").exists()
     sbatch = here / "sbatch"
     sbatch.write_text("#!/bin/sh\necho 'invalid partition specified: x' >&2\nexit 1\n")
     sbatch.chmod(0o755)

@@ -1,13 +1,16 @@
 """The one parser of the words after a command, and what each command says of itself."""
 
+import json
+
 import pytest
 
 from pipeline.__main__ import run_command
+from pipeline.commands import calibrate
 from pipeline.commands.table import COMMANDS, describe_command, parse_words, reports_errors
 from pipeline.errors import FAILED, USER_ERROR, StageError, UserError
 
 PARSED = [name for name in COMMANDS if COMMANDS[name].places[1] or COMMANDS[name].knobs]
-# After its file, calibrate takes words for the config, which `config.compose` refuses.
+# One word too many of a command that takes words for the config is refused by `config.compose`.
 STRICT = [name for name in PARSED if not COMMANDS[name].takes_overrides]
 
 
@@ -39,10 +42,47 @@ def test_every_command_refuses_a_word_too_many_and_an_unknown_flag(name):
             parse_words(name, words)
 
 
-def test_what_calibrate_leaves_for_the_config_is_refused_there():
-    with pytest.raises(UserError, match="Usage: strop calibrate FILE"):
-        parse_words("calibrate", ["--no-such-flag"])
-    assert parse_words("calibrate", ["a", "--no-such-flag"]).overrides == ["--no-such-flag"]
+@pytest.mark.parametrize("name", sorted({*PARSED} - {*STRICT}))
+def test_a_command_that_takes_the_config_refuses_what_is_like_its_own_words(name):
+    own = "machines" if name == "submit" else "scorer"
+    files = ["a"][: COMMANDS[name].places[0]]
+    for words, fault in (
+        ([*files, "--no-such-flag"], "--no-such-flag: no such flag. Known: "),
+        ([*files, f"{own[:3]}{own[2:]}=x"], f"not understood. Did you mean {own}="),
+    ):
+        with pytest.raises(UserError, match=rf"{fault}(.*)\n  Usage: strop {name} "):
+            parse_words(name, words)
+    config = ["-m", "--config-dir", "-my", "scale=twin", "score=length", "+scorer@x=math"]
+    config += ["steps=x", "backend.x=1", "~x", "no_such_knob=1"]
+    assert parse_words(name, [*files, *config[:6]]).overrides == config[:6]
+    kept = [word for word in config if "=" in word]
+    assert parse_words(name, [*files, *kept]).overrides == kept
+
+
+@pytest.mark.parametrize("name", ["calibrate", "qualify"])
+def test_what_a_command_leaves_for_the_config_is_refused_there(name, tmp_path, capsys):
+    file = tmp_path / "dataset.json"
+    file.write_text(json.dumps([{"input": "a", "output_1": "b", "output_2": "c", "label": 1}]))
+    words = [name, str(file), "scorer=length", "score=length"]
+    for word, fault in (
+        ("foo=1", "command line: foo is not a knob of the config. Known: base"),
+        ("prompt.path=x", "prompt is not a knob of the config. Did you mean prompts"),
+        ("refer.model=x", "refer is reference now: write reference.model=x"),
+    ):
+        assert run_command([*words, word]) == USER_ERROR
+        assert fault in capsys.readouterr().err
+
+
+def test_calibrate_refuses_an_unknown_scorer_before_it_asks_the_first(
+    tmp_path, capsys, monkeypatch
+):
+    file = tmp_path / "dataset.json"
+    file.write_text(json.dumps([{"input": "a", "output_1": "b", "output_2": "c", "label": 1}]))
+    monkeypatch.setattr(calibrate, "open_scorer", lambda *_, **__: pytest.fail("asked"))
+    out = f"out={tmp_path / 'table.json'}"
+    words = ["calibrate", str(file), "scorer=length,lengthh", "score=length", out]
+    assert run_command(words) == USER_ERROR
+    assert "scorer=lengthh: score.scorers has no such scorer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
