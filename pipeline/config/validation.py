@@ -19,7 +19,10 @@ KeyPath = tuple[str, ...]
 # What score= offers, the most frequent first; score=rules knows the playground alone.
 SCORES = "reward, rubric, pairwise, ifeval, math, code, function, labels, length, regex, json"
 # Blocks whose entries the user names: the group of the files to mount there, and what one is.
-MOUNTED = {("scorers",): ("scorer", "scorer"), ("pool",): ("member", "model")}
+MOUNTED: dict[KeyPath, tuple[str, str]] = {
+    ("scorers",): ("scorer", "scorer"),
+    ("pool",): ("member", "model"),
+}
 MAX_GUESSES = 3
 # Knobs of a training that others have, by the name that they use.
 UNSUPPORTED = {"parallel": NO_CONTEXT_PARALLEL}
