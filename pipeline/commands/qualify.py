@@ -20,6 +20,7 @@ from pipeline.config.compose import Arguments, compose_block
 from pipeline.data.known_answers import KnownAnswers, read_known_answers
 from pipeline.errors import StageError, UserError, pluralize
 from pipeline.hashing import ContentCache, resolve_commit
+from pipeline.preflight.prompts import check_columns
 from pipeline.preflight.qualification import (
     fill_reward_model,
     hash_scorer,
@@ -60,8 +61,11 @@ def main(arguments: list[str]) -> int:
         )
     cfg = compose_block(Arguments.parse(words.overrides), QualifyConfig)
     names = [name for name in words.knob("scorer").split(",") if name]
+    names = names or [next(iter(cfg.score.scorers))]
     check_scorers(names, cfg.score)
-    for name in names or [next(iter(cfg.score.scorers))]:
+    asked = cfg.score.model_copy(update={"scorers": {n: cfg.score.scorers[n] for n in names}})
+    check_columns(asked, {column for row in rows for column in row.columns})
+    for name in names:
         hashes = ContentCache(list_stores(cfg.store)[0] / ".contents.json")
         scorer = _Scorer(cfg, name, hashes)
         subsets = measure_accuracy(scorer.score_rows(rows))

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.data.human_pairs import HumanComparison, read_human_comparisons
 from pipeline.data.jsonl import find_unwritable, message_fault
-from pipeline.data.label_files import find_majority
+from pipeline.data.label_files import EXPECTED, find_majority
 from pipeline.data.readers import ReadRow, Row, read_files
 from pipeline.errors import UserError, describe_place
 
@@ -125,7 +125,15 @@ def _check_ties(place: Path, known: list[KnownAnswers]) -> None:
 
 
 def _read_labels(place: Path) -> KnownAnswersFile:
-    pairs = read_human_comparisons(place)
+    try:
+        pairs = read_human_comparisons(place)
+    except UserError as error:
+        if EXPECTED not in str(error):
+            raise
+        raise UserError(
+            f"{error}\n  Or prompt, chosen: [right answers] and rejected: [wrong answers], as"
+            " RewardBench 2 has them."
+        ) from error
     subset = place.absolute().parent.name if place.stem == LABELS_NAME else place.stem
     rows = [row for pair in pairs if (row := _rank_pair(place, subset, pair))]
     return KnownAnswersFile(rows, len(pairs) - len(rows))

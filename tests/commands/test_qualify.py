@@ -323,3 +323,20 @@ def test_a_reward_model_that_the_run_trains_is_told_how_to_qualify():
         UserError, match=r"Train it first \(until=reward\) and qualify .*/reward/.*/weights:"
     ):
         check_run([*words, "pair.min_scorer_accuracy=0.7"])
+
+
+def test_what_no_row_has_is_missed_before_anything_is_scored(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    whole = write_rows(tmp_path / "whole.jsonl", as_rows(ROWS[0]))
+    half = write_rows(tmp_path / "half.jsonl", [{"prompt": "a", "chosen": "x"}])
+    empty = write_rows(tmp_path / "empty.jsonl", [])
+    assert qualify.main([str(whole), "score=math"]) == 2
+    assert "the scorer math (math) reads the prompts' column answer" in capsys.readouterr().err
+    for file in (half, empty):
+        assert qualify.main([str(file), "score=length"]) == 2
+        assert "and rejected: [wrong answers], as RewardBench 2 has" in capsys.readouterr().err
+    labels = tmp_path / "dataset.json"
+    row = {"input": "a", "output_1": "x", "output_2": "y", "label": 1}
+    labels.write_text(json.dumps([row]))
+    [known] = read_known_answers(Path("dataset.json")).rows
+    assert known.subset == tmp_path.name
