@@ -188,7 +188,7 @@ class VllmSampler:
             )
 
     def _sampling_parameters(self, request: CompletionRequest) -> "SamplingParams":
-        # From their module: the package itself looks them up anew each time, for 20 µs a request.
+        # From their module: the package itself looks them up anew for each request.
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         return SamplingParams(

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -11,6 +10,7 @@ from tests.e2e.test_smoke import SMALL as SMALL_SMOKE
 from tests.stages.test_sample import SCRIPTED, Drawn
 from tests.support import hosts
 from tests.support.house import HOUSE, Toys
+from tests.support.slurm import wait_for
 
 if reason := hosts.explain_absence():
     pytest.skip(reason, allow_module_level=True)
@@ -33,14 +33,6 @@ def start(host: hosts.Host, toys: Toys, log: str, *words: str) -> "subprocess.Po
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-
-
-def wait_for(condition, seconds: float = 120):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
 
 
 @pytest.mark.timeout(1200)
@@ -83,12 +75,8 @@ def test_ranks_on_two_hosts_meet_and_make_the_bytes_of_one(tmp_path, two):
 
     run = begin(first, "run", *words, "train.runtime.machines=2")
     wait_for(lambda: (apart.folder / "runs" / "latest").exists() or run.poll() is not None)
-    partner = begin(second, "work", "runs/latest", "step=train", "wait=600")
-    try:
-        assert run.wait(900) == 0
-    finally:
-        run.kill()
-        partner.kill()
+    begin(second, "work", "runs/latest", "step=train", "wait=600")
+    assert run.wait(900) == 0
     command = [*PIPELINE, "run", *words, "train.runtime.processes=2"]
     subprocess.run(command, cwd=alone.folder, env=environment, check=True, timeout=900)
     assert apart.files() == alone.files()

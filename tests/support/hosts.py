@@ -27,13 +27,23 @@ class Host:
     def __init__(self, name: str, names: Path):
         self.name, self.address, self._names = name, ADDRESSES[name], names
         self.network = f"strop-{os.getpid()}-{name[0]}"
+        self._started: list[subprocess.Popen[str]] = []
 
     def start(self, command: list[str], **popen) -> "subprocess.Popen[str]":
         """If the process that this returns is killed, all that it started is too."""
         apart = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         enter = ["sh", "-c", ENTER, self.name, str(self._names)]
         network = ["ip", "netns", "exec", self.network]
-        return subprocess.Popen([*network, *apart, *enter, *command], text=True, **popen)
+        self._started.append(
+            subprocess.Popen([*network, *apart, *enter, *command], text=True, **popen)
+        )
+        return self._started[-1]
+
+    def end(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.wait()
+        subprocess.run(["ip", "netns", "delete", self.network], capture_output=True)
 
 
 @contextmanager
@@ -58,7 +68,7 @@ def run_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
         yield hosts
     finally:
         for host in hosts:
-            subprocess.run(["ip", "netns", "delete", host.network], capture_output=True)
+            host.end()
 
 
 def _ip(*words: str) -> None:
