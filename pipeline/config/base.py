@@ -134,7 +134,11 @@ def name_own_knobs(text: str, knob: str, mount: str) -> str:
 
 class Block(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        defer_build=True,  # until its first use: a process reads few of them
     )
 
     @property

@@ -20,7 +20,6 @@ from pipeline.errors import UserError
 from pipeline.step import Step
 
 WORKER_MODULE = "pipeline.driver.worker"
-RESTARTS = 3  # of one task whose node or process is lost
 HELPER_PATIENCE = 10**8  # seconds; a helper is ended with its step, or with the run
 
 

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from pipeline.driver.child_process import ENVIRONMENT, GRACE, follow_driver
 from pipeline.resources import leases
 
+RESTARTS = 3  # of one task whose node or process is lost
 PAUSE = 0.1  # seconds between two looks at the child
 LOOK = 10.0  # seconds between two looks at a lease
 

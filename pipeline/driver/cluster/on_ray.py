@@ -16,8 +16,9 @@ from typing import Any
 import pipeline
 from pipeline.config import RayCluster
 from pipeline.driver.child_process import GRACE
-from pipeline.driver.cluster.launcher import RESTARTS, ClusterTask
+from pipeline.driver.cluster.launcher import ClusterTask
 from pipeline.driver.cluster.needs import Needs
+from pipeline.driver.cluster.node import RESTARTS
 from pipeline.errors import UserError, pluralize
 from pipeline.hashing import hash_code
 

@@ -20,8 +20,9 @@ from typing import Any
 from pipeline.artifacts import write_text
 from pipeline.config import SlurmCluster
 from pipeline.driver.cluster import sbatch
-from pipeline.driver.cluster.launcher import RESTARTS, ClusterTask
+from pipeline.driver.cluster.launcher import ClusterTask
 from pipeline.driver.cluster.needs import Needs
+from pipeline.driver.cluster.node import RESTARTS
 from pipeline.errors import UserError
 from pipeline.resources import leases
 

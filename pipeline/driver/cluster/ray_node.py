@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.driver.cluster.launcher import RESTARTS
-from pipeline.driver.cluster.node import run_module
+from pipeline.driver.cluster.node import RESTARTS, run_module
 from pipeline.errors import DONE, FAILED
 from pipeline.hashing import hash_code
 from pipeline.progress import PHASE_SUFFIX, SIGN
