@@ -150,8 +150,8 @@ def build_trainer(
             "stop_ids": rewards.tokenizer.stop_ids,
             "kl_beta": cfg.beta if cfg.reference_logps == "online" else 0.0,
         }
-    sharing, start = PromptSharing(cfg, rows, out), StartCheck(cfg, rows, init, reference)
-    packing, load = RowPacking(cfg, rows), ExpertLoad()
+    packing, sharing = RowPacking(cfg, rows), PromptSharing(cfg, rows, out)
+    start, load = StartCheck(cfg, rows, init, reference), ExpertLoad()
     sampler = SamplerCheck(cfg, rows.get(SAMPLED), out)
     trainer = import_trainer(cfg.trainer).Trainer(
         model=policy,
@@ -162,13 +162,13 @@ def build_trainer(
         eval_dataset=data.get("dev"),
         processing_class=loading.load_tokenizer(init),
         callbacks=[
-            *(HeadRegistration(), sharing, packing, start, sampler, load),
+            *(HeadRegistration(), packing, sharing, start, sampler, load),
             *_make_callbacks(cfg, out, ledger, guards),
         ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.by_length, trainer.rehearsal = cfg.runtime.by_length, build_rehearsal(cfg, rows)
-    for callback in (sharing, packing, start, sampler, load, guards):
+    for callback in (packing, sharing, start, sampler, load, guards):
         callback.attach(trainer)
     _remove_copied_adapter(policy)
     _restore_precision(policy, weights)

@@ -3,6 +3,7 @@
 Config, pairs and model alone decide, so that a resumed training decides the same.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -16,14 +17,20 @@ from pipeline.artifacts import note_cost
 from pipeline.config import TrainConfig
 from pipeline.progress import print_note
 from pipeline.training.monitoring.reference_check import NATS_PER_TOKEN, is_exact
-from pipeline.training.trainers.passes import FLEX, estimate_cost, share_always
+from pipeline.training.trainers.passes import (
+    FLEX,
+    choose_shared_layout,
+    estimate_cost,
+    use_layout,
+)
+from pipeline.training.trainers.segment_attention import SEGMENTS
 from pipeline.training.trainers.shared_prompt import IGNORED
 
 if TYPE_CHECKING:
     import polars as pl
 
 Arrange = Callable[[Any], AbstractContextManager[None]]  # of a model's rows
-# Of the tokens. On a CPU 66 % of them took 0.8 of the time, and 88 % as long as all.
+# Of the tokens. Under a mask 88 % of them took as long as all.
 WORTHWHILE_SHARE = 0.85
 EXACT_NATS_PER_TOKEN = 1e-4  # in float32
 # Kinds of layers that see what the mask shows, where a window has room for the longest row.
@@ -49,7 +56,7 @@ class PromptSharing(TrainerCallback):
         if why:
             print_note(f"prompts  computed for each answer: {why}")
             return
-        share = measure_share(self.pairs, _find_width(self.trainer))
+        share = measure_trained_share(self.trainer, self.pairs)
         print_note(f"prompts  computed once for both answers: {share:.0%} of the tokens")
         note_cost(self.out, computed_share=round(share, 3))
 
@@ -64,17 +71,22 @@ def explain_separate(cfg: TrainConfig, trainer: Any, pairs: "pl.DataFrame") -> s
         return f"{cfg.knob}.mask.format_tokens leaves tokens of the answers out"
     if trainer.aux_loss_enabled:
         return "a mixture of experts balances its load over all tokens"
-    if measure_share(pairs, _find_width(trainer)) > WORTHWHILE_SHARE:
+    if measure_trained_share(trainer, pairs) > WORTHWHILE_SHARE:
         return "they are too short to save time"
-    for model in trainer.list_models():
-        config = trainer.accelerator.unwrap_model(model).config.get_text_config()
-        if why := explain_attention(config, cfg):
+    for model in list_unwrapped_models(trainer):
+        if why := explain_attention(model.config.get_text_config(), cfg):
             return why
-    share = partial(share_always, by_blocks=find_attention(trainer) == FLEX)
-    return explain_difference(cfg, trainer, pairs, share)
+    layout = choose_shared_layout(find_attention(trainer))
+    return explain_difference(cfg, trainer, pairs, partial(use_layout, layout))
 
 
-def measure_share(pairs: "pl.DataFrame", hidden: int) -> float:
+def measure_trained_share(trainer: Any, pairs: "pl.DataFrame") -> float:
+    width = trainer.model.config.get_text_config().hidden_size
+    # By segments a shared row attends to no more than separate rows do.
+    return measure_share(pairs, math.inf if find_attention(trainer) == SEGMENTS else width)
+
+
+def measure_share(pairs: "pl.DataFrame", hidden: float) -> float:
     """The share of the pairs' tokens that is computed where each pair takes what costs less."""
     import polars as pl
 
@@ -89,7 +101,7 @@ def measure_share(pairs: "pl.DataFrame", hidden: int) -> float:
 
 def explain_attention(config: Any, cfg: TrainConfig) -> str | None:
     """Why a model with this config cannot tell a row's two branches apart. None: it can."""
-    if (kind := config._attn_implementation) not in ("sdpa", FLEX):
+    if (kind := config._attn_implementation) not in ("sdpa", SEGMENTS, FLEX):
         return f"attention by {kind} takes no mask of two branches"
     if others := set(getattr(config, "layer_types", None) or []) - MASKED_LAYERS:
         return f"the model has layers of {min(others)}"
@@ -145,5 +157,5 @@ def find_attention(trainer: Any) -> str:
     return str(trainer.model.config.get_text_config()._attn_implementation)
 
 
-def _find_width(trainer: Any) -> int:
-    return int(trainer.model.config.get_text_config().hidden_size)
+def list_unwrapped_models(trainer: Any) -> list[Any]:
+    return [trainer.accelerator.unwrap_model(model) for model in trainer.list_models()]

@@ -1,10 +1,14 @@
-"""Rows of similar length share a pass: less is computed, and losses and gradients are TRL's."""
+"""No padding, or little, is computed, and losses and gradients are TRL's.
+
+On a CPU all rows are one. On a GPU rows of similar length share a pass.
+"""
 
 import polars as pl
 import pytest
 
 from pipeline.artifacts import read_table, write_table
 from pipeline.config import TrainConfig
+from pipeline.training.row_packing import RowPacking
 from pipeline.training.trainers.length_grouping import SeparateRows
 from tests.support.preferences import LORA, dpo, write_logps
 from tests.training.test_guards import Round, metric_by_step
@@ -46,16 +50,25 @@ def settings(**changes) -> TrainConfig:
     return dpo(max_length=250, shared_prompt=False, **changes)
 
 
+@pytest.fixture(params=["passes", "packed"])
+def way(request, monkeypatch) -> str:
+    if request.param == "passes":
+        monkeypatch.setattr(RowPacking, "_cut_into_segments", lambda self: "as on a GPU")
+    return request.param
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("name", TRAINERS)
-def test_losses_and_gradients_are_those_of_the_padded_batch(round_, name):
+def test_losses_and_gradients_are_those_of_the_padded_batch(round_, name, way):
     """Also where a loss compares or averages the rows of a batch: it sees the same ones."""
     changes = {"batch": 8, "micro_batch": 8, **TRAINERS[name]}
     given = {"dev": None} | (
         {"reference": None} if changes.get("reference_logps") == "none" else {}
     )
     runs = [
-        round_.train(f"{name}-{cut}", settings(adapter=LORA, by_length=cut, **changes), **given)
+        round_.train(
+            f"{name}-{way}-{cut}", settings(adapter=LORA, by_length=cut, **changes), **given
+        )
         for cut in (True, False)
     ]
     for figure in ("loss", "grad_norm", "eval_loss"):
@@ -65,24 +78,27 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(round_, name):
 
 
 @pytest.mark.model
-def test_less_goes_through_the_model_and_all_of_it_is_attended(round_, monkeypatch):
+def test_less_goes_through_the_model_and_all_of_it_is_attended(round_, monkeypatch, way):
     import torch
     from transformers import LlamaModel
 
-    computed = {True: [0, 0], False: [0, 0]}
-    plain = LlamaModel.forward
+    computed, attended, plain = {True: 0, False: 0}, {True: 0, False: 0}, LlamaModel.forward
 
     def count_tokens(self, *args, **kwargs):
         if torch.is_grad_enabled():
-            mask = kwargs["attention_mask"]
-            computed[cut][0] += mask.numel()
-            computed[cut][1] += int(mask.sum())
+            mask, segments = kwargs["attention_mask"], kwargs.get("segments")
+            computed[cut] += kwargs["input_ids"].numel()
+            # By segments no token is computed that predicts nothing: the last of each row.
+            attended[cut] += sum(each.length + 1 for each in segments) if segments else mask.sum()
         return plain(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaModel, "forward", count_tokens)
     for cut in (True, False):
-        round_.train(f"count-{cut}", settings(by_length=cut, batch=8, micro_batch=8), dev=None)
-    assert computed[True][1] == computed[False][1] < computed[True][0] < 0.7 * computed[False][0]
+        changes = {"by_length": cut, "batch": 8, "micro_batch": 8}
+        round_.train(f"count-{way}-{cut}", settings(**changes), dev=None)
+    assert attended[True] == attended[False] < computed[False]
+    share = computed[True] / attended[True]
+    assert share < 1 if way == "packed" else 1 < share < 0.7 * computed[False] / attended[False]
 
 
 @pytest.mark.slow

@@ -45,7 +45,13 @@ class Layout:
 
 
 def arrange(**changes) -> Arrangement:
-    usual = {"hidden": 64, "by_length": True, "shares_prompts": True, "sharded": False}
+    usual = {
+        "hidden": 64,
+        "attention": "sdpa",
+        "by_length": True,
+        "shares_prompts": True,
+        "sharded": False,
+    }
     return Arrangement(**{**usual, **changes})
 
 

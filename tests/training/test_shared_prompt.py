@@ -12,7 +12,10 @@ import torch
 from pipeline.artifacts import read_table, write_table
 from pipeline.config import TrainConfig
 from pipeline.training import prompt_sharing
-from pipeline.training.trainers.passes import Arrangement, arrange_rows, estimate_cost, share_always
+from pipeline.training.trainers import segment_attention
+from pipeline.training.trainers.passes import Arrangement, arrange_rows, estimate_cost, use_layout
+from pipeline.training.trainers.segment_attention import SEGMENTS
+from pipeline.training.trainers.shared_prompt import SharedRows
 from tests.support.preferences import LORA, dpo, write_logps
 from tests.training.test_guards import Round, metric_by_step
 
@@ -22,7 +25,8 @@ OBJECTIVES = {
     "dpo": {},
     "full": {"adapter": {"kind": "full", "learning_rate": 1e-3}},
     "checkpointed": {"gradient_checkpointing": True},
-    "padded": {"by_length": False},
+    "padded": {"by_length": False},  # a mask hides the other answer, as on a GPU
+    "padded and checkpointed": {"by_length": False, "gradient_checkpointing": True},
     "online": {"reference_logps": "online"},
     "ld_dpo": {"reference_logps": "online", "args": {"ld_alpha": 0.5}},
     "wpo": {"args": {"use_weighting": True}},
@@ -120,7 +124,7 @@ def random_model(kind: str = "llama", **changes):
     }
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**shape, **changes}))
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    return model
+    return model.eval()
 
 
 def collate(pairs: list[tuple[int, int, int]], seed: int = 0) -> dict[str, torch.Tensor]:
@@ -145,9 +149,17 @@ KTO = {"trainer": "kto", "loss": ["kto"], "loss_group": 8, "reference_logps": "o
 PAIRS = [(40, 5, 9), (2, 1, 1), (1, 3, 2), (60, 20, 1), (9, 1, 30)]
 
 
-def compute(model, batch: dict[str, torch.Tensor], shares: bool, by_length: bool = True, **changes):
+def compute(
+    model, batch: dict[str, torch.Tensor], shares: bool, by_length: bool = True, packs: bool = False
+):
+    attention = model.config._attn_implementation
     arrangement = Arrangement(
-        hidden=10**9, by_length=by_length, shares_prompts=shares, sharded=False, **changes
+        hidden=10**9,
+        attention=attention,
+        by_length=by_length,
+        shares_prompts=shares,
+        sharded=False,
+        packs=packs or attention == SEGMENTS,
     )
     with arrange_rows([model], arrangement):
         return model(**batch, fused_lm_head=True, use_cache=False)
@@ -198,7 +210,45 @@ def test_packed_rows_are_one_without_padding(monkeypatch):
         lambda self, **given: sizes.append(given["input_ids"].shape) or plain(self, **given),
     )
     compute(model, batch, shares=False, packs=True)
-    assert sizes == [(1, batch["attention_mask"].sum())]
+    # But for the last token of each row, which predicts nothing.
+    assert sizes == [(1, batch["attention_mask"].sum() - len(batch["input_ids"]))]
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["shared", "separate"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_rows_by_segments_are_those_of_rows_by_themselves(kind, shares):
+    model, batch = random_model(kind), collate(PAIRS)
+    separate = measure(model, batch, shares=False)
+    assert_equal(measure(cut_into_segments(model), batch, shares), separate)
+
+
+def cut_into_segments(model):
+    segment_attention.register()
+    model.set_attn_implementation(SEGMENTS)
+    return model
+
+
+def test_segments_are_as_many_tokens_as_predict_another(monkeypatch):
+    from transformers import LlamaModel
+
+    model, batch, sizes = cut_into_segments(random_model()), collate(PAIRS), []
+    plain = LlamaModel.forward
+    monkeypatch.setattr(
+        LlamaModel,
+        "forward",
+        lambda self, **given: sizes.append(given["input_ids"].numel()) or plain(self, **given),
+    )
+    for shares in (True, False):
+        compute(model, batch, shares)
+    once = sum(prompt - 1 + chosen + rejected for prompt, chosen, rejected in PAIRS)
+    twice = sum(2 * (prompt - 1) + chosen + rejected for prompt, chosen, rejected in PAIRS)
+    assert sizes == [once, twice]
+
+
+def test_without_segments_a_model_is_as_before():
+    model, batch = random_model(), collate(PAIRS)
+    plain = model(**batch, fused_lm_head=True).log_probs
+    assert torch.equal(cut_into_segments(model)(**batch, fused_lm_head=True).log_probs, plain)
 
 
 @pytest.fixture
@@ -217,11 +267,12 @@ def test_flex_attention_shares_prompts_by_blocks_of_its_mask(flex_on_a_cpu):
     model, batch = random_model(hidden_size=64), collate([(200, 90, 150), (40, 5, 9)])
     separate = measure(model, batch, shares=False)
     model.set_attn_implementation("flex_attention")
-    assert_equal(measure(model, batch, shares=True, by_blocks=True), separate)
+    assert_equal(measure(model, batch, shares=True), separate)
 
 
-def test_no_answer_sees_the_other_one():
-    model, batch = random_model(), collate(PAIRS)
+@pytest.mark.parametrize("prepare", [lambda model: model, cut_into_segments], ids=["mask", "cut"])
+def test_no_answer_sees_the_other_one(prepare):
+    model, batch = prepare(random_model()), collate(PAIRS)
     other = {name: tensor.clone() for name, tensor in batch.items()}
     chosen = slice(0, len(PAIRS))
     is_answer = batch["labels"][chosen] != -100
@@ -292,7 +343,7 @@ def test_a_window_with_room_for_the_longest_row_changes_nothing():
 
 def test_a_model_that_computes_a_shared_row_otherwise_is_found_by_its_log_probabilities():
     """Of its config's word: here the window is there, and nothing names it."""
-    share, pairs = partial(share_always, by_blocks=False), make_pairs(60, 20)
+    share, pairs = partial(use_layout, SharedRows), make_pairs(60, 20)
     whys = [
         prompt_sharing.explain_difference(settings(), make_trainer(model), pairs, share)
         for model in (random_model("mistral", sliding_window=16), random_model())

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.training.distributed.collectives import BatchPart, gather_uneven_rows, split_batches
 from pipeline.training.trainers.learning_rate import NonzeroWarmup
-from pipeline.training.trainers.passes import FLEX, Arrangement, arrange_rows
+from pipeline.training.trainers.passes import Arrangement, arrange_rows
 from pipeline.training.trainers.rehearsal import Rehearsal, compute_rehearsal_loss
 
 REHEARSED = "rehearsed"  # a micro-batch's share of the step's demonstrations
@@ -113,11 +113,11 @@ class PretokenizedTrainer(NonzeroWarmup):
         config, kind = self.model.config.get_text_config(), self.accelerator.distributed_type.value
         arrangement = Arrangement(
             hidden=config.hidden_size,
+            attention=config._attn_implementation,
             by_length=self.by_length and kind != "DEEPSPEED",
             shares_prompts=self.shares_prompts,
             sharded=kind == "FSDP",
             packs=self.packs_rows,
-            by_blocks=config._attn_implementation == FLEX,
         )
         return arrange_rows(self.list_models(), arrangement)
 

@@ -14,7 +14,8 @@ import torch
 
 from pipeline.training.distributed.collectives import find_least
 from pipeline.training.trainers.length_grouping import Rows, SeparateRows
-from pipeline.training.trainers.packed_rows import PackedRows
+from pipeline.training.trainers.packed_rows import PackedRows, SegmentedRows
+from pipeline.training.trainers.segment_attention import SEGMENTS
 from pipeline.training.trainers.shared_prompt import SharedRows
 
 FLEX = "flex_attention"  # transformers' name
@@ -25,25 +26,36 @@ SHARDED_PASS_COST = 2048
 
 
 class Layout(Protocol):
-    lengths: list[int]  # of its rows
+    @property
+    def lengths(self) -> list[int]:
+        """Of its rows."""
+        ...
 
     def forward(self, forward: Any, passes: list[Rows]) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """`hidden`: the model's width."""
+    """`hidden`: the model's width. `attention`: its kind, by transformers' name or ours."""
 
     hidden: int
+    attention: str
     by_length: bool  # rows of similar length share a pass; else all do
     shares_prompts: bool  # two answers may share a row
     sharded: bool  # processes gather each other's weights: all run equally many passes
     packs: bool = False  # all rows are one, without padding
-    by_blocks: bool = False  # attention is flex
 
     @property
     def pass_cost(self) -> int:
         return SHARDED_PASS_COST if self.sharded else PASS_COST
+
+    def make_layouts(self, **batch: Any) -> list[Layout]:
+        """Those to choose from."""
+        if self.packs and not self.shares_prompts:
+            return [SegmentedRows(**batch) if self.attention == SEGMENTS else PackedRows(**batch)]
+        separate = [] if self.packs else [SeparateRows(**batch)]
+        shared = [choose_shared_layout(self.attention)(**batch)] if self.shares_prompts else []
+        return [*separate, *shared]
 
     def choose(self, *layouts: Layout) -> tuple[Layout, list[Rows]]:
         """The layout that costs least, and its passes."""
@@ -72,13 +84,15 @@ def arrange_rows(modules: list[Any], arrangement: Arrangement) -> Iterator[None]
         yield
 
 
-def share_always(module: Any, by_blocks: bool) -> AbstractContextManager[None]:
-    """Share each prompt, whatever it costs."""
-    return _patch_forward(module, partial(_forward_as, partial(SharedRows, by_blocks=by_blocks)))
+def choose_shared_layout(attention: str) -> Callable[..., Layout]:
+    if attention == SEGMENTS:
+        return partial(SegmentedRows, shares_prompts=True)
+    return partial(SharedRows, by_blocks=attention == FLEX)
 
 
-def pack_always(module: Any) -> AbstractContextManager[None]:
-    return _patch_forward(module, partial(_forward_as, PackedRows))
+def use_layout(make_layout: Callable[..., Layout], module: Any) -> AbstractContextManager[None]:
+    """Whatever it costs."""
+    return _patch_forward(module, partial(_forward_as, make_layout))
 
 
 @contextmanager
@@ -105,10 +119,7 @@ def _forward_cheapest(
     # A mixture of experts balances its load over the whole batch, as TRL made it.
     if kwargs.get("output_router_logits"):
         return forward(**batch)
-    layouts: list[Layout] = [PackedRows(**batch) if arrangement.packs else SeparateRows(**batch)]
-    if arrangement.shares_prompts:
-        layouts.append(SharedRows(**batch, by_blocks=arrangement.by_blocks))
-    layout, passes = arrangement.choose(*layouts)
+    layout, passes = arrangement.choose(*arrangement.make_layouts(**batch))
     return layout.forward(forward, passes)
 
 
@@ -117,7 +128,7 @@ def _forward_as(make_layout: Callable[..., Layout], forward: Any, **batch: Any) 
     return layout.forward(forward, plan_one_pass(layout.lengths))
 
 
-def estimate_cost(length: Any, hidden: int) -> Any:
+def estimate_cost(length: Any, hidden: float) -> Any:
     """Of a row, in tokens of a row so short that attention takes no time; or of a column of rows.
 
     A block's linear layers take about 24·hidden² operations for a token, and its attention

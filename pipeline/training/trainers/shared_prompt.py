@@ -41,7 +41,7 @@ class SharedRows:
         self.input_ids, self.labels, self.kwargs = input_ids, labels, kwargs
         self.by_blocks = by_blocks
         chosen, rejected = attention_mask.sum(1).chunk(2)
-        self.prompt = (labels[: len(chosen)] != IGNORED).int().argmax(1)
+        self.prompt = find_prompts(labels)
         # The rejected branch takes the place of the chosen answer's last token, which predicts
         # nothing.
         self.fork = chosen - 1
@@ -95,6 +95,12 @@ class SharedRows:
         at = torch.arange(width, device=pairs.device)
         pair = torch.arange(len(pairs), device=pairs.device)[:, None, None, None]
         return sees(pair, None, at[:, None], at)
+
+
+def find_prompts(labels: torch.Tensor) -> torch.Tensor:
+    """The tokens of each pair's prompt: no label is of these."""
+    chosen, _ = labels.chunk(2)
+    return (chosen != IGNORED).int().argmax(1)
 
 
 def restore_batch(outputs: list[Any], places: list[Place], shape: tuple[int, int]) -> Any:
