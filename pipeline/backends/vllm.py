@@ -49,6 +49,7 @@ class VllmSampler:
         self.engine: Any = None
         self.engine_key: dict[str, Any]
         self.adapter: LoRARequest | None = None
+        self.parameters: dict[tuple[float | bool | None, ...], SamplingParams] = {}
         # Unfinished completions that a stop string may end, with their tokens so far.
         self.stoppable: dict[str, tuple[StopStringDetector, list[int]]] = {}
 
@@ -188,6 +189,16 @@ class VllmSampler:
             )
 
     def _sampling_parameters(self, request: CompletionRequest) -> "SamplingParams":
+        """A copy with its own seed: to make and check them takes as long as to submit a request."""
+        figures = request.temperature, request.top_p, request.min_p
+        kind = *figures, request.needs_logprob, bool(request.stop)
+        if kind not in self.parameters:
+            self.parameters[kind] = self._make_parameters(request)
+        parameters = self.parameters[kind].clone()
+        parameters.seed = request.seed if self.is_seeded else None
+        return parameters
+
+    def _make_parameters(self, request: CompletionRequest) -> "SamplingParams":
         # From their module: the package itself looks them up anew for each request.
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -196,14 +207,13 @@ class VllmSampler:
             temperature=request.temperature,
             top_p=request.top_p,
             min_p=request.min_p,
-            seed=request.seed if self.is_seeded else None,
             max_tokens=self.limits.completion,
             stop_token_ids=self.tokenizer.stop_ids,
             # 0: of the sampled token alone, before temperature.
             logprobs=0 if request.needs_logprob else None,
             flat_logprobs=True,
             detokenize=False,
-            skip_clone=True,  # made for this request alone
+            skip_clone=True,  # its copies differ in their seeds alone
             output_kind=RequestOutputKind.DELTA if request.stop else RequestOutputKind.FINAL_ONLY,
         )
 

@@ -1,13 +1,13 @@
 """Send requests out and join completions back into their shards by id.
 
-A shard is written when its last completion has arrived.
+A shard is written when its last completion has arrived, and finished with the last of its group.
 """
 
 import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import polars as pl
@@ -32,7 +32,7 @@ from pipeline.sampling.failures import Failures
 from pipeline.sampling.lengths import BINS, find_bin
 from pipeline.sampling.shards import ShardEntry, Shards
 from pipeline.sampling.throughput import ENDED_BIN, UNFINISHED_BIN, UNFINISHED_TOKENS
-from pipeline.sampling.writer import ShardWriter, WriteGroup
+from pipeline.sampling.writer import ShardWriter
 
 REPORT_EVERY = 0.5  # seconds between two progress reports
 FILL_AT_ONCE = 64  # completions that the writer detokenises together
@@ -82,7 +82,7 @@ def derive_seed(cfg: SampleRequest, setting: str, prompt_id: str, index: int) ->
 
     The key differs between rounds, waves, settings and purposes (training or evaluation).
     """
-    return int(hash_json(_sample_key(cfg, setting, prompt_id, index))[:16], 16) >> 1
+    return int(_hash_key(*_sample_key(cfg, setting, prompt_id, index))[:16], 16) >> 1
 
 
 def derive_engine_seed(cfg: SampleRequest, gpus: str | None, joined: str = "") -> int:
@@ -110,11 +110,16 @@ def derive_sample_id(
     is renamed.
     """
     key = _sample_key(cfg, setting, prompt_id, index)
-    return hash_json(key)[:DRAW_DIGITS] + hash_json([*key, policy])[: 16 - DRAW_DIGITS]
+    return _hash_key(*key)[:DRAW_DIGITS] + hash_json([*key, policy])[: 16 - DRAW_DIGITS]
 
 
 def _sample_key(cfg: SampleRequest, setting: str, prompt_id: str, index: int) -> list[str | int]:
     return [cfg.seed, cfg.purpose, cfg.round, cfg.wave, setting, prompt_id, index]
+
+
+@lru_cache(maxsize=1)  # a sample's id and its seed are derived one after the other
+def _hash_key(*key: str | int) -> str:
+    return hash_json(key)
 
 
 class SampleCollector:
@@ -145,7 +150,8 @@ class SampleCollector:
         self._writer = ShardWriter(worker, at_once=is_paid)
         self._arrived: list[tuple[dict[str, Any], Completion]] = []  # rows to fill, and with what
         self._shard_of: dict[str, str] = {}  # sample id → shard, for missing completions
-        self._missing: Counter[str] = Counter()  # group or prompt → number of missing completions
+        self._missing: Counter[str] = Counter()  # shard or prompt → number of missing completions
+        self._open: Counter[str] = Counter()  # group → number of its shards that miss some
         self._lost: Counter[str] = Counter()  # shard → number of its rows that failed
         self._retokenised: Counter[str] = Counter()  # shard → rows whose tokens were not sampled
         self._billed: defaultdict[str, BilledTokens] = defaultdict(BilledTokens)  # by shard
@@ -175,7 +181,8 @@ class SampleCollector:
         ]
         self._rows[shard] = {row["sample_id"]: row for row, _ in samples}
         self._shard_of |= dict.fromkeys(self._rows[shard], shard)
-        self._missing[self._find_group(shard)] += len(samples)
+        self._missing[shard] = len(samples)
+        self._open[self._find_group(shard)] += 1
         self._missing.update(row["prompt_id"] for row, _ in samples)
         return [request for _, request in samples]
 
@@ -196,16 +203,15 @@ class SampleCollector:
             self._retokenised[shard] += result.is_retokenised and stop is None
             self._arrived.append((row, result))
         prompt_is_done = self._count_down(row["prompt_id"])
-        group = self._find_group(shard)
-        group_is_done = self._count_down(group)
-        if group_is_done or len(self._arrived) == FILL_AT_ONCE:
+        shard_is_done = self._count_down(shard)
+        if shard_is_done or len(self._arrived) == FILL_AT_ONCE:
             self._writer.add_rows(partial(self._fill_rows, self._arrived))
             self._arrived = []
-        if group_is_done:
-            self._writer.add_group(group, self._prepare_write(group))
+        if shard_is_done:
+            self._finish_shard(shard)
         self._count_result(result, prompt_is_done)
         self._writer.finish_done()
-        if group_is_done or time.monotonic() - self._reported_at > REPORT_EVERY:
+        if shard_is_done or time.monotonic() - self._reported_at > REPORT_EVERY:
             self._send_report()
 
     def _fill_rows(self, arrived: list[tuple[dict[str, Any], Completion]]) -> None:
@@ -218,30 +224,20 @@ class SampleCollector:
     def _find_group(self, shard: str) -> str:
         return self._group_of.get(shard, shard)
 
-    def _prepare_write(self, group: str) -> WriteGroup:
-        """With what is known of its shards now; their rows are filled by the time this runs."""
-        given = {
-            shard: (
-                list(self._rows.pop(shard).values()),
-                self._lost[shard],
-                self._retokenised[shard],
-                self._billed.pop(shard),
-            )
-            for shard in self._groups.get(group, [group])
-        }
-        return partial(self._write_group, group, given)
-
-    def _write_group(self, group: str, given: dict[str, tuple[Any, ...]]) -> dict[str, ShardEntry]:
-        return {
-            shard: self._write_shard(group, shard, build_table(rows), *figures)
-            for shard, (rows, *figures) in given.items()
-        }
+    def _finish_shard(self, shard: str) -> None:
+        """Write it with what is known of it now. Its rows are filled by the time this runs."""
+        group = self._find_group(shard)
+        rows = list(self._rows.pop(shard).values())
+        figures = self._lost[shard], self._retokenised[shard], self._billed.pop(shard)
+        self._open[group] -= 1
+        write = partial(self._write_shard, group, shard, rows, *figures)
+        self._writer.add_shard(write, group, ends_group=not self._open[group])
 
     def _write_shard(
-        self, group: str, shard: str, table: pl.DataFrame, *figures: Any
-    ) -> ShardEntry:
+        self, group: str, shard: str, rows: list[dict[str, Any]], *figures: Any
+    ) -> dict[str, ShardEntry]:
         file = self.worker.output(group, self.shards.sample_file(shard))
-        return self.shards.write_samples(file, table, *figures)
+        return {shard: self.shards.write_samples(file, build_table(rows), *figures)}
 
     def _check_logprob(self, completion: Completion) -> None:
         if completion.logprob is not None and not math.isfinite(completion.logprob):
@@ -359,6 +355,7 @@ class SampleCollector:
             if setting.has_extra_context:
                 encoded = self.tokenizer.encode(messages, cfg.template_kwargs)
                 asked_ids = [*encoded, *prefix_token_ids]
+            stops, chat = tuple(setting.stop), tuple(messages)
             for index in range(setting.n):
                 sample_id = derive_sample_id(cfg, name, prompt_id, index, self.policy)
                 row = {
@@ -379,8 +376,8 @@ class SampleCollector:
                     setting.top_p,
                     derive_seed(cfg, name, prompt_id, index),
                     setting.min_p,
-                    tuple(setting.stop),
-                    tuple(messages),
+                    stops,
+                    chat,
                     needs_logprob(name, index),
                 )
                 yield row, request
