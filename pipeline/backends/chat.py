@@ -87,6 +87,9 @@ class ModelTokenizer:
         return issubclass(kind, Plain) and not own
 
     def decode_raw(self, ids: list[int]) -> str:
+        if self._decodes_plainly:
+            text: str = self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
+            return text
         return self.tokenizer.decode(
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )

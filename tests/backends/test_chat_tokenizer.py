@@ -47,6 +47,9 @@ def test_completions_are_decoded_together_as_transformers_decodes_each(model, ki
         for ids in without_end
     ]
     assert chat.decode_all(completions) == expected == [chat.decode(one) for one in completions]
+    for ids in without_end:
+        spelled = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        assert chat.decode_raw(ids) == chat.tokenizer.decode(ids, **spelled)
     assert any(text.isupper() for text in expected) and chat.decode_all([]) == []
     if kind is PreTrainedTokenizerFast:
         assert len({*expected}) > 50, "no text is lost"
