@@ -25,7 +25,8 @@ class PackedRows:
         **kwargs: Any,
     ):
         self.input_ids, self.labels, self.kwargs = input_ids, labels, kwargs
-        self.is_token = attention_mask[:, 1:].bool()  # but for each row's last: it predicts nothing
+        # But for the last of each row, which predicts nothing.
+        self.is_token = attention_mask[:, 1:] != 0
         self.order = torch.arange(len(input_ids), device=input_ids.device)
 
     @property
