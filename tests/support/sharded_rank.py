@@ -2,8 +2,9 @@
 shards over gloo.
 
 Only the name of what was asked is put right; sharding, gathering and saving are torch's,
-accelerate's and ours. And its devices are unlike: the second has room for one answer at once. A
-pass costs so little that rows of unlike length make several, and each process prints how many.
+accelerate's and ours. And its devices are unlike: the second has room for one answer at once. Rows
+are not packed, as on a GPU, a pass costs so little that rows of unlike length make several, and
+each process prints how many.
 """
 
 import os
@@ -12,7 +13,7 @@ import sys
 from accelerate import state
 
 from pipeline.resources import training_fit
-from pipeline.training import rank
+from pipeline.training import rank, row_packing
 from pipeline.training.trainers import passes
 
 plain = state.AcceleratorState.__init__
@@ -34,6 +35,7 @@ def print_count(self, *layouts, choose=passes.Arrangement.choose):
 
 
 def shard_on_a_cpu_too():
+    row_packing.RowPacking._cut_into_segments = lambda self: "as on a GPU"
     passes.SHARDED_PASS_COST = 8
     passes.Arrangement.choose = print_count
     state.AcceleratorState.__init__ = on_a_cpu_too

@@ -73,12 +73,14 @@ def test_weights_in_shares_train_and_are_published_whole(wide, on_a_cpu, adapter
 
 @pytest.mark.slow
 @pytest.mark.model
-def test_weights_in_shares_run_as_many_passes_in_each_process(wide, on_a_cpu, capfd):
+@pytest.mark.parametrize("asked", SHARING)
+def test_weights_in_shares_run_as_many_passes_in_each_process(wide, on_a_cpu, capfd, asked):
     """Rows of unlike length make several; a process that ran more than the other would wait."""
     rows = {"batch": 8, "micro_batch": 4, "shared_prompt": False}
-    whole = wide.train("one pass each", dpo(**{**rows, "micro_batch": 8}, by_length=False))
+    one_pass = dpo(**{**rows, "micro_batch": 8}, by_length=False)
+    whole = wide.train(f"one pass each-{asked}", one_pass)
     capfd.readouterr()
-    shared = wide.train("several passes", dpo(**rows, processes=2, launch="fsdp2"))
+    shared = wide.train(f"several passes-{asked}", dpo(**rows, processes=2, launch=asked))
     text = capfd.readouterr().err
     first, second = (re.findall(rf"rank {rank} runs (\d+) passes", text) for rank in (0, 1))
     assert first == second

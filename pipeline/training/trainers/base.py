@@ -114,9 +114,9 @@ class PretokenizedTrainer(NonzeroWarmup):
         arrangement = Arrangement(
             hidden=config.hidden_size,
             attention=config._attn_implementation,
-            by_length=self.by_length and kind != "DEEPSPEED",
+            by_length=self.by_length,
             shares_prompts=self.shares_prompts,
-            sharded=kind == "FSDP",
+            sharded=kind in ("FSDP", "DEEPSPEED"),
             packs=self.packs_rows,
         )
         return arrange_rows(self.list_models(), arrangement)
