@@ -3,9 +3,9 @@
 python bench/training.py [pairs=400] [rounds=3]
 
 `reference`: precomputed reference values and the stage that computes them, where TRL runs a second
-model. `lengths`: the training with batches of rows of similar length. `all`: the stage, and the
-training by the defaults of conf/. `padding`: the gain of rows of similar length alone. `shared`:
-the gain of computing each prompt once, where a prompt is as long as its two answers together.
+model. `lengths`: the training without padding, or with little. `all`: the stage, and the training
+by the defaults of conf/. `padding`: the gain of leaving padding out alone. `shared`: the gain of
+computing each prompt once, where a prompt is as long as its two answers together.
 
 Answers have log-normal lengths (median 60 tokens, σ 0.8, at most 512). A step has 16 pairs, in
 micro-batches of 8 and with gradient checkpointing, the defaults of both sides. All train in turn,
@@ -39,8 +39,8 @@ from tests.support.tiny import WORDS, tiny_model
 MEDIAN, SPREAD, CAP = 60, 0.8, 512
 BATCH, MICRO_BATCH, PAIRS, ROUNDS = 16, 8, 400, 3
 EQUAL = 1e-4
-# A higher rate would make the rounding of one step the difference of the next: at ten times that of
-# float32 losses rise, and gaps grow a hundredfold in ten steps.
+# A higher rate would make the rounding of one step the difference of the next: losses rise at ten
+# times that of float32, and so do gaps.
 DTYPE, RATE = ("bfloat16", 1e-6) if torch.cuda.is_available() else ("float32", 3e-5)
 SHAPE = {"hidden": 256, "layers": 4, "context": 2048}
 Losses = list[float]

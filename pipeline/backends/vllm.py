@@ -49,7 +49,7 @@ class VllmSampler:
         self.engine: Any = None
         self.engine_key: dict[str, Any]
         self.adapter: LoRARequest | None = None
-        self.parameters: dict[tuple[float | bool | None, ...], SamplingParams] = {}
+        self.parameters: dict[tuple[float | bool | None, ...], SamplingParams]
         # Unfinished completions that a stop string may end, with their tokens so far.
         self.stoppable: dict[str, tuple[StopStringDetector, list[int]]] = {}
 
@@ -68,7 +68,7 @@ class VllmSampler:
 
     def prepare(self, place: EnginePlatform, limits: Limits) -> None:
         """Decide what this device decides, before there is an engine."""
-        self.limits = limits
+        self.limits, self.parameters = limits, {}
         self.is_seeded = place.on_cpu if self.seeded == "auto" else self.seeded
         self.repeats = place.on_cpu and self.is_seeded
         # Another batch waits in the engine while the next block is built.

@@ -16,6 +16,7 @@ from pipeline.models import loading, logprobs
 from pipeline.stages import reference
 from pipeline.training import build
 from pipeline.training.monitoring import guards
+from pipeline.training.trainers.packed_rows import PackedRows
 from tests.support.preferences import FULL, LORA, QLORA, dpo, write_logps, write_pairs
 from tests.training.test_guards import Round, metric_by_step
 
@@ -127,7 +128,7 @@ KERNELS = {
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernels_train_as_without_them(round_, name, capfd):
+def test_kernels_train_as_without_them(round_, name, capfd, monkeypatch):
     """Flash attention packs rows, and flex attention shares prompts: here those are long enough."""
     cfg = make_config("lora", max_length=300, **KERNELS[name])
     if fault := cfg.explain_misfit(int(HAS_GPU)):
@@ -141,11 +142,15 @@ def test_kernels_train_as_without_them(round_, name, capfd):
     given["logps"] = [write_logps(round_.store / "logps" / name, round_.sft, pairs, "bfloat16")]
     plain = round_.train(f"without {name}", make_config("lora", max_length=300), **given)
     capfd.readouterr()
+    packed, pack = [], PackedRows.forward
+    monkeypatch.setattr(
+        PackedRows, "forward", lambda self, *given: packed.append(self) or pack(self, *given)
+    )
     model = round_.train(f"with {name}", cfg, **given)
     found, expected = (metric_by_step(run, "loss") for run in (model, plain))
     assert found == pytest.approx(expected, abs=0.02)
     notes = capfd.readouterr().err
-    assert "rows     padded" not in notes
+    assert bool(packed) == (name == "flash attention") and "rows     padded" not in notes
     assert ("computed once for both answers" in notes) == (name != "flash attention")
 
 

@@ -12,6 +12,7 @@ import torch
 from pipeline.artifacts import read_table, write_table
 from pipeline.config import TrainConfig
 from pipeline.training import prompt_sharing
+from pipeline.training.row_packing import RowPacking
 from pipeline.training.trainers import segment_attention
 from pipeline.training.trainers.passes import Arrangement, arrange_rows, estimate_cost, use_layout
 from pipeline.training.trainers.segment_attention import SEGMENTS
@@ -243,6 +244,27 @@ def test_segments_are_as_many_tokens_as_predict_another(monkeypatch):
     once = sum(prompt - 1 + chosen + rejected for prompt, chosen, rejected in PAIRS)
     twice = sum(2 * (prompt - 1) + chosen + rejected for prompt, chosen, rejected in PAIRS)
     assert sizes == [once, twice]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "drops", "why"),
+    [
+        ("llama", {}, False, None),
+        ("llama", {}, True, "the model refuses such rows"),
+        ("mistral", {"sliding_window": 16}, False, "window of 16 tokens is shorter"),
+    ],
+    ids=["cut", "segments dropped", "window"],
+)
+def test_a_model_that_takes_no_segments_keeps_its_attention(kind, shape, drops, why):
+    model = random_model(kind, **shape)
+    if drops:
+        plain = model.model.forward
+        model.model.forward = lambda *given, segments=None, **more: plain(*given, **more)
+    packing = RowPacking(settings(), {"train": make_pairs(60, 20)})
+    packing.attach(make_trainer(model))
+    found = packing._cut_into_segments()
+    assert (why is None and found is None) or re.search(why, found)
+    assert model.config._attn_implementation == ("sdpa" if why else SEGMENTS)
 
 
 def test_without_segments_a_model_is_as_before():

@@ -73,6 +73,6 @@ class SegmentedRows(PackedRows):
             self.segments += [Segment(prompt), *(Segment(count, first) for count in answers)]
 
     def tell_apart(self) -> dict[str, Any]:
-        # A mask of four dimensions is passed on as it is. A model that dropped the segments would
-        # compute something else by it, and is found before the first step.
+        # A mask of four dimensions is passed on as it is. A model that drops the segments refuses
+        # this one, which `RowPacking` finds before the first step.
         return {"attention_mask": self.input_ids.new_zeros(1, 1, 1, 1), "segments": self.segments}
