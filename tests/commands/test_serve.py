@@ -134,7 +134,8 @@ def test_a_real_server_answers_and_a_signal_ends_it(run, tmp_path):
         messages = [{"role": "user", "content": "red"}]
         body = {"model": "round-1", "messages": messages, "temperature": 0, "max_tokens": 12}
         answer = ask(f"{url}/chat/completions", body)["choices"][0]["message"]["content"]
-        assert answer == greedy_answer(run)
+        # At the limit of tokens vLLM leaves out the bytes of a character that has not ended.
+        assert answer.rstrip("\ufffd") == greedy_answer(run).rstrip("\ufffd") != ""
     finally:
         server.send_signal(signal.SIGTERM)
         code = server.wait(timeout=60)
