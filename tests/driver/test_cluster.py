@@ -167,6 +167,16 @@ def test_a_module_ends_with_its_exit_code_and_is_stopped_with_its_owner(tmp_path
     wait_for(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()))
 
 
+def test_a_module_gets_its_arguments_and_reads_utf_8_in_every_locale(tmp_path):
+    (tmp_path / "shown.py").write_text("import sys; print(__name__, sys.argv[1:], sys.flags)")
+    elsewhere = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    environment = {**os.environ, **elsewhere, "PYTHONPATH": str(HOUSE)}
+    with (tmp_path / "log").open("ab") as log:
+        assert run_module(["shown", "a=1", "b c"], tmp_path, environment, log) == 0
+    shown = (tmp_path / "log").read_text()
+    assert shown.startswith("__main__ ['a=1', 'b c']") and "utf8_mode=1" in shown
+
+
 def test_a_killed_owner_leaves_no_process(tmp_path):
     (tmp_path / "sleeper.py").write_text(
         "import os, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time.sleep(60)"

@@ -5,6 +5,7 @@ The owner is the process that calls `run_module`, and through it the run's drive
 """
 
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typing import BinaryIO
 from pipeline.driver.child_process import ENVIRONMENT, GRACE, follow_driver
 from pipeline.resources import leases
 
+UTF8 = {"PYTHONUTF8": "1"}  # a node may have another locale, and all our files are UTF-8
 RESTARTS = 3  # of one task whose node or process is lost
 PAUSE = 0.1  # seconds between two looks at the child
 LOOK = 10.0  # seconds between two looks at a lease
@@ -49,7 +51,7 @@ def run_module(
         with theirs:
             child = subprocess.Popen(
                 [sys.executable, "-m", __name__, *words],
-                env={**ENVIRONMENT, **environment},
+                env={**ENVIRONMENT, **environment, **UTF8},
                 cwd=folder,
                 stdin=theirs.fileno(),
                 stdout=output,
@@ -77,7 +79,8 @@ def _stop(child: "subprocess.Popen[bytes]") -> None:
 
 def main(words: list[str]) -> None:
     follow_driver()
-    os.execv(sys.executable, [sys.executable, "-m", *words])
+    sys.argv = words
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
