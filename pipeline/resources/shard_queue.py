@@ -112,7 +112,7 @@ class OwnQueue(ShardQueue):
     def __init__(self, work: Path, shards: list[str], about: dict[str, Any] | None):
         """`about`: what others must have in common with us. None: no others may join."""
         super().__init__(work / QUEUE, shards)
-        self._work = work
+        self._work, self._noticed = work, set[str]()
         for name in (LEASES, OTHERS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         for shard in shards:
@@ -138,15 +138,26 @@ class OwnQueue(ShardQueue):
 
     def collect(self) -> Iterator[tuple[str, Result]]:
         """Moves the files of others into place."""
+        self._notice_taken()
         for shard, result in super().collect():
             if not self._has_files(result):
                 shutil.rmtree(self._lease_folder(shard))
+                self._noticed.discard(shard)
                 self._left.append(shard)
                 continue
             for final, written in result["files"].items():
                 (self._work / final).parent.mkdir(parents=True, exist_ok=True)
                 (self._work / written).replace(self._work / final)
             yield shard, result
+
+    def _notice_taken(self) -> None:
+        """Others take from our end as well, where we would find that out last."""
+        names = (folder.name for folder in (self.folder / LEASES).iterdir())
+        taken = {name.removesuffix(".lease") for name in names} - self._noticed
+        self._noticed |= taken
+        if theirs := taken.intersection(self._left):
+            self._left = deque(shard for shard in self._left if shard not in theirs)
+            self._others.extend(sorted(theirs))
 
 
 class JoinedWorker:

@@ -33,6 +33,7 @@ from pipeline.resources.shard_queue import OwnQueue
 Figures = dict[str, float]
 GRACE = 10.0  # seconds for an idle worker to close its model
 OTHERS_PAUSE = 1.0  # seconds between two looks at the shards of other machines
+LAST_PAUSE = 0.2  # the same, where nothing else is left
 LAST_LINES = 12  # lines of a crashed worker's log that the error shows
 
 
@@ -116,10 +117,9 @@ class StageQueue(OwnQueue):
         self._on_finish(shard, entry)
         self.finish(shard)
 
-    def look_at_others(self, pause: float = 0.0) -> None:
-        """Take in what other processes have finished; not more often than once in a while."""
-        time.sleep(pause)
-        if time.monotonic() - self._looked_at < OTHERS_PAUSE:
+    def look_at_others(self, every: float = OTHERS_PAUSE) -> None:
+        """Take in what other processes have finished, at most once in `every` seconds."""
+        if time.monotonic() - self._looked_at < every:
             return
         self._looked_at = time.monotonic()
         for shard, result in self.collect():
@@ -146,12 +146,13 @@ class InProcess:
     def claim(self, wait: bool = True) -> str | None:
         """Where none is free, wait for the shards of other processes."""
         self._queue.look_at_others()
-        shard = self._queue.take()
+        shard, shown = self._queue.take(), 0
         while shard is None and wait and not self._claimed and self._queue.is_left():
-            print_progress(
-                f"waiting for {pluralize(self._queue.count_others(), 'shard')} of others"
-            )
-            self._queue.look_at_others(OTHERS_PAUSE)
+            if (others := self._queue.count_others()) != shown:
+                print_progress(f"waiting for {pluralize(others, 'shard')} of others")
+                shown = others
+            time.sleep(LAST_PAUSE)
+            self._queue.look_at_others(LAST_PAUSE)
             shard = self._queue.take()
         self._claimed += shard is not None
         return shard

@@ -57,6 +57,33 @@ def test_the_stage_collects_what_others_finish_and_does_the_rest(tmp_path):
     assert list(OwnQueue(tmp_path, SHARDS[:3], {}).collect()) == []
 
 
+def test_the_stage_collects_what_others_finish_long_before_it_would_get_there(tmp_path):
+    queue = OwnQueue(tmp_path, SHARDS, {})
+    other = JoinedWorker(tmp_path, SHARDS[30:])
+
+    def finish(shard: str) -> None:
+        other.output(shard, tmp_path / shard).write_text("rows")
+        other.finish(shard)
+
+    def collect() -> list[str]:
+        return [shard for shard, _ in queue.collect()]
+
+    first, second = other.claim(), other.claim()
+    finish(first)
+    assert collect() == [first] and queue.count_others() == 1
+    assert queue.take() == SHARDS[0]
+    queue.give_back([SHARDS[0]])
+    assert queue.take() == SHARDS[0], "ours is no shard of others"
+    finish(second)
+    assert collect() == [second]
+    third = other.claim()
+    assert collect() == [] and queue.count_others() == 1
+    other.close()  # it gives back what it has not finished
+    assert collect() == [] and queue.count_others() == 0
+    left = [*iter(queue.take, None)]
+    assert sorted(left) == sorted({*SHARDS[1:]} - {first, second}) and third in left
+
+
 def test_what_waited_for_a_killed_stage_is_taken_and_what_it_finished_itself_is_asked_for_anew(
     tmp_path,
 ):
