@@ -69,6 +69,7 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
         subprocess.run(["scontrol", "shutdown"], env=environment)
         if started_munge:
             subprocess.run(["pkill", "-x", "munged"])
+            wait_for(lambda: not _runs_munge())  # or the next cluster takes it for its own
 
 
 def _find_port() -> int:
@@ -77,8 +78,12 @@ def _find_port() -> int:
         return probe.getsockname()[1]
 
 
+def _runs_munge() -> bool:
+    return not subprocess.run(["pgrep", "-x", "munged"], capture_output=True).returncode
+
+
 def _start_munge() -> bool:
-    if not subprocess.run(["pgrep", "-x", "munged"], capture_output=True).returncode:
+    if _runs_munge():
         return False
     Path("/run/munge").mkdir(exist_ok=True)
     shutil.chown("/run/munge", "munge")
