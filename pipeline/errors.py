@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 DONE, FAILED, USER_ERROR, ALREADY_BUILT, INTERRUPTED = 0, 1, 2, 3, 75
 MOST_ENTRIES = 2000  # of a folder, among which a name like a missing one is searched
 RESUME = "Run the same command to resume."
+MEANT = "Did you mean"
 
 Result = TypeVar("Result")
 
@@ -200,7 +201,7 @@ def suggest(word: str, known: list[str]) -> str:
     import difflib
 
     close = difflib.get_close_matches(word, known, n=2)
-    guess = f"Did you mean {' or '.join(close)}? " if close else ""
+    guess = f"{MEANT} {' or '.join(close)}? " if close else ""
     return f"{guess}Known: {', '.join(sorted(known))}"
 
 

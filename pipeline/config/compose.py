@@ -264,12 +264,14 @@ def _refuse_scalar_reference(composed: DictConfig, recipe: str | None) -> None:
 
 
 def _refuse_files_as_values(words: list[str], choices: dict[str, Any]) -> None:
-    """`train.adapter=lora` would replace a file's knobs by a word."""
+    """`train.adapter=lora` and `cluster.kind=ray` would replace a file's knobs by a word."""
     for word in words:
         key, _, value = word.removeprefix("++").partition("=")
-        for mounted in choices:
+        for mounted, chosen in choices.items():
             group, place = split_mount(mounted)
-            if ".".join(place) == key != group and (CONF / group / f"{value}.yaml").is_file():
+            is_place = ".".join(place) == key != group
+            is_kind = ".".join([*place, "kind"]) == key and value != chosen
+            if (is_place or is_kind) and (CONF / group / f"{value}.yaml").is_file():
                 raise UserError(
                     f"{key}={value}: choose a file of conf/{group}/ by its mount."
                     f" Type {mounted}={value}"

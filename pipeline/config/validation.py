@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config import renamed
 from pipeline.config.base import OWN_KNOB, name_own_knobs
 from pipeline.config.trl_args import NO_CONTEXT_PARALLEL
-from pipeline.errors import UserError, suggest
+from pipeline.errors import MEANT, UserError, suggest
 
 BlockT = TypeVar("BlockT", bound=BaseModel)
 KeyPath = tuple[str, ...]
@@ -103,7 +103,7 @@ def validate(
         errors = [e for e in errors if locate_error(e["loc"], raw).path not in replaced]
         own = [e for e in errors if not _is_echo(locate_error(e["loc"], raw).path, echoes)]
         faults = dict.fromkeys(
-            _describe_error(e, composition, names, echoes) for e in own or errors
+            _describe_error(e, composition, names, echoes) for e in _merge_missing(own or errors)
         )
         raise UserError("\n".join(faults)) from error
     # Fields that take any JSON accept infinite numbers, which JSON does not have.
@@ -182,6 +182,22 @@ def _merge_alternatives(errors: list[Any], raw: Any) -> list[Any]:
     return list(found.values())
 
 
+def _merge_missing(errors: list[Any]) -> list[Any]:
+    """What one block lacks is one fault: it may be a block whose name was misspelt."""
+    lacking: dict[Any, list[str]] = {}
+    for error in errors:
+        if error["type"] == "missing":
+            lacking.setdefault(error["loc"][:-1], []).append(str(error["loc"][-1]))
+    merged: dict[Any, Any] = {}
+    for number, error in enumerate(errors):
+        block = error["loc"][:-1]
+        if error["type"] == "missing" and block and len(lacking[block]) > 1:
+            merged[block] = {**error, "type": "incomplete", "loc": block, "names": lacking[block]}
+        else:
+            merged[number] = error
+    return list(merged.values())
+
+
 def _find_hidden_errors(
     unknown: Set[KeyPath],
     unlisted: Set[KeyPath],
@@ -229,11 +245,16 @@ def _describe_error(
             known = names.list_known(parent, copied[:-1])
             longer = _find_longer_paths(copied, composition, names.unknown)
             fault = _describe_unknown(path, parent, known, longer)
-        case "missing" | "union_tag_not_found" if file.endswith("/none.yaml"):
+        case "missing" | "incomplete" | "union_tag_not_found" if file.endswith("/none.yaml"):
             group, source = path[0], composition.find_source(path[:1])
             fault = f"{group} is none, which takes no knobs. Choose another file of conf/{group}/."
         case "missing":
             fault = f"{key} is missing."
+        case "incomplete":
+            guess = suggest(path[-1], [name for name in parent if name != path[-1]])
+            fault = f"{key} lacks {', '.join(error['names'])}."
+            if guess.startswith(MEANT):
+                fault = f"{fault} {guess}"
         case "union_tag_not_found" if path[-2:-1] in MOUNTED:
             group, noun = MOUNTED[path[-2:-1]]
             fault = (

@@ -413,6 +413,27 @@ def test_a_column_that_is_nearly_one_that_is_read_is_refused():
     assert composed(*GIVEN, "prompts.columns={prompt: x, answer: y}").prompts.columns["answer"]
 
 
+def test_what_a_block_lacks_is_one_fault_with_the_name_that_was_meant():
+    assert said("recipes=smoke", "sample.settings.drow.n=3") == (
+        "command line: sample.settings.drow lacks temperature, top_p, min_p, stop, system,"
+        " few_shot. Did you mean draw? Known: draw  (conf/sample/default.yaml)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "mount"),
+    [
+        ("cluster.kind=ray", "cluster=ray"),
+        ("train.adapter.kind=qlora", "adapter=qlora"),
+        ("sample.backend.kind=scripted", "backend@sample.backend=scripted"),
+    ],
+)
+def test_a_kind_is_chosen_with_its_whole_file(word, mount):
+    assert said("recipes=smoke", word).endswith(f"by its mount. Type {mount}")
+    same = "cluster.kind=local"
+    assert composed("recipes=smoke", same).cluster.kind == "local"
+
+
 def test_a_key_left_out_beside_a_typo_is_what_was_meant():
     assert "systm is not a knob of stage 'evaluate'. Did you mean system?" in said(
         "recipes=smoke", "evaluate.prompted={systm: a}"
