@@ -19,6 +19,7 @@ from pipeline.config import (
     HubDataset,
     Local,
     PromptShare,
+    TextModel,
     Weights,
 )
 from pipeline.errors import UserError, describe_place, run_all
@@ -178,7 +179,9 @@ class Identity:
 
     def _dict_to_json(self, values: Mapping[str, Any], knob: str) -> dict[str, Any]:
         items = run_all(
-            partial(self._to_json, item, f"{knob}.{name}") for name, item in values.items()
+            # A model known by its texts alone is its own backend, as the user has typed it.
+            partial(self._to_json, item, knob if isinstance(item, TextModel) else f"{knob}.{name}")
+            for name, item in values.items()
         )
         return dict(zip(values, items, strict=True))
 

@@ -77,7 +77,7 @@ def _check_use(cfg: "Config") -> Iterator[str]:
         if sources and name not in sources and known.issuperset(sources):  # none is a typing error
             yield (
                 f"sample.pool.{name}: the strategy pairs {' with '.join(sources)} alone, so its"
-                f" answers are in no pair. Leave it out (~member@sample.pool.{name}), or choose"
+                f" answers are in no pair. Leave it out (~sample.pool.{name}), or choose"
                 " another strategy."
             )
 

@@ -1,14 +1,16 @@
 """Answers as benchmarks publish them, by question: AlpacaEval, FastChat (MT-Bench), Arena-Hard."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import AnswersFile
 from pipeline.data.readers import Row, read_files
-from pipeline.errors import UserError
+from pipeline.errors import UserError, pluralize
 
 ID_NAMES = "question_id", "uid"
+SHOWN = 60  # characters of a question, in a message
 REFERENCE_COLUMN = "reference"  # of a question, with its reference answers
 SHAPES = (
     '{"instruction": …, "output": …} (AlpacaEval), {"question_id" or "uid": …, "choices":'
@@ -59,6 +61,19 @@ def describe_other_questions(cfg: AnswersFile, knob: str, count: int) -> str:
         " compared on.\n"
         "  Give the answers of this evaluation's own prompts, or this benchmark's questions as"
         " prompts.evaluation."
+    )
+
+
+def describe_unanswered(
+    knob: str, cfg: AnswersFile, unanswered: list[list[str]], asked: int, limit: float
+) -> str:
+    """The error where too many of `asked` questions have no answer."""
+    first = next(chain(*unanswered), "")[:SHOWN]
+    return (
+        f"{knob}.file={cfg.file}: {len(unanswered)} of the {pluralize(asked, 'prompt')} that it is"
+        f" compared on have no answer in it (the first: {first!r}). The limit is"
+        f" evaluate.sample.runtime.max_failed={limit:g}.\n"
+        f"  Add these answers, raise the limit, or leave this baseline out (~{knob})."
     )
 
 

@@ -22,6 +22,7 @@ from pipeline.config import (
 )
 from pipeline.data.published_answers import (
     describe_other_questions,
+    describe_unanswered,
     find_answer,
     list_questions,
     read_published_answers,
@@ -56,7 +57,7 @@ def _list_built_checks(
                     continue
                 if (folder / part.part / "prompts.parquet").exists():
                     prompts = Prompts(folder / part.part).read()["prompt"].to_list()
-                    yield partial(_check_answered, step.knob, cfg, answers, prompts)
+                    yield partial(_check_answered, step.knob, cfg, answers, prompts, are_all=True)
 
 
 def _can_be_read(answers: AnswersFile) -> bool:
@@ -64,19 +65,27 @@ def _can_be_read(answers: AnswersFile) -> bool:
 
 
 def _check_answered(
-    knob: str, cfg: SampleRequest, answers: AnswersFile, prompts: list[list[Message]] | None
+    knob: str,
+    cfg: SampleRequest,
+    answers: AnswersFile,
+    prompts: list[list[Message]] | None,
+    are_all: bool = False,
 ) -> None:
-    """`prompts`: at least those that are asked; None where they are not known yet."""
+    """`prompts`: at least those that are asked, and these alone with `are_all`; None: not known."""
     found = read_published_answers(answers, knob)
     if prompts is None:
         return
-    asked = (
+    asked = [
         list_questions(build_messages(setting, prompt))
         for prompt in prompts
         for setting in cfg.settings.values()
-    )
-    if all(find_answer(found, questions) is None for questions in asked):
+    ]
+    unanswered = [questions for questions in asked if find_answer(found, questions) is None]
+    if len(unanswered) == len(asked):
         raise UserError(describe_other_questions(answers, knob, len(found)))
+    limit = cfg.runtime.max_failed
+    if are_all and len(unanswered) > limit * len(asked):
+        raise UserError(describe_unanswered(knob, answers, unanswered, len(asked), limit))
 
 
 def _read_given(step: Step, part: str) -> list[list[Message]] | None:

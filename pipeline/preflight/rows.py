@@ -51,7 +51,7 @@ from pipeline.preflight.scorers import exists
 from pipeline.sampling.principles import read_principles
 from pipeline.scorers.ifeval import NEED_PUNKT, NO_PUNKT, has_punkt
 from pipeline.scorers.judging.columns import read_guide
-from pipeline.step import Step
+from pipeline.step import Step, pin_revisions
 
 LARGEST_FILE = 16 << 20  # bytes of one set: tens of thousands of rows, read in about a second
 LARGEST_GENERATED = 20_000  # prompts, made in one or two seconds
@@ -91,7 +91,12 @@ def _find_excluded(cfg: PromptsConfig) -> JsonlDemonstrations | None:
 
 
 def describe_unread(coming: Sequence[Step]) -> Iterator[str]:
-    """A line for what is not checked before its Step runs: large sets of rows, wheels."""
+    """A line for what a plan does not check: names on the hub, wheels, large sets of rows."""
+    asked: dict[str, str] = {}
+    for step in coming:
+        pin_revisions(step.config, lambda name, _: asked.setdefault(name, ""))
+    for name in asked:
+        yield f"  {name}: the hub is not asked here; a run asks it for the commit before it starts"
     wheels = {
         f"{step.knob}.path={step.config.path}": None
         for step in coming

@@ -9,6 +9,7 @@ from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.preflight import check_artifact
+from pipeline.step import Identity
 from tests.support import evals
 from tests.support.house import check_steps, composed
 
@@ -49,6 +50,17 @@ def test_a_file_without_answers_is_refused_whatever_the_prompts(prompts, text, s
         check_steps(steps(*prompts, *GIVEN))
 
 
+def test_a_missing_file_is_listed_once_by_the_knob_that_was_typed():
+    identity, faults = Identity(lambda path: Path(path).read_text()), set()
+    for step in steps(*OWN, *GIVEN):
+        try:
+            identity.fingerprint(step)
+        except UserError as error:
+            faults |= {*str(error).splitlines()}
+    [fault] = faults
+    assert fault.startswith(f"{PAPER}.file=paper.json: no such file or folder")
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -66,17 +78,29 @@ def test_answers_to_other_questions_are_refused_before_the_prompts_are_built(wor
     check_steps(steps(*OWN, *words, *GIVEN))
 
 
-def test_answers_to_other_questions_than_generated_ones_are_refused_once_these_are_built(here):
+def test_a_file_without_answers_to_generated_prompts_is_refused_once_these_are_built(here):
     Path("paper.json").write_text(OTHERS)
     planned = steps("prompts=playground", *GIVEN)
     check_steps(planned)
     write_json(here / "funnel.json", {"out": dict.fromkeys(("train", "dev", "test"), 4000)})
-    table = read_table(evals.prompts(here, ["p"]).path / "prompts.parquet")
+    table = read_table(evals.prompts(here, ["p", "q"]).path / "prompts.parquet")
     for part in ("train", "dev", "test"):
         write_table(here / part / "prompts.parquet", table)
     made = next(step for step in planned if step.stage == "prompts")
     with pytest.raises(UserError, match=NOT_ASKED):
         check_artifact(made, lambda _: here, planned)
+    questions = [prompt[0]["content"] for prompt in table["prompt"]]
+    rows = [{"instruction": question, "output": "x"} for question in questions]
+    Path("paper.json").write_text(json.dumps(rows[:1]))
+    with pytest.raises(
+        UserError,
+        match=rf"1 of the 2 prompts .* have no answer in it \(the first: '{questions[1]}'\)\."
+        r" The limit is evaluate\.sample\.runtime\.max_failed=0\.01\.\n"
+        r".*leave this baseline out \(~evaluate\.baselines\.paper\)",
+    ):
+        check_artifact(made, lambda _: here, planned)
+    Path("paper.json").write_text(json.dumps(rows))
+    check_artifact(made, lambda _: here, planned)
 
 
 def test_a_column_that_shares_out_the_pairs_and_no_prompt_has_is_refused_before_sampling():

@@ -307,6 +307,14 @@ def test_what_is_in_the_store_already_is_held_against_what_is_still_to_do(capsys
     assert any("no prompt has it (they have category)" in line for line in said)
 
 
+def test_a_name_on_the_hub_is_left_to_a_run_and_that_is_said(capsys):
+    words = ["sft.model=some/model", "dry_run=true"]
+    left = "  some/model: the hub is not asked here; a run asks it for the commit before it starts"
+    assert run_point(planned(*words)) == DONE and left in capsys.readouterr().out
+    assert run_point(planned(*words, f"sft.revision={'0' * 40}")) == DONE
+    assert "the hub is not asked" not in capsys.readouterr().out
+
+
 def test_a_file_that_is_large_is_left_to_its_step_and_that_is_said(capsys, monkeypatch):
     monkeypatch.setattr(rows, "LARGEST_FILE", 100)
     assert (
