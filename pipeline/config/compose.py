@@ -270,12 +270,21 @@ def _refuse_files_as_values(words: list[str], choices: dict[str, Any]) -> None:
         for mounted, chosen in choices.items():
             group, place = split_mount(mounted)
             is_place = ".".join(place) == key != group
-            is_kind = ".".join([*place, "kind"]) == key and value != chosen
-            if (is_place or is_kind) and (CONF / group / f"{value}.yaml").is_file():
+            # A file of the user's own may have another name than its kind.
+            is_own = chosen is not None and not _is_ours(group, chosen)
+            is_kind = ".".join([*place, "kind"]) == key and value != chosen and not is_own
+            if (is_place or is_kind) and _is_ours(group, value):
                 raise UserError(
                     f"{key}={value}: choose a file of conf/{group}/ by its mount."
                     f" Type {mounted}={value}"
                 )
+
+
+def _is_ours(group: str, choice: str) -> bool:
+    try:
+        return (CONF / group / f"{choice}.yaml").is_file()
+    except OSError:  # a value that is longer than a name may be
+        return False
 
 
 def _record_composition(raw: dict[str, Any], hydra: Any) -> Composition:

@@ -184,15 +184,15 @@ def _merge_alternatives(errors: list[Any], raw: Any) -> list[Any]:
 
 def _merge_missing(errors: list[Any]) -> list[Any]:
     """What one block lacks is one fault: it may be a block whose name was misspelt."""
-    lacking: dict[Any, list[str]] = {}
+    lacking: dict[Any, dict[str, None]] = {}
     for error in errors:
         if error["type"] == "missing":
-            lacking.setdefault(error["loc"][:-1], []).append(str(error["loc"][-1]))
+            lacking.setdefault(error["loc"][:-1], {})[str(error["loc"][-1])] = None
     merged: dict[Any, Any] = {}
     for number, error in enumerate(errors):
         block = error["loc"][:-1]
         if error["type"] == "missing" and block and len(lacking[block]) > 1:
-            merged[block] = {**error, "type": "incomplete", "loc": block, "names": lacking[block]}
+            merged[block] = {**error, "type": "incomplete", "names": lacking[block]}
         else:
             merged[number] = error
     return list(merged.values())
@@ -251,8 +251,10 @@ def _describe_error(
         case "missing":
             fault = f"{key} is missing."
         case "incomplete":
-            guess = suggest(path[-1], [name for name in parent if name != path[-1]])
-            fault = f"{key} lacks {', '.join(error['names'])}."
+            block = path[:-1]
+            source = composition.find_source(block)
+            guess = suggest(block[-1], _list_neighbours(composition.raw, copied[:-1]))
+            fault = f"{'.'.join(block)} lacks {', '.join(error['names'])}."
             if guess.startswith(MEANT):
                 fault = f"{fault} {guess}"
         case "union_tag_not_found" if path[-2:-1] in MOUNTED:
@@ -279,6 +281,12 @@ def _describe_error(
             if (new := renamed.rename_value(path, value)) is not value:  # NaN is unequal to itself
                 fault = f"{key}={value}: {value} is {new} now. Give {key}={new}."
     return f"{source}: {fault}  ({file})"
+
+
+def _list_neighbours(raw: Any, path: KeyPath) -> list[str]:
+    for name in path[:-1]:
+        raw = {str(key): item for key, item in _items(raw).items()}[name]
+    return [name for name in map(str, _items(raw)) if name != path[-1]]
 
 
 def _write_knobs_in_full(message: str, path: KeyPath, block: Any, composition: Composition) -> str:

@@ -30,6 +30,7 @@ from pipeline.data.published_answers import (
 from pipeline.errors import UserError, run_all
 from pipeline.preflight.rows import is_read_here, is_small, list_sets
 from pipeline.sampling.asking import build_messages
+from pipeline.sampling.prompt_selection import select_block
 from pipeline.step import Part, Step
 
 
@@ -56,7 +57,7 @@ def _list_built_checks(
                 if not isinstance(part, Part) or part.step is not made:
                     continue
                 if (folder / part.part / "prompts.parquet").exists():
-                    prompts = Prompts(folder / part.part).read()["prompt"].to_list()
+                    prompts = select_block(cfg, Prompts(folder / part.part))["prompt"].to_list()
                     yield partial(_check_answered, step.knob, cfg, answers, prompts, are_all=True)
 
 

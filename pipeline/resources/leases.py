@@ -186,6 +186,11 @@ def read_result(folder: Path) -> Any:
     return _read(folder, _find_newest(folder)).get("result")
 
 
+def is_free(folder: Path) -> bool:
+    """Whether nobody holds it and its work is not finished, as far as its newest file says."""
+    return bool(_read(folder, _find_newest(folder))["state"] == RELEASED)
+
+
 def describe_holder(folder: Path) -> str | None:
     """The process that holds a lease, for a message; None where none does."""
     record = _read(folder, _find_newest(folder))

@@ -112,7 +112,7 @@ class OwnQueue(ShardQueue):
     def __init__(self, work: Path, shards: list[str], about: dict[str, Any] | None):
         """`about`: what others must have in common with us. None: no others may join."""
         super().__init__(work / QUEUE, shards)
-        self._work, self._noticed = work, set[str]()
+        self._work = work
         for name in (LEASES, OTHERS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         for shard in shards:
@@ -142,7 +142,6 @@ class OwnQueue(ShardQueue):
         for shard, result in super().collect():
             if not self._has_files(result):
                 shutil.rmtree(self._lease_folder(shard))
-                self._noticed.discard(shard)
                 self._left.append(shard)
                 continue
             for final, written in result["files"].items():
@@ -152,10 +151,11 @@ class OwnQueue(ShardQueue):
 
     def _notice_taken(self) -> None:
         """Others take from our end as well, where we would find that out last."""
-        names = (folder.name for folder in (self.folder / LEASES).iterdir())
-        taken = {name.removesuffix(".lease") for name in names} - self._noticed
-        self._noticed |= taken
-        if theirs := taken.intersection(self._left):
+        if not self._left:
+            return
+        leased = {folder.name for folder in (self.folder / LEASES).iterdir()}
+        begun = [shard for shard in self._left if self._lease_folder(shard).name in leased]
+        if theirs := {shard for shard in begun if not leases.is_free(self._lease_folder(shard))}:
             self._left = deque(shard for shard in self._left if shard not in theirs)
             self._others.extend(sorted(theirs))
 

@@ -418,6 +418,13 @@ def test_what_a_block_lacks_is_one_fault_with_the_name_that_was_meant():
         "command line: sample.settings.drow lacks temperature, top_p, min_p, stop, system,"
         " few_shot. Did you mean draw? Known: draw  (conf/sample/default.yaml)"
     )
+    assert "sample.settings.5 lacks temperature" in said(
+        "recipes=smoke", "sample.settings={5: {n: 3}}"
+    )
+    given = "prompts.path=p.jsonl", "sft.model=x", "score=length"
+    assert said(*given, "prompts.split.test={}") == (
+        "command line: prompts.split.test lacks source, shape, columns.  (conf/prompts/file.yaml)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -430,8 +437,8 @@ def test_what_a_block_lacks_is_one_fault_with_the_name_that_was_meant():
 )
 def test_a_kind_is_chosen_with_its_whole_file(word, mount):
     assert said("recipes=smoke", word).endswith(f"by its mount. Type {mount}")
-    same = "cluster.kind=local"
-    assert composed("recipes=smoke", same).cluster.kind == "local"
+    assert composed("recipes=smoke", "cluster.kind=local").cluster.kind == "local"
+    assert "cluster: Input tag" in said("recipes=smoke", f"cluster.kind={'a' * 300}")
 
 
 def test_a_key_left_out_beside_a_typo_is_what_was_meant():

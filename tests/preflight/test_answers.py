@@ -99,6 +99,8 @@ def test_a_file_without_answers_to_generated_prompts_is_refused_once_these_are_b
         r".*leave this baseline out \(~evaluate\.baselines\.paper\)",
     ):
         check_artifact(made, lambda _: here, planned)
+    fewer = steps("prompts=playground", *GIVEN, "evaluate.sample.per_round=1")
+    check_artifact(next(step for step in fewer if step.stage == "prompts"), lambda _: here, fewer)
     Path("paper.json").write_text(json.dumps(rows))
     check_artifact(made, lambda _: here, planned)
 

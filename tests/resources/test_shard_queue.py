@@ -61,9 +61,9 @@ def test_the_stage_collects_what_others_finish_long_before_it_would_get_there(tm
     queue = OwnQueue(tmp_path, SHARDS, {})
     other = JoinedWorker(tmp_path, SHARDS[30:])
 
-    def finish(shard: str) -> None:
-        other.output(shard, tmp_path / shard).write_text("rows")
-        other.finish(shard)
+    def finish(shard: str, worker: JoinedWorker = other) -> None:
+        worker.output(shard, tmp_path / shard).write_text("rows")
+        worker.finish(shard)
 
     def collect() -> list[str]:
         return [shard for shard, _ in queue.collect()]
@@ -80,8 +80,12 @@ def test_the_stage_collects_what_others_finish_long_before_it_would_get_there(tm
     assert collect() == [] and queue.count_others() == 1
     other.close()  # it gives back what it has not finished
     assert collect() == [] and queue.count_others() == 0
+    again = JoinedWorker(tmp_path, [third])
+    assert again.sees_free_shard() and collect() == [] and again.claim() == third
+    finish(third, again)
+    assert collect() == [third], "also one that was free in between"
     left = [*iter(queue.take, None)]
-    assert sorted(left) == sorted({*SHARDS[1:]} - {first, second}) and third in left
+    assert sorted(left) == sorted({*SHARDS[1:]} - {first, second, third})
 
 
 def test_what_waited_for_a_killed_stage_is_taken_and_what_it_finished_itself_is_asked_for_anew(
