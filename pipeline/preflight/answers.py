@@ -30,7 +30,6 @@ from pipeline.data.published_answers import (
 from pipeline.errors import UserError, run_all
 from pipeline.preflight.rows import is_read_here, is_small, list_sets
 from pipeline.sampling.asking import build_messages
-from pipeline.sampling.prompt_selection import select_block
 from pipeline.step import Part, Step
 
 
@@ -50,6 +49,8 @@ def check_answers(made: Step, folder: Path, coming: Iterable[Step]) -> None:
 def _list_built_checks(
     made: Step, folder: Path, coming: Iterable[Step]
 ) -> Iterator[Callable[[], object]]:
+    from pipeline.sampling.prompt_selection import select_block
+
     for step in coming:
         match step.config:
             case SampleRequest(backend=AnswersFile() as answers) as cfg if _can_be_read(answers):

@@ -187,7 +187,7 @@ def read_result(folder: Path) -> Any:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether nobody holds it and its work is not finished, as far as its newest file says."""
+    """Whether no process holds it and its work is not finished, as its newest file says."""
     return bool(_read(folder, _find_newest(folder))["state"] == RELEASED)
 
 
