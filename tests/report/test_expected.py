@@ -96,7 +96,7 @@ ENTRY = "{before: 0.1, after: 0.2, tolerance: 0.02, source: paper}"
             ["expect={rules: {before: null, after: null, tolerance: 0, source: paper}}"],
             r"expect\.rules: before and after are both null",
         ),
-        (["expect={rules: {after: 0.2}}"], r"expect\.rules\.before"),
+        (["expect={rules: {after: 0.2}}"], r"expect\.rules lacks before, tolerance, source\."),
         ([f"expect={{rules: {ENTRY.replace('0.02', '-1')}}}"], r"expect\.rules\.tolerance"),
         ([f"expect={{rules: {ENTRY.replace('paper', ' null')}}}"], r"expect\.rules\.source"),
         (["expect=0.3"], r"expect=0\.3: "),
