@@ -178,10 +178,13 @@ class Identity:
         return value
 
     def _dict_to_json(self, values: Mapping[str, Any], knob: str) -> dict[str, Any]:
+        def place(name: str, item: Any) -> str:
+            # A baseline known by its texts alone was typed without this word.
+            is_typed = name != "backend" or not isinstance(item, TextModel)
+            return f"{knob}.{name}" if is_typed else knob
+
         items = run_all(
-            # A model known by its texts alone is its own backend, as the user has typed it.
-            partial(self._to_json, item, knob if isinstance(item, TextModel) else f"{knob}.{name}")
-            for name, item in values.items()
+            partial(self._to_json, item, place(name, item)) for name, item in values.items()
         )
         return dict(zip(values, items, strict=True))
 
