@@ -5,7 +5,6 @@ import multiprocessing
 import time
 from collections import Counter
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -238,16 +237,17 @@ def test_whoever_is_suspended_or_crashes_each_shard_is_published_once_and_none_i
     }
 
 
-def take_on_a_machine(out: Path, name: str) -> None:
-    """A process that others take for one of another machine."""
+def take_on_a_machine(out: Path, name: str, finishes: int, is_lost: bool) -> None:
+    """A process that others take for one of another machine. It holds one shard at its end."""
     leases.describe_machine = lambda: [name, "boot", ""]
     worker = JoinedWorker(out, SHARDS)
-    with (out / f"taken-{name}").open("a") as log:
-        while shard := worker.claim():
-            time.sleep(0.02)
-            worker.output(shard, out / "rows" / shard).write_text(f"rows of {shard}")
-            worker.finish(shard, {shard: name})
-            print(shard, file=log, flush=True)
+    for _ in range(finishes):
+        shard = worker.claim()
+        worker.output(shard, out / "rows" / shard).write_text(f"rows of {shard}")
+        worker.finish(shard, {shard: name})
+    write_text(out / f"held-{name}", worker.claim())
+    if is_lost:
+        time.sleep(600)
     worker.close()
 
 
@@ -258,16 +258,15 @@ def test_two_machines_take_each_shard_once_and_a_dead_one_s_shard_is_taken_over(
     monkeypatch.setattr(leases, "EXPIRY", 1.5)
     monkeypatch.setattr(leases, "BEAT", 0.2)
     made_by: dict[str, str] = {}
+    rows = Counter[str]()
 
     def work(worker: Worker) -> None:
         context = multiprocessing.get_context("fork")
-        near, far = (
-            context.Process(target=take_on_a_machine, args=(tmp_path, name))
-            for name in ("near", "far")
-        )
+        far = context.Process(target=take_on_a_machine, args=(tmp_path, "far", 3, True))
+        near = context.Process(target=take_on_a_machine, args=(tmp_path, "near", 20, False))
         far.start()
         near.start()
-        while not (log := tmp_path / "taken-far").exists() or log.read_text().count("\n") < 3:
+        while not (tmp_path / "held-far").exists() and far.is_alive():
             time.sleep(0.01)
         far.kill()
         far.join()
@@ -275,10 +274,15 @@ def test_two_machines_take_each_shard_once_and_a_dead_one_s_shard_is_taken_over(
         assert near.exitcode == 0
         write(tmp_path, worker)
 
-    run_shards(SHARDS, work, [{}], tmp_path, lambda shard, entry: made_by.update(entry))
-    assert sorted(made_by) == SHARDS and {"near", "far"} < {*map(str, made_by.values())}
-    taken = [*chain.from_iterable(log.read_text().split() for log in tmp_path.glob("taken-*"))]
-    assert len(taken) == len({*taken}), "a shard was finished twice"
+    def on_finish(shard: str, entry: dict) -> None:
+        rows[shard] += 1
+        made_by.update(entry)
+
+    run_shards(SHARDS, work, [{}], tmp_path, on_finish)
+    assert rows == dict.fromkeys(SHARDS, 1)
+    makers = Counter(map(str, made_by.values()))
+    assert (makers["far"], makers["near"], makers.total()) == (3, 20, 40)
+    assert made_by[(tmp_path / "held-far").read_text()] != "far"
     assert {path.read_text() for path in (tmp_path / "rows").iterdir()} == {
         f"rows of {shard}" for shard in SHARDS
     }
