@@ -68,6 +68,7 @@ def evaluate_tasks(
 ) -> dict[str, Any]:
     from langdetect import DetectorFactory
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     DetectorFactory.seed = 0
     for one in tasks:
@@ -75,6 +76,8 @@ def evaluate_tasks(
     results: dict[str, Any] = simple_evaluate(
         model=answering,
         tasks=[task],
+        # The task is built. A manager of all tasks would read their 14,000 files for it once more.
+        task_manager=TaskManager(include_defaults=False),
         limit=cfg.limit,
         gen_kwargs={"max_gen_toks": cfg.max_new_tokens} if cfg.max_new_tokens else None,
         apply_chat_template=cfg.chat,
