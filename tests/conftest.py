@@ -6,7 +6,6 @@ import copy
 import functools
 import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +64,12 @@ def skip_unused_maps() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def lasting_objects_are_not_collected() -> Iterator[None]:
-    """Those of libraries, loaded by the modules before: a trainer starts with a collection, which
-    takes longer than the training where torch and TRL are loaded.
+def lasting_objects_are_not_collected() -> None:
+    """Those of libraries that earlier modules loaded: a trainer starts with a collection, which
+    takes as long as a small training where torch and TRL are loaded.
     """
     gc.collect()
     gc.freeze()
-    yield
 
 
 @pytest.fixture

@@ -235,6 +235,8 @@ def main() -> None:
             return
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ |= {name: value for name, value in CUDA_CHECK.items() if name not in os.environ}
+        from pipeline.driver import worker  # a third of a second, which no worker spends again
+
         load_libraries()
         send(driver, is_loaded=True)
         channel = serve_forks(driver)
@@ -242,7 +244,6 @@ def main() -> None:
         return
     os.setsid()
     os.dup2(channel.detach(), 0)
-    worker = importlib.import_module("pipeline.driver.worker")  # which loads polars
     worker.serve_driver()
 
 

@@ -49,8 +49,6 @@ def check_answers(made: Step, folder: Path, coming: Iterable[Step]) -> None:
 def _list_built_checks(
     made: Step, folder: Path, coming: Iterable[Step]
 ) -> Iterator[Callable[[], object]]:
-    from pipeline.sampling.prompt_selection import select_block
-
     for step in coming:
         match step.config:
             case SampleRequest(backend=AnswersFile() as answers) as cfg if _can_be_read(answers):
@@ -58,6 +56,8 @@ def _list_built_checks(
                 if not isinstance(part, Part) or part.step is not made:
                     continue
                 if (folder / part.part / "prompts.parquet").exists():
+                    from pipeline.sampling.prompt_selection import select_block  # loads polars
+
                     prompts = select_block(cfg, Prompts(folder / part.part))["prompt"].to_list()
                     yield partial(_check_answered, step.knob, cfg, answers, prompts, are_all=True)
 
