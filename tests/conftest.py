@@ -30,7 +30,7 @@ os.environ |= {
 
 
 def pytest_sessionstart() -> None:
-    """Two thirds of composing went into what Hydra does anew each time; the result is the same."""
+    """Two fifths of composing are what Hydra does anew each time, to the same result."""
     load_files_once()
     skip_unused_maps()
 
