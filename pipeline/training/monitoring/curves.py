@@ -101,18 +101,20 @@ def draw(rows: Sequence[Row], kept: int, out: Path) -> None:
 
 
 def _place_panels(figure: "Figure", across: int, down: int) -> None:
-    """In inches, with room for the longest numbers: matplotlib's own layouts measure every text,
-    which takes longer than to draw the picture.
+    """With room for the longest numbers: matplotlib's own layouts measure every text, which takes
+    longer than to draw the picture.
     """
     width, height = figure.get_size_inches()
-    panel_width, panel_height = width / across - 0.85, (height - 0.3) / down - 0.6
+    left, right, bottom, top, above = 0.7, 0.15, 0.55, 0.3, 0.6  # inches
+    panel_width = width / across - left - right
+    panel_height = (height - bottom - top + above) / down - above
     figure.subplots_adjust(
-        left=0.7 / width,
-        right=1 - 0.15 / width,
-        bottom=0.55 / height,
-        top=1 - 0.3 / height,
-        wspace=0.85 / panel_width,
-        hspace=0.6 / panel_height,
+        left=left / width,
+        right=1 - right / width,
+        bottom=bottom / height,
+        top=1 - top / height,
+        wspace=(left + right) / panel_width,
+        hspace=above / panel_height,
     )
 
 
